@@ -1,0 +1,86 @@
+# Encore: `make` alone prints this help. Every target does its own set-up; a second call skips it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PLAYLISTS ?= 2000
+SEED      ?= 42
+LAKE      ?= data/lake
+SET       ?=
+MPD       ?=
+FEATURES  ?=
+
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN  := $(VENV)/bin
+JARS  = $(VENV)/lib/python3.11/site-packages/pyspark/jars
+# spark-submit finds its Python on the PATH
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONHASHSEED := 0
+
+.PHONY: help
+help: ## Print this help
+	@echo "Encore continues playlists. Usage: make TARGET [NAME=VALUE ...]"; echo
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo; echo "  run takes PLAYLISTS=$(PLAYLISTS) SEED=$(SEED), or MPD=DIR FEATURES=FILE_OR_DIR; and LAKE=$(LAKE), SET='a.b=value ...'"
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make .venv from the lock file and fetch the Delta jars (run and test do it themselves)
+
+$(VENV)/.ready: setup.py deploy/requirements.txt deploy/jars/ivy.xml deploy/setup.sh
+	@bash deploy/setup.sh $(VENV) $(UV_VERSION)
+	@touch $@
+
+.PHONY: s3
+s3: $(VENV)/.ready-s3 ## Fetch the jars for s3a:// outside EMR (600 MB, once)
+
+$(VENV)/.ready-s3: $(VENV)/.ready
+	@bash deploy/setup.sh $(VENV) $(UV_VERSION) s3
+	@touch $@
+
+.PHONY: run
+run: setup ## Generate playlists (or take MPD=, FEATURES=), run every job, log to MLflow
+ifeq ($(MPD),)
+	@$(BIN)/encore generate --playlists $(PLAYLISTS) --seed $(SEED) --out data/mpd-$(PLAYLISTS)-$(SEED) --if-missing
+	@$(BIN)/encore run --set raw.playlists=data/mpd-$(PLAYLISTS)-$(SEED) --set raw.features=data/mpd-$(PLAYLISTS)-$(SEED)/features \
+		--set lake.path=$(LAKE) $(addprefix --set ,$(SET))
+else
+	@$(BIN)/encore run --set raw.playlists=$(MPD) $(if $(FEATURES),--set raw.features=$(FEATURES)) --set lake.path=$(LAKE) \
+		$(addprefix --set ,$(SET))
+endif
+
+.PHONY: ui
+ui: setup ## Show the runs in MLflow's page on http://127.0.0.1:5000
+	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///data/mlflow.db} --host 127.0.0.1
+
+.PHONY: doctor
+doctor: setup ## Say what is there, what is missing, and what to do about it
+	@$(BIN)/encore doctor
+
+.PHONY: lint
+lint: setup ## Lint, format check and types
+	@$(BIN)/ruff check lib jobs tests setup.py
+	@$(BIN)/ruff format --check lib jobs tests setup.py
+	@$(BIN)/mypy
+
+.PHONY: format
+format: setup ## Format the code and mend what the linter can mend
+	@$(BIN)/ruff check --fix lib jobs tests setup.py
+	@$(BIN)/ruff format lib jobs tests setup.py
+
+.PHONY: test
+test: setup s3 lint ## Lint, types and all tests but the slow ones (under 5 minutes)
+	@$(BIN)/pytest -m "not slow"
+
+.PHONY: test-full
+test-full: setup s3 lint ## All tests, the slow ones too
+	@$(BIN)/pytest
+
+.PHONY: lock
+lock: setup ## Compile the pins of setup.py into deploy/requirements.txt
+	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
+		-o deploy/requirements.txt
+
+.PHONY: clean
+clean: ## Remove generated data, lake and MLflow store (data/), keep .venv
+	@rm -rf data build dist

@@ -1,0 +1,275 @@
+"""Settings: frozen models over layers of YAML, the only reader of YAML.
+
+Layers, later ones win: `conf/base.yaml`, `conf/<env>.yaml`, then each `--set a.b=value`. Interpolation is OmegaConf's,
+`${oc.env:NAME,default}` for the environment. Unknown keys and wrong types are refused with the file and the path.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from encore.errors import ConfigError
+from encore.tables import FEATURES
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, no unknown keys, and no silent conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class LakeConfig(Section):
+    """Where the Delta tables are."""
+
+    path: str = Field(description="Folder or s3://, s3a:// prefix of the tables; each lives at <path>/<table>.")
+
+
+class RawConfig(Section):
+    """Where the input is."""
+
+    playlists: str = Field(description="Slices: a folder, a glob, a file, or an s3://, s3a:// prefix or glob.")
+    features: str | None = Field(
+        description="File or folder of audio features for the provider `file`; null where none is at hand."
+    )
+
+
+class S3Config(Section):
+    """How S3 is reached. Credentials are never settings: they come from the environment or the machine's role."""
+
+    endpoint: str | None = Field(description="Address of a server other than AWS; null: AWS.")
+    region: str | None = Field(description="Region; null: from the environment.")
+    path_style: bool = Field(description="Bucket in the path and not in the host name: servers other than AWS want it.")
+
+
+class SparkConfig(Section):
+    """The Spark session. On EMR the cluster's own defaults win where a value here is null."""
+
+    master: str | None = Field(description="Spark master, such as local[2]; null: what spark-submit was given.")
+    driver_memory: str | None = Field(
+        description="Heap of the JVM for local sessions, such as 4g; Python workers come on top of it."
+    )
+    shuffle_partitions: int = Field(
+        ge=1, description="Partitions of a shuffle. Only ingest shuffles; few are fast on a small machine."
+    )
+    settings: dict[str, str] = Field(description="Any further Spark settings, by full name.")
+
+
+class IngestConfig(Section):
+    """Reading slices."""
+
+    slices_per_task: int = Field(
+        ge=1,
+        description="Slices that one Python task parses: more spare start-up costs, fewer spread the work better and "
+        "hold less memory (a task holds one slice and its own distinct tracks).",
+    )
+    max_tracks: int = Field(ge=1, description="A playlist with more tracks is refused; the dataset's bound is 250.")
+    payload_bytes: int = Field(ge=0, description="How much of a refused record is kept in quarantine.")
+    trust_timestamps: bool = Field(
+        description="Take a file of unchanged size and time of change as unchanged; false: read and digest each again."
+    )
+
+
+class FeaturesConfig(Section):
+    """Audio features: where they come from and how they are asked for."""
+
+    provider: Literal["file", "spotify", "reccobeats"] = Field(description="Which provider is asked.")
+    columns: dict[str, str] = Field(
+        description="For files whose columns have uncommon names: ours to theirs, such as {track_uri: SongId}."
+    )
+    api_url: str | None = Field(description="Address of the network provider; null: its public one.")
+    chunk: int = Field(ge=1, description="Tracks that are committed at a time by a network provider.")
+    max_attempts: int = Field(ge=1, description="Tries of a request before it counts as failed.")
+    backoff_seconds: float = Field(gt=0, description="First wait between tries; it doubles each time.")
+    max_wait_seconds: float = Field(
+        gt=0,
+        description="Longest wait; a service that asks for more (Retry-After) ends the job, to be run again.",
+    )
+    timeout_seconds: float = Field(gt=0, description="Of one request.")
+    max_tracks: int | None = Field(
+        ge=1,
+        default=None,
+        description="Ask for so many tracks at most, those in most playlists first; null: for all.",
+    )
+
+
+class VectorsConfig(Section):
+    """How features become vectors."""
+
+    transform: Literal["raw", "zscore", "whiten"] = Field(
+        description="raw: as they are; zscore: mean 0 and deviation 1 each; whiten: uncorrelated as well (ZCA)."
+    )
+    weights: dict[str, float] = Field(description="Factor of a feature in every distance, by name; 1 where not named.")
+
+
+class SplitConfig(Section):
+    """Which tracks are held out."""
+
+    seed: int = Field(ge=0, description="Another seed holds out other tracks.")
+    fraction: float = Field(
+        gt=0, lt=1, description="Share of a playlist's distinct tracks that are held out, rounded up."
+    )
+
+
+class RecommendConfig(Section):
+    """Which models recommend, and how much."""
+
+    models: tuple[str, ...] = Field(min_length=1, strict=False, description="Names in the registry of models.")
+    k: int = Field(ge=1, description="Recommended tracks a playlist; the challenge's measure is at 500.")
+    seed: int = Field(ge=0, description="Of models that draw at random.")
+    query_block: int = Field(ge=1, description="Playlists that a kernel works on at a time: bounds its memory.")
+    item_block: int = Field(ge=1, description="Tracks that a kernel looks at at a time: bounds its memory.")
+
+
+class RunConfig(Section):
+    """How a job goes about its work."""
+
+    chunk_playlists: int = Field(
+        ge=1,
+        description="Pids to a commit of a long write: what a failure may cost, and what the driver holds.",
+    )
+
+
+class ReportConfig(Section):
+    """The report."""
+
+    path: str = Field(description="Folder where the page is written, besides being logged.")
+    top: int = Field(ge=1, description="Rows of its lists: most featured artists, titles, tracks.")
+    sample_playlists: int = Field(ge=1, description="Playlists, spread evenly, that its costlier pictures look at.")
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str = Field(description="Tracking store: MLFLOW_TRACKING_URI where that is set, else a local sqlite file.")
+    experiment: str = Field(description="Name of the experiment.")
+    artifacts: str | None = Field(description="Where a new experiment of a local store keeps its artefacts.")
+
+
+class LogConfig(Section):
+    """Logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(description="Least level that is written.")
+    format: Literal["auto", "json", "text"] = Field(description="auto: text on a terminal, JSON lines elsewhere.")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    env: str = Field(description="Name of the environment, of conf/<env>.yaml.")
+    lake: LakeConfig
+    raw: RawConfig
+    s3: S3Config
+    spark: SparkConfig
+    ingest: IngestConfig
+    features: FeaturesConfig
+    vectors: VectorsConfig
+    split: SplitConfig
+    recommend: RecommendConfig
+    run: RunConfig
+    report: ReportConfig
+    tracking: TrackingConfig
+    log: LogConfig
+
+    def flat(self) -> dict[str, Any]:
+        """Settings by dotted path, for logging and comparing runs."""
+        found: dict[str, Any] = {}
+
+        def walk(prefix: str, value: Any) -> None:
+            if isinstance(value, dict) and value:
+                for name, inner in value.items():
+                    walk(f"{prefix}.{name}" if prefix else name, inner)
+            else:
+                found[prefix] = value
+
+        walk("", self.model_dump(mode="json"))
+        return found
+
+    def yaml(self) -> str:
+        """The resolved settings as YAML."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML layers: ENCORE_CONF_DIR, else conf/ in the working folder, else beside the package."""
+    given = os.environ.get("ENCORE_CONF_DIR")
+    candidates = [Path(given)] if given else [Path("conf"), Path(__file__).resolve().parents[2] / "conf"]
+    for candidate in candidates:
+        if (candidate / "base.yaml").is_file():
+            return candidate
+    raise ConfigError(
+        "no conf/base.yaml found in " + " or ".join(str(c) for c in candidates),
+        remedy="call from the project's folder or set ENCORE_CONF_DIR",
+    )
+
+
+def _layer(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: a mapping of settings expected, a {type(loaded).__name__} found")
+    return loaded
+
+
+def _origin(path: tuple[Any, ...], layers: list[tuple[str, DictConfig]]) -> str:
+    """The last layer that says something about a path."""
+    for name, layer in reversed(layers):
+        node: Any = layer
+        for part in path:
+            if isinstance(node, DictConfig) and part in node:
+                node = node._get_node(part)
+            else:
+                break
+        else:
+            return name
+    return layers[0][0]
+
+
+def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read the layers for `env`, apply `a.b=value` overrides (YAML values), and check everything.
+
+    Raises ConfigError that names file, path, expected and found of every wrong setting.
+    """
+    folder = conf_dir()
+    own = folder / f"{env}.yaml"
+    if not own.is_file() or env == "base":
+        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
+        raise ConfigError(f"no environment {env!r} in {folder}", remedy=f"one of: {', '.join(known)}")
+    layers = [(str(folder / "base.yaml"), _layer(folder / "base.yaml")), (str(own), _layer(own))]
+    for override in overrides:
+        name, sign, _ = override.partition("=")
+        if not sign or not name.strip():
+            raise ConfigError(f"--set {override}: a.b=value expected")
+        try:
+            layers.append((f"--set {override}", OmegaConf.from_dotlist([override])))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"--set {override}: not understood: {' '.join(str(error).split())}") from error
+    try:
+        merged = OmegaConf.merge(*(layer for _, layer in layers), {"env": env})
+        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{own}: {' '.join(str(error).split())}") from error
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            path = tuple(item["loc"])
+            dotted = ".".join(str(part) for part in path)
+            found = "" if item["type"] in ("extra_forbidden", "missing") else f", {item['input']!r} found"
+            what = {"extra_forbidden": "unknown key", "missing": "missing"}.get(item["type"], item["msg"].lower())
+            problems.append(f"{_origin(path, layers)}: {dotted}: {what}{found}")
+        raise ConfigError("; ".join(problems)) from error
+    unknown = sorted(set(config.vectors.weights) - set(FEATURES))
+    if unknown:
+        where = _origin(("vectors", "weights", unknown[0]), layers)
+        raise ConfigError(f"{where}: vectors.weights.{unknown[0]}: unknown feature", remedy=", ".join(FEATURES))
+    return config

@@ -1,0 +1,164 @@
+"""Source files, on a local disk or in S3, behind three functions. Lake tables are not read here: that is store.py."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.config import Config as BotoConfig
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+
+from encore.config import S3Config
+from encore.errors import EnvironmentMissing, InputError, PassingFailure
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file as its listing shows it. `etag` only where it is in S3; `modified_ns` is ns since 1970."""
+
+    url: str
+    name: str
+    size: int
+    modified_ns: int
+    etag: str | None = None
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL points into S3 (s3:// as the AWS tools write it, s3a:// as Hadoop does)."""
+    return url.startswith(("s3://", "s3a://"))
+
+
+def split_s3(url: str) -> tuple[str, str]:
+    """Bucket and key (or prefix) of an S3 URL."""
+    bucket, _, key = url.split("://", 1)[1].partition("/")
+    return bucket, key
+
+
+def s3_client(s3: S3Config) -> Any:
+    """A boto3 client with credentials from the environment or the machine's role."""
+    return boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        region_name=s3.region,
+        config=BotoConfig(
+            s3={"addressing_style": "path" if s3.path_style else "auto"},
+            retries={"mode": "standard", "max_attempts": 5},
+        ),
+    )
+
+
+def list_files(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
+    """Files that `url` names, sorted by name: a file, a glob, or those in a folder or prefix that match `pattern`.
+
+    Raises InputError where there is no such folder or file. An empty folder gives an empty list.
+    """
+    found = _list_s3(url, pattern, s3) if is_s3(url) else _list_local(url, pattern)
+    return sorted(found, key=lambda file: (file.name, file.url))
+
+
+def _list_local(url: str, pattern: str) -> list[SourceFile]:
+    path = url.removeprefix("file://")
+    if os.path.isdir(path):
+        names = [
+            os.path.join(path, entry)
+            for entry in os.listdir(path)
+            if any(fnmatch.fnmatch(entry, p) for p in pattern.split("|"))
+        ]
+    elif os.path.isfile(path):
+        names = [path]
+    else:
+        names = glob.glob(path)
+        if not names:
+            raise InputError(f"no such file or folder: {path}")
+    files = []
+    for name in names:
+        if os.path.isfile(name):
+            stat = os.stat(name)
+            files.append(SourceFile(os.path.abspath(name), os.path.basename(name), stat.st_size, stat.st_mtime_ns))
+    return files
+
+
+def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
+    bucket, key = split_s3(url)
+    is_glob = any(sign in key for sign in "*?[")
+    prefix = key[: min(key.find(sign) for sign in "*?[" if sign in key)] if is_glob else key
+    files, seen = [], False
+    try:
+        pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                seen = True
+                rest = item["Key"][len(prefix) :].lstrip("/")
+                if is_glob:
+                    wanted = fnmatch.fnmatch(item["Key"], key) and item["Key"].count("/") == key.count("/")
+                elif item["Key"] == key:
+                    wanted = True
+                else:
+                    below = key == "" or key.endswith("/") or item["Key"].startswith(key + "/")
+                    wanted = below and "/" not in rest and any(fnmatch.fnmatch(rest, p) for p in pattern.split("|"))
+                if wanted:
+                    files.append(
+                        SourceFile(
+                            f"s3://{bucket}/{item['Key']}",
+                            item["Key"].rsplit("/", 1)[-1],
+                            item["Size"],
+                            int(item["LastModified"].timestamp() * 1e9),
+                            item["ETag"].strip('"'),
+                        )
+                    )
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+    if not seen:
+        raise InputError(f"nothing at {url}")
+    return files
+
+
+def read_bytes(url: str, s3: S3Config) -> bytes:
+    """The whole content of a file. Raises InputError or PassingFailure with the URL."""
+    if not is_s3(url):
+        try:
+            with open(url.removeprefix("file://"), "rb") as handle:
+                return handle.read()
+        except OSError as error:
+            raise InputError(f"{url}: {error.strerror or error}") from error
+    bucket, key = split_s3(url)
+    try:
+        body: bytes = s3_client(s3).get_object(Bucket=bucket, Key=key)["Body"].read()
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+    return body
+
+
+def s3_error(url: str, error: Exception) -> InputError | EnvironmentMissing | PassingFailure:
+    """Our error for one of boto's, with a remedy."""
+    if isinstance(error, NoCredentialsError):
+        return EnvironmentMissing(
+            f"{url}: no AWS credentials found",
+            remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
+    if isinstance(error, EndpointConnectionError):
+        return PassingFailure(f"{url}: the S3 server does not answer", remedy="check s3.endpoint and the network")
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("NoSuchBucket", "NoSuchKey", "404"):
+            return InputError(f"{url}: does not exist ({code})")
+        if code in (
+            "ExpiredToken",
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "AccessDenied",
+            "403",
+            "401",
+        ):
+            return EnvironmentMissing(
+                f"{url}: access refused ({code})",
+                remedy="check the credentials, their expiry and the bucket's policy",
+            )
+        if code in ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling"):
+            return PassingFailure(f"{url}: S3 says {code}")
+        return InputError(f"{url}: S3 says {code}: {error.response.get('Error', {}).get('Message', '')}")
+    return PassingFailure(f"{url}: {' '.join(str(error).split())}")

@@ -1,0 +1,86 @@
+"""The graph of jobs, derived from what each declares to read and write. Order is written down nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from encore.errors import ConfigError
+from encore.tables import QUARANTINE, Table
+
+
+@dataclass(frozen=True)
+class Node:
+    """A job as the graph sees it: its name, and the tables that it reads and writes."""
+
+    name: str
+    reads: tuple[Table, ...]
+    writes: tuple[Table, ...]
+
+
+def writer_of(nodes: Sequence[Node]) -> dict[str, str]:
+    """Which job writes each table. ValueError where two do; `quarantine` alone has a part for each job."""
+    writers: dict[str, str] = {}
+    for node in nodes:
+        for table in node.writes:
+            if table is QUARANTINE:
+                continue
+            if table.name in writers:
+                raise ValueError(f"{table.name} has two writers: {writers[table.name]} and {node.name}")
+            writers[table.name] = node.name
+    return writers
+
+
+def edges(nodes: Sequence[Node]) -> list[tuple[str, str, str]]:
+    """(job that writes, table, job that reads), in the order of `nodes`. A job's own tables are no edges."""
+    writers = writer_of(nodes)
+    return [
+        (writers[table.name], table.name, node.name)
+        for node in nodes
+        for table in node.reads
+        if writers.get(table.name, node.name) != node.name
+    ]
+
+
+def order(nodes: Sequence[Node]) -> list[str]:
+    """Names so that each job comes after those whose tables it reads; else as in `nodes`. ValueError on a cycle."""
+    needs: dict[str, set[str]] = {node.name: set() for node in nodes}
+    for before, _, after in edges(nodes):
+        needs[after].add(before)
+    done: list[str] = []
+    while len(done) < len(needs):
+        ready = [name for name in needs if name not in done and needs[name] <= set(done)]
+        if not ready:
+            raise ValueError("a cycle among " + ", ".join(sorted(set(needs) - set(done))))
+        done.append(ready[0])
+    return done
+
+
+def select(nodes: Sequence[Node], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
+    """The part of the order that `--from`, `--to`, `--only` name. ConfigError for an unknown job or an empty part."""
+    names = order(nodes)
+    for name in (*([first] if first else ()), *([last] if last else ()), *only):
+        if name not in names:
+            raise ConfigError(f"no job {name!r}", remedy="one of: " + ", ".join(names))
+    if only:
+        return [name for name in names if name in only]
+    start = names.index(first) if first else 0
+    stop = names.index(last) + 1 if last else len(names)
+    if start >= stop:
+        raise ConfigError(f"--from {first} comes after --to {last}", remedy="the order is: " + ", ".join(names))
+    return names[start:stop]
+
+
+def mermaid(nodes: Sequence[Node]) -> str:
+    """The graph as a mermaid flowchart: jobs as boxes, tables on the arrows."""
+    lines = [
+        "flowchart LR",
+        "    slices([slices]) --> ingest_playlists",
+        "    files([feature files or service]) --> ingest_features",
+    ]
+    between: dict[tuple[str, str], list[str]] = {}
+    for before, table, after in edges(nodes):
+        between.setdefault((before, after), []).append(table)
+    lines += [f"    {before} -- {', '.join(names)} --> {after}" for (before, after), names in between.items()]
+    lines += ["    evaluate -. metrics .-> mlflow[(MLflow)]", "    report -. page .-> mlflow"]
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Pseudo-random numbers as a pure function of a seed and of keys: the same on any machine and in any order.
+
+The mix is that of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA
+2014):
+
+    f(x):  z = x + 0x9E3779B97F4A7C15
+           z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
+           z = (z ^ z >> 27) * 0x94D049BB133111EB
+           f = z ^ z >> 31                                        all modulo 2**64
+
+    mix(seed)          = f(seed)
+    mix(seed, a)       = f(mix(seed) ^ a)
+    mix(seed, a, b)    = f(mix(seed, a) ^ b)    and so on
+
+f is a bijection, so that for equal seed and a, different b never collide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+def _finalise(z: U64) -> U64:
+    """f of the module's docstring, in place: `z` is the caller's to give away."""
+    z += _GAMMA
+    shifted = z >> np.uint64(30)
+    z ^= shifted
+    z *= _FIRST
+    np.right_shift(z, np.uint64(27), out=shifted)
+    z ^= shifted
+    z *= _SECOND
+    np.right_shift(z, np.uint64(31), out=shifted)
+    z ^= shifted
+    return z
+
+
+def extend(state: U64, column: NDArray[Any]) -> U64:
+    """`mix` with one more column: extend(mix(seed, a), b) is mix(seed, a, b).
+
+    `state` is uint64, `column` any integer type (negative numbers as two's complement); the two broadcast.
+    """
+    if column.dtype.kind not in "iu":
+        raise ValueError(f"integers expected to hash, {column.dtype} found")
+    return _finalise(np.bitwise_xor(state, column.astype(np.uint64)))
+
+
+def mix(seed: int, *columns: NDArray[Any]) -> U64:
+    """A 64-bit hash of the seed (modulo 2**64) and of each row of integer columns of one length.
+
+    Without columns an array of length 1.
+    """
+    state = _finalise(np.array([seed % 2**64], dtype=np.uint64))
+    for column in columns:
+        state = extend(state, column)
+    return state

@@ -1,0 +1,372 @@
+"""One shape for every job: what it declares, what it is given, and how it is run, alone or in the line.
+
+A job is a module of `encore.jobs` with
+
+    READS: tuple[Table, ...]      what it reads; with WRITES, the graph
+    WRITES: tuple[Table, ...]     what it alone writes
+    SETTINGS: tuple[str, ...]     the sections of the configuration on which its result depends
+    def run(ctx: JobContext) -> None
+    def state(ctx: JobContext) -> str      optional: digest of what it depends on outside the lake
+
+The result of a job is a function of its input tables, those settings, that state and the code. Their digest, the
+fingerprint, is kept with each run, so that a job with nothing to do says so without starting Spark.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+
+import encore
+from encore import rows, shipping
+from encore.config import Config
+from encore.errors import LakeError
+from encore.graph import Node
+from encore.progress import Meter, meter
+from encore.session import start_session
+from encore.store import Commit, Store
+from encore.tables import JOB_RUNS, Table
+from encore.tracking import Tracking
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+JOBS: tuple[str, ...] = (
+    "ingest_playlists",
+    "ingest_features",
+    "build_track_vectors",
+    "split_holdout",
+    "build_centroids",
+    "recommend",
+    "evaluate",
+    "report",
+)
+"""Every job. The order of running is not this one but that of the graph."""
+
+
+def job_module(name: str) -> ModuleType:
+    """The module of a job."""
+    return import_module(f"encore.jobs.{name}")
+
+
+def node(name: str) -> Node:
+    """A job as the graph sees it."""
+    module = job_module(name)
+    return Node(name, module.READS, module.WRITES)
+
+
+def nodes() -> list[Node]:
+    """All jobs as the graph sees them."""
+    return [node(name) for name in JOBS]
+
+
+class Session:
+    """The Spark session of a process: started on first use, stopped once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spark: SparkSession | None = None
+
+    def __call__(self) -> SparkSession:
+        """The session."""
+        if self._spark is None:
+            self._spark = start_session(self._config, "encore")
+        return self._spark
+
+    @property
+    def started(self) -> bool:
+        """Whether something needed it."""
+        return self._spark is not None
+
+    def stop(self) -> None:
+        """Stop it, if it was started."""
+        if self._spark is not None:
+            self._spark.stop()
+            self._spark = None
+
+
+@dataclass
+class JobContext:
+    """What a job is given. Reading or writing a table that it did not declare is refused."""
+
+    name: str
+    config: Config
+    session: Session
+    store: Store
+    tracking: Tracking
+    run_id: str
+    reads: tuple[Table, ...]
+    writes: tuple[Table, ...]
+    fingerprint: str = ""
+    force: bool = False
+    versions: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spark(self) -> SparkSession:
+        """The session, started on first use."""
+        return self.session()
+
+    @cached_property
+    def log(self) -> Any:
+        """A structured logger that carries the job and the run."""
+        return structlog.get_logger("encore").bind(job=self.name, run_id=self.run_id)
+
+    def commit(self, part: str = "all") -> Commit:
+        """What a commit of this job, for a part of its work, leaves in the table's log."""
+        return Commit(self.name, self.run_id, self.fingerprint, part)
+
+    def read(self, table: Table) -> DataFrame:
+        """A declared table as it was when the job started; one that the job itself writes, as it is now."""
+        if table not in self.reads:
+            raise LakeError(f"{self.name} reads {table.name}, which it does not declare")
+        if table not in self.writes and table.name not in self.versions:
+            writer = next((job for job in JOBS if table in job_module(job).WRITES), "another job")
+            raise LakeError(f"the lake {self.store.path} has no table {table.name} yet", remedy=f"run {writer} first")
+        return self.store.read(table, None if table in self.writes else self.versions[table.name])
+
+    def n_rows(self, table: Table) -> int:
+        """Rows of a declared table that another job wrote, as the log says."""
+        if table not in self.reads:
+            raise LakeError(f"{self.name} reads {table.name}, which it does not declare")
+        state = self.store.state(table)
+        if state is None:
+            raise LakeError(f"the lake {self.store.path} has no table {table.name} yet")
+        return state.rows
+
+    def _may_write(self, table: Table) -> None:
+        if table not in self.writes:
+            raise LakeError(f"{self.name} writes {table.name}, which it does not declare")
+
+    def replace(
+        self, table: Table, frame: DataFrame | rows.Mapped, *, where: str | None = None, part: str = "all"
+    ) -> None:
+        """Replace the table's rows, or those `where`, in one commit."""
+        self._may_write(table)
+        if isinstance(frame, rows.Mapped):
+            self.store.replace(table, frame.frame, self.commit(part), where, frame.keys)
+        else:
+            self.store.replace(table, frame, self.commit(part), where)
+
+    def append(self, table: Table, frame: DataFrame, *, part: str = "all") -> None:
+        """Add rows with new keys in one commit."""
+        self._may_write(table)
+        self.store.append(table, frame, self.commit(part))
+
+    def merge(self, table: Table, frame: DataFrame, *, part: str = "all", delete: str | None = None) -> None:
+        """Update by key, insert what is new, delete what is under `delete` and not in the frame, in one commit."""
+        self._may_write(table)
+        self.store.merge(table, frame, self.commit(part), delete)
+
+    def delete(self, table: Table, where: str, *, part: str = "all") -> None:
+        """Delete rows under a condition."""
+        self._may_write(table)
+        self.store.delete(table, where, self.commit(part))
+
+    def ship(self, **arrays: np.ndarray) -> shipping.Shipped:
+        """Send arrays to every executor, once."""
+        return shipping.ship(self.spark, arrays)
+
+    def chunked(
+        self,
+        source: Table,
+        target: Table,
+        make: Callable[[DataFrame, np.ndarray], rows.Mapped | DataFrame],
+        *,
+        prefix: str = "",
+        where: str = "",
+    ) -> None:
+        """Write `target` from `source` in ranges of pids, a commit each; ranges that this work has done are skipped.
+
+        `make(frame, pids)` gives the rows of one range from the source's rows of it and their sorted pids. `where` is
+        a further condition on what is replaced, such as one model; `prefix` names that part of the work.
+        """
+        from pyspark.sql import functions as F
+
+        pids = self.pids(source)
+        step = self.config.run.chunk_playlists
+        starts = np.unique(pids // step) * step
+        done = self.store.parts_done(target, self.fingerprint)
+        with meter(f"{self.name} {prefix}".strip(), "playlists", len(pids)) as shown:
+            for i, start in enumerate(starts.tolist()):
+                inside = pids[(pids >= start) & (pids < start + step)]
+                part = f"{prefix}:{start}" if prefix else str(start)
+                if part not in done:
+                    bounds = [] if i == 0 else [f"pid >= {start}"]
+                    bounds += [] if i == len(starts) - 1 else [f"pid < {starts[i + 1]}"]
+                    frame = self.read(source).where(F.col("pid").between(int(inside[0]), int(inside[-1])))
+                    condition = " AND ".join([*([where] if where else []), *bounds]) or None
+                    with self.watched(shown, len(inside)):
+                        self.replace(target, make(frame, inside), where=condition, part=part)
+                    self.log.info("chunk_written", table=target.name, part=part, playlists=len(inside))
+                else:
+                    shown.update(shown.done + len(inside))
+            if not len(starts):
+                self.replace(target, make(self.read(source), pids), where=where or None, part=prefix or "all")
+
+    def pids(self, table: Table) -> np.ndarray:
+        """The sorted pids of a table that is keyed by them, int64."""
+        return np.sort(self.read(table).select("pid").toArrow()["pid"].to_numpy())
+
+    @contextmanager
+    def watched(self, shown: Meter, amount: int) -> Iterator[None]:
+        """While Spark works on `amount` units, show them as done in the measure in which its tasks are finished."""
+        tracker, over, base = self.spark.sparkContext.statusTracker(), threading.Event(), shown.done
+
+        def poll() -> None:
+            while not over.wait(0.5):
+                infos = [info for stage in tracker.getActiveStageIds() if (info := tracker.getStageInfo(stage))]
+                total, done = (
+                    sum(info.numTasks for info in infos),
+                    sum(info.numCompletedTasks for info in infos),
+                )
+                shown.update(base + (amount * done // total if total else 0))
+
+        thread = threading.Thread(target=poll, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        shown.update(base + amount)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended: `status` done or up_to_date, seconds, and rows of each table that it wrote."""
+
+    name: str
+    status: str
+    seconds: float
+    rows: dict[str, int]
+    facts: dict[str, Any]
+
+
+def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, force: bool = False) -> JobResult:
+    """Run one job: skip it where nothing changed, else make its tables, run it, and record how it ended."""
+    module = job_module(name)
+    store = Store(config, session)
+    ctx = JobContext(name, config, session, store, tracking, tracking.run_id, module.READS, module.WRITES, force=force)
+    began, clock = datetime.now(UTC), time.monotonic()
+    inputs = [table for table in module.READS if table not in module.WRITES]
+    states = {table.name: store.state(table) for table in inputs}
+    ctx.versions = {table: state.version for table, state in states.items() if state is not None}
+    depends = {
+        "job": name,
+        "code": code_digest(f"encore.jobs.{name}"),
+        "settings": {section: config.model_dump(mode="json")[section] for section in module.SETTINGS},
+        "inputs": {table: state.data_version for table, state in states.items() if state is not None},
+        "state": module.state(ctx) if hasattr(module, "state") else "",
+    }
+    ctx.fingerprint = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
+    if not force and _up_to_date(store, name, module.WRITES, ctx.fingerprint):
+        ctx.log.info("up_to_date")
+        found = {table.name: state.rows for table in module.WRITES if (state := store.state(table))}
+        return JobResult(name, "up_to_date", time.monotonic() - clock, found, {})
+    if force:
+        # parts that an earlier run of the same work has committed are done again too
+        ctx.fingerprint = hashlib.blake2b(f"{ctx.fingerprint} {began}".encode(), digest_size=16).hexdigest()
+    row: dict[str, Any] = {
+        "run_id": ctx.run_id,
+        "job": name,
+        "started_at": began,
+        "fingerprint": ctx.fingerprint,
+    }
+    error: BaseException | None = None
+    try:
+        store.check_writable()
+        for table in module.WRITES:
+            store.ensure(table)
+        ctx.log.info("started")
+        module.run(ctx)
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        seconds = time.monotonic() - clock
+        after = {table.name: state for table in module.WRITES if (state := _state_or_none(store, table))}
+        row |= {
+            "seconds": seconds,
+            "status": "failed" if error else "done",
+            "inputs": list(ctx.versions.items()),
+            "outputs": [(table, state.data_version) for table, state in after.items()],
+            "rows": [(table, state.rows) for table, state in after.items()],
+            "facts": json.dumps(ctx.facts, sort_keys=True),
+            "error": None if error is None else "".join(traceback.format_exception_only(error)).strip()[:2000],
+        }
+        _record(store, row, failed=error is not None)
+    result = JobResult(name, "done", seconds, {table: state.rows for table, state in after.items()}, ctx.facts)
+    tracking.log_job(result, ctx.versions)
+    ctx.log.info("done", seconds=round(seconds, 3), **{f"rows_{table}": n for table, n in result.rows.items()})
+    return result
+
+
+def _state_or_none(store: Store, table: Table) -> Any:
+    try:
+        return store.state(table)
+    except LakeError:
+        return None
+
+
+def _record(store: Store, row: dict[str, Any], *, failed: bool) -> None:
+    try:
+        store.append_small(JOB_RUNS, [row])
+    except LakeError:
+        # a job that failed because the lake cannot be written must end with its own error, not with this one
+        if not failed:
+            raise
+
+
+def _up_to_date(store: Store, name: str, writes: Sequence[Table], fingerprint: str) -> bool:
+    runs = store.read_small(JOB_RUNS).to_pylist()
+    mine = [run for run in runs if run["job"] == name and run["status"] == "done"]
+    if not mine:
+        return False
+    last = max(mine, key=lambda run: run["started_at"])
+    outputs = dict(last["outputs"])
+    return last["fingerprint"] == fingerprint and all(store.data_version(t) == outputs.get(t.name) for t in writes)
+
+
+@cache
+def code_digest(module: str) -> str:
+    """Digest of the source of a module and of all of Encore's own that it imports: other code, another result."""
+    root = Path(encore.__file__).parent
+    digest, seen, todo = hashlib.blake2b(digest_size=16), set(), [module]
+    while todo:
+        name = todo.pop()
+        path = root.joinpath(*name.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in seen or name in _PRESENTATION or not path.is_file():
+            continue
+        seen.add(name)
+        for statement in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("encore"):
+                todo.append(str(statement.module))
+                todo.extend(f"{statement.module}.{alias.name}" for alias in statement.names)
+            elif isinstance(statement, ast.Import):
+                todo.extend(alias.name for alias in statement.names if alias.name.startswith("encore"))
+    for name in sorted(seen):
+        path = root.joinpath(*name.split(".")[1:])
+        digest.update(((path / "__init__.py") if path.is_dir() else path.with_suffix(".py")).read_bytes())
+    return digest.hexdigest()
+
+
+_PRESENTATION = frozenset({"encore.progress", "encore.log", "encore.session", "encore.job", "encore.tracking"})
+"""How a job is shown, started and logged: not what its rows are."""

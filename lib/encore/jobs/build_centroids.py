@@ -1,0 +1,46 @@
+"""The centroid of each playlist: the mean of its train tracks' vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from encore.catalogue import row_numbers, vector_matrix
+from encore.job import JobContext
+from encore.ragged import Ragged
+from encore.rows import Kernel, map_rows
+from encore.similarity.kernel import centroids
+from encore.tables import HOLDOUT, PLAYLIST_CENTROIDS, TRACK_VECTORS, TRACKS
+
+READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
+WRITES = (PLAYLIST_CENTROIDS,)
+SETTINGS = ()
+
+
+def run(ctx: JobContext) -> None:
+    """`playlist_centroids` from `holdout.train` and `track_vectors`, which every executor has mapped."""
+    ids, vectors = vector_matrix(ctx.read(TRACK_VECTORS))
+    shipped = ctx.ship(row_of=row_numbers(ids, ctx.n_rows(TRACKS)), vectors=vectors)
+
+    def start() -> Kernel:
+        arrays = shipped.open()
+
+        def kernel(holdout: pa.Table) -> pa.Table:
+            means, counts = centroids(Ragged.from_arrow(holdout["train"]), arrays["row_of"], arrays["vectors"])
+            known = counts > 0
+            vectors = Ragged.from_lengths(np.full(known.sum(), means.shape[1]), means[known].reshape(-1))
+            return pa.table(
+                {
+                    "pid": holdout["pid"].to_numpy()[known],
+                    "vector": vectors.to_arrow(),
+                    "n_tracks": counts[known],
+                }
+            )
+
+        return kernel
+
+    ctx.chunked(
+        HOLDOUT,
+        PLAYLIST_CENTROIDS,
+        lambda holdout, _: map_rows(holdout.select("pid", "train"), start, PLAYLIST_CENTROIDS, block=20_000),
+    )

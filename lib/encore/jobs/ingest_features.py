@@ -1,0 +1,127 @@
+"""Audio features of tracks, from files or from a service that is asked only for what is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from encore.catalogue import count_tracks
+from encore.errors import InputError
+from encore.features.provider import Fetched, provider
+from encore.job import JobContext
+from encore.progress import meter
+from encore.store import arrow_schema
+from encore.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS
+
+READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
+WRITES = (AUDIO_FEATURES, QUARANTINE)
+SETTINGS = ("features",)
+STAGE = "ingest_features"
+
+
+def state(ctx: JobContext) -> str:
+    """What the provider's answer depends on: the listing of its files, or its address."""
+    _require_source(ctx)
+    return provider(ctx.config).state()
+
+
+def _require_source(ctx: JobContext) -> None:
+    if ctx.config.features.provider == "file" and ctx.config.raw.features is None:
+        raise InputError(
+            "no audio features are given: raw.features is not set",
+            remedy="set raw.features (make run FEATURES=...) to a file or folder, or features.provider to reccobeats",
+        )
+
+
+def run(ctx: JobContext) -> None:
+    """`audio_features`, and what was refused; then how much of the tracks and of the rows they cover."""
+    source = provider(ctx.config)
+    if source.asks:
+        _ask(ctx, source)
+    else:
+        _take_all(ctx, source)
+    _report_coverage(ctx)
+
+
+def _take_all(ctx: JobContext, source: Any) -> None:
+    """Files: all that they hold, in place of what was there, in one commit."""
+    with ctx.store.scratch(STAGE) as place, meter(ctx.name, "tracks") as shown:
+        for fetched in source.fetch(iter(())):
+            for name, table in (("features", fetched.features), ("refused", fetched.refused)):
+                frame = ctx.spark.createDataFrame(table) if table.num_rows else None
+                if frame is not None:
+                    frame.coalesce(1).write.mode("append").parquet(f"{place}/{name}")
+            shown.update(shown.done + fetched.features.num_rows)
+        ctx.replace(AUDIO_FEATURES, _scratch(ctx, f"{place}/features", arrow_schema(AUDIO_FEATURES)))
+        refused = [field for field in arrow_schema(QUARANTINE) if field.name not in ("pid", "stage")]
+        frame = _scratch(ctx, f"{place}/refused", pa.schema(refused))
+        ctx.replace(QUARANTINE, _quarantine(frame), where=f"stage = '{STAGE}'")
+
+
+def _scratch(ctx: JobContext, place: str, schema: pa.Schema) -> Any:
+    empty = ctx.spark.createDataFrame(schema.empty_table())
+    empty.write.mode("append").parquet(place)
+    return ctx.spark.read.schema(empty.schema).parquet(place)
+
+
+def _quarantine(refused: Any) -> Any:
+    return refused.selectExpr(
+        "source",
+        "record",
+        "CAST(NULL AS BIGINT) AS pid",
+        "reason",
+        "detail",
+        "payload",
+        f"'{STAGE}' AS stage",
+    )
+
+
+def _ask(ctx: JobContext, source: Any) -> None:
+    """A service: the tracks that neither stand in the table nor were refused before, a commit for each chunk."""
+    known = ctx.read(AUDIO_FEATURES).select("track_uri")
+    refused = (
+        ctx.read(QUARANTINE).where(f"stage = '{STAGE}' AND source = '{source.name}'").selectExpr("record AS track_uri")
+    )
+    todo = (
+        ctx.read(TRACKS)
+        .select("track_id", "track_uri")
+        .join(known.unionByName(refused), "track_uri", "left_anti")
+        .toArrow()
+    )
+    # ids are given by frequency: what stands in most playlists is asked for first
+    uris = todo.sort_by("track_id")["track_uri"].to_pylist()[: ctx.config.features.max_tracks]
+    step = ctx.config.features.chunk
+
+    def wanted() -> Iterator[list[str]]:
+        for start in range(0, len(uris), step):
+            yield uris[start : start + step]
+
+    with meter(ctx.name, "tracks", len(uris)) as shown:
+        for number, fetched in enumerate(source.fetch(wanted())):
+            _commit(ctx, fetched, number)
+            shown.update(min(len(uris), (number + 1) * step))
+    ctx.facts["tracks_asked"] = len(uris)
+
+
+def _commit(ctx: JobContext, fetched: Fetched, number: int) -> None:
+    if fetched.features.num_rows:
+        ctx.append(AUDIO_FEATURES, ctx.spark.createDataFrame(fetched.features), part=f"chunk {number}")
+    if fetched.refused.num_rows:
+        ctx.merge(QUARANTINE, _quarantine(ctx.spark.createDataFrame(fetched.refused)), part=f"chunk {number}")
+
+
+def _report_coverage(ctx: JobContext) -> None:
+    n = ctx.n_rows(TRACKS)
+    found = (
+        ctx.read(TRACKS).join(ctx.read(AUDIO_FEATURES).select("track_uri"), "track_uri", "left_semi").select("track_id")
+    )
+    covered = np.zeros(n, bool)
+    covered[found.toArrow()["track_id"].to_numpy()] = True
+    counts = count_tracks(ctx.read(PLAYLISTS), "track_ids", n)
+    rows = int(counts.sum())
+    ctx.facts["coverage_tracks"] = float(covered.mean()) if n else 0.0
+    ctx.facts["coverage_rows"] = float(counts[covered].sum() / rows) if rows else 0.0
+    ctx.log.info("coverage", tracks=ctx.facts["coverage_tracks"], rows=ctx.facts["coverage_rows"])

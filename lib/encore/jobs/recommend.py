@@ -1,0 +1,83 @@
+"""Recommend tracks for every playlist, with every model that the settings name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from encore.catalogue import count_tracks, vector_matrix
+from encore.job import JobContext
+from encore.ragged import Ragged
+from encore.recommenders.base import Model, Train, recommend
+from encore.recommenders.registry import model
+from encore.rows import Kernel, map_rows
+from encore.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
+
+READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
+WRITES = (RECOMMENDATIONS,)
+SETTINGS = ("recommend",)
+
+ROWS_A_BLOCK = 4096
+"""Playlists to a result batch: with 500 ids and scores each, 16 MB."""
+
+
+def run(ctx: JobContext) -> None:
+    """`recommendations`, model by model in ranges of pids. A model sees the seeds of a row and what was shipped."""
+    models = [model(name) for name in ctx.config.recommend.models]
+    train = _train(ctx, {field for entry in models for field in entry.needs})
+    for entry in models:
+        _recommend(ctx, entry, train)
+    names = ", ".join(f"'{entry.name}'" for entry in models)
+    state = ctx.store.read(RECOMMENDATIONS).where(f"model NOT IN ({names})")
+    if not state.isEmpty():
+        ctx.delete(RECOMMENDATIONS, f"model NOT IN ({names})", part="other models")
+
+
+def _train(ctx: JobContext, needs: set[str]) -> Train:
+    n = ctx.n_rows(TRACKS)
+    counts = count_tracks(ctx.read(HOLDOUT), "train", n) if "counts" in needs else np.empty(0, np.int64)
+    if "vectors" in needs:
+        ids, vectors = vector_matrix(ctx.read(TRACK_VECTORS))
+    else:
+        ids, vectors = np.empty(0, np.int32), np.empty((0, 0), np.float32)
+    return Train(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors)
+
+
+def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:
+    settings = ctx.config.recommend
+    shipped = ctx.ship(**entry.fit(train, settings).arrays)
+
+    def start() -> Kernel:
+        fitted = entry.load(shipped.open(), settings)
+
+        def kernel(holdout: pa.Table) -> pa.Table:
+            pids = holdout["pid"].to_numpy()
+            ranked = recommend(fitted, pids, Ragged.from_arrow(holdout["train"]), settings.k)
+            some = np.flatnonzero(ranked.ids.lengths > 0)
+            ids, scores = ranked.ids, Ragged(ranked.ids.offsets, ranked.scores)
+            if len(some) < len(pids):
+                ids, scores = ids.take(some), scores.take(some)
+            return pa.table(
+                {
+                    "model": pa.repeat(entry.name, len(some)),
+                    "pid": pids[some],
+                    "track_ids": ids.to_arrow(),
+                    "scores": scores.to_arrow(),
+                }
+            )
+
+        return kernel
+
+    ctx.chunked(
+        HOLDOUT,
+        RECOMMENDATIONS,
+        lambda holdout, _: map_rows(
+            holdout.select("pid", "train"),
+            start,
+            RECOMMENDATIONS,
+            block=ROWS_A_BLOCK,
+            constant={"model": entry.name},
+        ),
+        prefix=entry.name,
+        where=f"model = '{entry.name}'",
+    )

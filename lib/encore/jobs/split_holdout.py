@@ -1,0 +1,34 @@
+"""Hold out random tracks of each playlist."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from encore.job import JobContext
+from encore.ragged import Ragged
+from encore.rows import Kernel, map_rows
+from encore.splits.holdout import split
+from encore.tables import HOLDOUT, PLAYLISTS
+
+READS = (PLAYLISTS,)
+WRITES = (HOLDOUT,)
+SETTINGS = ("split",)
+
+
+def run(ctx: JobContext) -> None:
+    """`holdout` from `playlists`, one row to one row."""
+    seed, fraction = ctx.config.split.seed, ctx.config.split.fraction
+
+    def start() -> Kernel:
+        def kernel(playlists: pa.Table) -> pa.Table:
+            pids = playlists["pid"].to_numpy()
+            train, test = split(pids, Ragged.from_arrow(playlists["track_ids"]), seed=seed, fraction=fraction)
+            return pa.table({"pid": pids, "train": train.to_arrow(), "test": test.to_arrow()})
+
+        return kernel
+
+    ctx.chunked(
+        PLAYLISTS,
+        HOLDOUT,
+        lambda playlists, _: map_rows(playlists.select("pid", "track_ids"), start, HOLDOUT, block=20_000),
+    )

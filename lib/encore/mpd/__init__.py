@@ -1,0 +1,1 @@
+"""The Million Playlist Dataset: generated data of its format."""

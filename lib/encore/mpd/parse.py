@@ -1,0 +1,365 @@
+"""Slices of the dataset to arrays: a fast way for clean files, a slow and exact one that says what is wrong.
+
+A slice is `{"info": {...}, "playlists": [{"pid": 0, "name": ..., "tracks": [{"pos": 0, "track_uri": ...}]}]}`. Only
+`pid` and `tracks[].track_uri` are needed. Both ways give the same arrays for the same good playlists; the fast one gives up
+on the first thing that it does not expect, and the slow one then decides record by record.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from encore.ragged import Ragged
+
+TRACK_URI = re.compile(r"spotify:track:[0-9A-Za-z]{22}")
+TRACK_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
+LATEST = 253402300799
+"""Epoch seconds of the last second of the year 9999: later times fit no timestamp column."""
+
+_TRACK = pa.struct(
+    [
+        ("pos", pa.int64()),
+        ("artist_name", pa.string()),
+        ("track_uri", pa.string()),
+        ("artist_uri", pa.string()),
+        ("track_name", pa.string()),
+        ("album_uri", pa.string()),
+        ("duration_ms", pa.int64()),
+        ("album_name", pa.string()),
+    ]
+)
+_PLAYLIST = pa.struct(
+    [
+        ("name", pa.string()),
+        ("description", pa.string()),
+        ("collaborative", pa.string()),
+        ("pid", pa.int64()),
+        ("modified_at", pa.int64()),
+        ("num_tracks", pa.int32()),
+        ("num_albums", pa.int32()),
+        ("num_artists", pa.int32()),
+        ("num_followers", pa.int32()),
+        ("num_edits", pa.int32()),
+        ("duration_ms", pa.int64()),
+        ("tracks", pa.list_(_TRACK)),
+    ]
+)
+_SLICE = pa.schema([("playlists", pa.list_(_PLAYLIST))])
+PLAYLIST_FIELDS = (
+    "name",
+    "description",
+    "collaborative",
+    "modified_at",
+    "num_tracks",
+    "num_albums",
+    "num_artists",
+    "num_followers",
+    "num_edits",
+    "duration_ms",
+)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A record that is not taken: `record` is its place in the file, or `file` for the whole of it."""
+
+    record: str
+    pid: int | None
+    reason: str
+    detail: str
+    payload: str | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused and how much of it is kept: see IngestConfig."""
+
+    max_tracks: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A parsed file.
+
+    `playlists`: pid and the fields of the table `playlists`, a row a good playlist, in the file's order. `codes`: of
+    each playlist, in playlist order, row numbers of `tracks`. `tracks`: track_uri (unique), first_pid, n_rows (how
+    often it stands in the file) and TRACK_FIELDS, each from the lowest pid that has it.
+    """
+
+    playlists: pa.Table
+    codes: Ragged
+    tracks: pa.Table
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the file as a whole was refused."""
+        return any(refused.record == "file" for refused in self.refused)
+
+
+class _NotClean(Exception):
+    """The fast way met something that the slow way has to look at."""
+
+
+def parse_slice(data: bytes, limits: Limits, taken: Collection[int] = ()) -> Slice:
+    """Parse the content of a file. Bad records and bad files come back in `refused`; nothing is raised for them.
+
+    `taken`: pids that belong to another file, refused here as duplicates.
+    """
+    try:
+        return _to_slice(_fast(data, limits, taken), [])
+    except (_NotClean, pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
+        return _slow(data, limits, taken)
+
+
+def _fast(data: bytes, limits: Limits, taken: Collection[int]) -> pa.StructArray:
+    """The playlists of a wholly good file as one struct array. Raises _NotClean or ArrowInvalid for any other."""
+    if not data or not (data.isascii() or _is_utf8(data)):
+        raise _NotClean
+    table = pj.read_json(
+        pa.BufferReader(data),
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 64),
+        parse_options=pj.ParseOptions(
+            explicit_schema=_SLICE, newlines_in_values=True, unexpected_field_behavior="ignore"
+        ),
+    )
+    if table.num_rows != 1 or table["playlists"].null_count:
+        raise _NotClean
+    playlists = table["playlists"].chunk(0).flatten()
+    pids, tracks = playlists.field("pid"), playlists.field("tracks")
+    if playlists.null_count or pids.null_count or tracks.null_count:
+        raise _NotClean
+    ids = pids.to_numpy()
+    if len(ids) and (ids.min() < 0 or len(np.unique(ids)) != len(ids) or not set(taken).isdisjoint(ids.tolist())):
+        raise _NotClean
+    items = tracks.flatten()
+    lengths = np.diff(tracks.offsets.to_numpy())
+    if items.null_count or items.field("track_uri").null_count or (len(lengths) and lengths.max() > limits.max_tracks):
+        raise _NotClean
+    flags = pc.unique(playlists.field("collaborative")).to_pylist()
+    if not set(flags) <= {"true", "false", None}:
+        raise _NotClean
+    modified = playlists.field("modified_at").drop_null().to_numpy()
+    if len(modified) and (modified.min() < 0 or modified.max() > LATEST):
+        raise _NotClean
+    return playlists
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _to_slice(playlists: pa.StructArray, refused: list[Refused]) -> Slice:
+    """Arrays of a struct array of good playlists. Raises _NotClean for a malformed URI."""
+    lists = playlists.field("tracks")
+    items = lists.flatten()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    offsets -= offsets[0]
+    rows = np.repeat(np.arange(len(playlists)), np.diff(offsets))
+    pids = playlists.field("pid").to_numpy()
+
+    encoded = items.field("track_uri").dictionary_encode()
+    uris = encoded.dictionary
+    if not pc.all(pc.match_substring_regex(uris, f"^{TRACK_URI.pattern}$"), min_count=0).as_py():
+        raise _NotClean
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    missing = np.zeros(len(items), np.int8)
+    for name in TRACK_FIELDS:
+        if items.field(name).null_count:
+            missing += items.field(name).is_null().to_numpy(zero_copy_only=False)
+    pid_of = pids[rows]
+    first = _best(codes, missing, pid_of, len(uris))
+    tracks: dict[str, Any] = {
+        "track_uri": uris,
+        "first_pid": pid_of[first],
+        "n_missing": missing[first],
+        "n_rows": np.bincount(codes, minlength=len(uris)).astype(np.int64),
+    }
+    for name in TRACK_FIELDS:
+        tracks[name] = items.field(name).take(pa.array(first))
+
+    order = _by_position(items.field("pos"), rows, offsets)
+    fields: dict[str, Any] = {"pid": playlists.field("pid")}
+    for name in PLAYLIST_FIELDS:
+        fields[name] = playlists.field(name)
+    fields["collaborative"] = pc.equal(fields["collaborative"], "true")
+    fields["modified_at"] = fields["modified_at"].cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("us", "UTC"))
+    return Slice(pa.table(fields), Ragged(offsets, codes if order is None else codes[order]), pa.table(tracks), refused)
+
+
+def _best(codes: np.ndarray, missing: np.ndarray, pids: np.ndarray, n: int) -> np.ndarray:
+    """For each code 0..n-1 the row that describes it, int64 (n,): fewest fields missing, lowest pid, then first."""
+    if missing.any() or (np.diff(pids) < 0).any():
+        order = np.lexsort((np.arange(len(codes)), pids, missing))
+    else:
+        order = np.arange(len(codes))
+    found = np.full(n, -1, np.int64)
+    # of several values for one place the last one stays: so from the worst to the best
+    found[codes[order[::-1]]] = order[::-1]
+    return found
+
+
+def _by_position(pos: pa.Array, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
+    """The order of items by playlist and `pos`; by place where a playlist lacks a `pos`; None: as they are."""
+    place = np.arange(len(rows)) - offsets[rows] if len(rows) else np.empty(0, np.int64)
+    if pos.null_count:
+        lacking = np.zeros(len(offsets) - 1, bool)
+        lacking[rows[pos.is_null().to_numpy(zero_copy_only=False)]] = True
+        key = np.where(lacking[rows], place, pos.fill_null(0).to_numpy())
+    else:
+        key = pos.to_numpy()
+    if not ((np.diff(key) < 0) & (np.diff(rows) == 0)).any():
+        return None
+    return np.lexsort((place, key, rows))
+
+
+def _slow(data: bytes, limits: Limits, taken: Collection[int]) -> Slice:
+    """Record by record: good playlists as `_fast` gives them, and a reason for each of the others."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _whole(
+            data, limits, "not_utf8", f"UTF-8 expected, byte 0x{data[error.start]:02x} at {error.start} found"
+        )
+    try:
+        content = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            # the standard library reads what orjson is strict about: large integers, lone surrogates, NaN
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            found = "an empty file" if not text.strip() else f"{error} (of {len(data)} bytes)"
+            return _whole(data, limits, "not_json", f"JSON expected, found: {found}")
+    if not isinstance(content, dict) or not isinstance(content.get("playlists"), list):
+        found = f"keys {', '.join(list(content)[:8])}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        return _whole(data, limits, "not_a_slice", f"an object with a list `playlists` expected, {found} found")
+    refused: list[Refused] = []
+    good: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for place, record in enumerate(content["playlists"]):
+        problem = _problem(record, seen, taken, limits)
+        pid = record.get("pid") if isinstance(record, dict) else None
+        if problem is None:
+            seen.add(record["pid"])
+            good.append(_plain(record))
+        else:
+            known = pid if isinstance(pid, int) and not isinstance(pid, bool) and abs(pid) < 2**63 else None
+            refused.append(Refused(f"playlist {place}", known, *problem, _payload(record, limits)))
+    return _to_slice(pa.array(good, _PLAYLIST), refused)
+
+
+def _whole(data: bytes, limits: Limits, reason: str, detail: str) -> Slice:
+    payload = data[: limits.payload_bytes].decode("utf-8", "replace")
+    return refused_file(Refused("file", None, reason, detail, payload))
+
+
+def refused_file(refused: Refused) -> Slice:
+    """A file of which nothing is taken."""
+    return _to_slice(pa.array([], _PLAYLIST), [refused])
+
+
+def _payload(record: Any, limits: Limits) -> str:
+    return json.dumps(record, ensure_ascii=True)[: limits.payload_bytes]
+
+
+def _problem(record: Any, seen: set[int], taken: Collection[int], limits: Limits) -> tuple[str, str] | None:
+    """Reason and detail why a playlist is refused; None for a good one."""
+    if not isinstance(record, dict):
+        return "pid_missing", f"an object with a pid expected, a {type(record).__name__} found"
+    pid = record.get("pid")
+    if pid is None:
+        return "pid_missing", "pid: an integer expected, nothing found"
+    if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid < 2**63:
+        return "pid_not_integer", f"pid: an integer from 0 expected, {json.dumps(pid)[:100]} found"
+    if pid in seen:
+        return "pid_duplicate", f"pid: {pid} stands in this file before"
+    if pid in taken:
+        return "pid_duplicate", f"pid: {pid} belongs to another file"
+    tracks = record.get("tracks")
+    if not isinstance(tracks, list):
+        return "tracks_missing", f"tracks: a list expected, {json.dumps(tracks)[:100]} found"
+    if len(tracks) > limits.max_tracks:
+        return "too_many_tracks", f"tracks: at most {limits.max_tracks} expected, {len(tracks)} found"
+    for place, track in enumerate(tracks):
+        uri = track.get("track_uri") if isinstance(track, dict) else track
+        if not isinstance(track, dict) or not isinstance(uri, str) or not TRACK_URI.fullmatch(uri):
+            return (
+                "track_uri_malformed",
+                f"tracks[{place}].track_uri: spotify:track: and 22 letters or digits expected, "
+                f"{json.dumps(uri)[:100]} found",
+            )
+        wrong = _wrong_field(track, _TRACK, f"tracks[{place}].")
+        if wrong:
+            return "field_malformed", wrong
+    wrong = _wrong_field(record, _PLAYLIST, "")
+    return ("field_malformed", wrong) if wrong else None
+
+
+def _wrong_field(record: dict[str, Any], struct: pa.StructType, prefix: str) -> str | None:
+    for i in range(struct.num_fields):
+        name, kind = struct.field(i).name, struct.field(i).type
+        value = record.get(name)
+        if value is None or name in ("pid", "tracks", "track_uri"):
+            continue
+        if name == "collaborative":
+            right = isinstance(value, bool) or value in ("true", "false")
+            expected = "true or false"
+        elif pa.types.is_string(kind):
+            right, expected = isinstance(value, str) and _encodes(value), "text"
+        else:
+            bits = 31 if pa.types.is_int32(kind) else 63
+            low, high = (0, LATEST) if name == "modified_at" else (-(2**bits), 2**bits - 1)
+            right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+            expected = f"an integer from {low} to {high}"
+        if not right:
+            return f"{prefix}{name}: {expected} expected, {json.dumps(value)[:100]} found"
+    return None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A good playlist with the fields of the schema alone."""
+    plain = {field.name: record.get(field.name) for field in _PLAYLIST}
+    if isinstance(plain["collaborative"], bool):
+        plain["collaborative"] = str(plain["collaborative"]).lower()
+    plain["tracks"] = [{field.name: track.get(field.name) for field in _TRACK} for track in record["tracks"]]
+    return plain
+
+
+def join_tracks(parts: Iterable[pa.Table]) -> tuple[pa.Table, list[np.ndarray]]:
+    """Distinct tracks of several files' `tracks`, and for each file the row of each of its tracks there, int32.
+
+    n_rows are added up; the rest is of the record that describes the track best, as within one file.
+    """
+    held = list(parts)
+    whole = pa.concat_tables(held).combine_chunks()
+    encoded = whole["track_uri"].combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+    n = len(encoded.dictionary)
+    best = _best(codes, whole["n_missing"].to_numpy(), whole["first_pid"].to_numpy(), n)
+    joined = whole.take(pa.array(best))
+    counts = np.bincount(codes, weights=whole["n_rows"].to_numpy(), minlength=n).astype(np.int64)
+    joined = joined.set_column(joined.schema.get_field_index("n_rows"), "n_rows", pa.array(counts))
+    return joined, np.split(codes, np.cumsum([len(part) for part in held])[:-1])

@@ -1,0 +1,62 @@
+"""The line on one machine: the jobs that were asked for, in the order of the graph, in one process and session."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from encore import graph
+from encore.config import Config
+from encore.job import JobResult, Session, nodes, run_job
+from encore.recommenders.registry import model
+from encore.tracking import Tracking
+
+log = structlog.get_logger("encore")
+
+
+def new_run_id() -> str:
+    """An id for a pipeline run that sorts by time: 20260131-235959-1a2b3c."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def check(config: Config) -> None:
+    """Refuse what could only fail late: models that are not in the registry."""
+    for name in config.recommend.models:
+        model(name)
+
+
+def run_pipeline(
+    config: Config,
+    jobs: Sequence[str],
+    *,
+    run_id: str | None = None,
+    force: bool = False,
+    on_job: Callable[[str], None] | None = None,
+    on_result: Callable[[JobResult], None] | None = None,
+) -> list[JobResult]:
+    """Run jobs one after the other. The first failure ends the run, is recorded, and is raised."""
+    check(config)
+    session, tracking = Session(config), Tracking(config, run_id or new_run_id())
+    results: list[JobResult] = []
+    began, failed = time.monotonic(), True
+    try:
+        for name in jobs:
+            if on_job:
+                on_job(name)
+            results.append(run_job(name, config, session, tracking, force=force))
+            if on_result:
+                on_result(results[-1])
+        failed = False
+    finally:
+        tracking.finish(failed=failed, seconds=time.monotonic() - began)
+        session.stop()
+    return results
+
+
+def plan(first: str | None = None, last: str | None = None, only: Sequence[str] = ()) -> list[str]:
+    """The jobs of a run, in order."""
+    return graph.select(nodes(), first, last, only)

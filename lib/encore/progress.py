@@ -1,0 +1,76 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY_SECONDS = 15.0
+
+
+def _count(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 10 * size:
+            return f"{value / size:,.0f} {unit}"
+    return f"{value:,.0f}"
+
+
+@dataclass
+class Meter:
+    """How far a piece of work is: `update(done)` with the number of units finished so far."""
+
+    what: str
+    unit: str
+    total: int | None
+    bar: Progress | None = None
+    task: TaskID | None = None
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    done: int = 0
+
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    def update(self, done: int, total: int | None = None) -> None:
+        """Say that `done` units are finished (never fewer than before)."""
+        self.done = max(done, self.done)
+        self.total = total if total is not None else self.total
+        if self.bar is not None and self.task is not None:
+            self.bar.update(
+                self.task, completed=self.done, total=self.total, rate=f"{_count(self.rate())} {self.unit}/s"
+            )
+        elif time.monotonic() - self.said >= PLAIN_EVERY_SECONDS:
+            self.said = time.monotonic()
+            sys.stderr.write(self.line() + "\n")
+            sys.stderr.flush()
+
+    def line(self) -> str:
+        """The state as one plain line."""
+        rate = self.rate()
+        of = f" of {self.total:,}" if self.total else ""
+        left = f", {(self.total - self.done) / rate:,.0f} s left" if self.total and rate > 0 else ""
+        return f"{self.what}: {self.done:,}{of} {self.unit}, {_count(rate)} {self.unit}/s{left}"
+
+
+@contextmanager
+def meter(what: str, unit: str, total: int | None = None) -> Iterator[Meter]:
+    """A Meter that is shown while the block runs."""
+    if not sys.stderr.isatty():
+        yield Meter(what, unit, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}" if total else "{task.completed:,.0f}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Meter(what, unit, total, bar, bar.add_task(what, total=total, rate=""))

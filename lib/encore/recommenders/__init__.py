@@ -1,0 +1,1 @@
+"""Models that continue playlists, behind one interface."""

@@ -1,0 +1,470 @@
+"""Delta tables of a lake: the only place that knows paths. Reads at a version; writes whole or not at all.
+
+Reads of rows and all writes go through Spark. What a table is (version, history, rows, size) is read by delta-rs from
+the log alone: it needs no JVM and takes milliseconds, so that a run with nothing to do starts no session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from encore.config import Config
+from encore.errors import LakeError, WriteRefused
+from encore.files import is_s3
+from encore.tables import ALL, VIEWS, Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+MAINTENANCE = frozenset(
+    {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD CONSTRAINT", "CREATE TABLE"}
+)
+"""Operations that change no row: a table's data version is that of the last other one."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a job leaves in a commit's metadata: from what it was made, and which part of the work it was."""
+
+    job: str
+    run_id: str
+    fingerprint: str
+    part: str = "all"
+
+    def json(self) -> str:
+        """The form in which it stands in the Delta log."""
+        return json.dumps({"encore": self.__dict__}, sort_keys=True)
+
+    @staticmethod
+    def parse(text: str | None) -> Commit | None:
+        """The Commit in a log entry's userMetadata; None where another program wrote it."""
+        try:
+            found = json.loads(text or "")["encore"]
+            return Commit(**found)
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class TableState:
+    """What the log says of a table: version, last version that changed rows, rows, files, bytes, last commit."""
+
+    version: int
+    data_version: int
+    rows: int
+    files: int
+    bytes: int
+    commit: Commit | None
+    changed_at_ms: int
+
+
+def arrow_type(ddl: str) -> pa.DataType:
+    """The Arrow type of a Spark SQL type of tables.py."""
+    simple = {
+        "bigint": pa.int64(),
+        "int": pa.int32(),
+        "double": pa.float64(),
+        "float": pa.float32(),
+        "boolean": pa.bool_(),
+        "string": pa.string(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+    }
+    if ddl.startswith("array<"):
+        return pa.list_(pa.field("element", arrow_type(ddl[6:-1])))
+    if ddl.startswith("map<"):
+        key, value = ddl[4:-1].split(",")
+        return pa.map_(arrow_type(key), arrow_type(value))
+    return simple[ddl]
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    """The Arrow schema of a declared table."""
+    return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in table.columns])
+
+
+class Store:
+    """The tables of one lake. `spark` is called on the first read or write of rows."""
+
+    def __init__(self, config: Config, spark: Callable[[], SparkSession]) -> None:
+        self.path = config.lake.path.removeprefix("file://").rstrip("/")
+        self._config = config
+        self._spark = spark
+
+    # what is there -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _options(self) -> dict[str, str]:
+        """What delta-rs needs to reach S3; credentials it takes from the environment itself."""
+        if not is_s3(self.path):
+            return {}
+        s3 = self._config.s3
+        options = {"aws_conditional_put": "etag"}
+        if s3.endpoint:
+            options["aws_endpoint"] = s3.endpoint
+            options["aws_allow_http"] = str(s3.endpoint.startswith("http://")).lower()
+            options["aws_virtual_hosted_style_request"] = str(not s3.path_style).lower()
+        if s3.region:
+            options["aws_region"] = s3.region
+        return options
+
+    def uri(self, table: Table) -> str:
+        """Where a table is, as Spark writes it (Hadoop's name of S3 is s3a)."""
+        path = self.path if is_s3(self.path) else os.path.abspath(self.path)
+        return f"{path.replace('s3://', 's3a://', 1)}/{table.name}"
+
+    def _delta(self, table: Table) -> DeltaTable | None:
+        try:
+            return DeltaTable(self.uri(table).replace("s3a://", "s3://", 1), storage_options=self._options)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.uri(table)}: cannot be read: {_first_line(error)}") from error
+
+    def exists(self, table: Table) -> bool:
+        """Whether the table is there."""
+        return self._delta(table) is not None
+
+    def version(self, table: Table) -> int | None:
+        """Its newest version; None where it is not there."""
+        found = self._delta(table)
+        return found.version() if found else None
+
+    def data_version(self, table: Table) -> int | None:
+        """The last version that changed rows: optimising a table does not make what was derived from it stale."""
+        found = self._delta(table)
+        return _data_version(found) if found else None
+
+    def state(self, table: Table) -> TableState | None:
+        """What the log says of a table; None where it is not there."""
+        found = self._delta(table)
+        if found is None:
+            return None
+        actions = pa.table(found.get_add_actions(flatten=True))
+        history = found.history(50)
+        commits = (Commit.parse(entry.get("userMetadata")) for entry in history)
+        return TableState(
+            version=found.version(),
+            data_version=_data_version(found),
+            rows=int(pc.sum(actions["num_records"]).as_py() or 0) if actions.num_rows else 0,
+            files=actions.num_rows,
+            bytes=int(pc.sum(actions["size_bytes"]).as_py() or 0) if actions.num_rows else 0,
+            commit=next((commit for commit in commits if commit), None),
+            changed_at_ms=int(history[0]["timestamp"]) if history else 0,
+        )
+
+    def parts_done(self, table: Table, fingerprint: str) -> set[str]:
+        """Parts of the work of this fingerprint that are the table's newest commits: a re-run skips them."""
+        found = self._delta(table)
+        done: set[str] = set()
+        for entry in found.history() if found else ():
+            if entry.get("operation") in MAINTENANCE:
+                continue
+            commit = Commit.parse(entry.get("userMetadata"))
+            if commit is None or commit.fingerprint != fingerprint:
+                break
+            done.add(commit.part)
+        return done
+
+    def check_writable(self) -> None:
+        """Raise LakeError where nothing can be written (local lakes; S3 answers at the first write)."""
+        if is_s3(self.path):
+            return
+        probe = os.path.join(self.path, f".encore-{uuid.uuid4().hex}")
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            with open(probe, "wb"):
+                pass
+            os.unlink(probe)
+        except OSError as error:
+            raise LakeError(
+                f"the lake {self.path} cannot be written: {error.strerror}",
+                remedy="choose another lake.path or mend its rights",
+            ) from error
+
+    # reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, table: Table, version: int | None = None) -> DataFrame:
+        """The rows of a table, at a version or the newest. Raises LakeError where it is not there."""
+        with _spark_errors(table.name):
+            reader = self._spark().read.format("delta")
+            if version is not None:
+                reader = reader.option("versionAsOf", version)
+            return reader.load(self.uri(table))
+
+    def read_small(self, table: Table, columns: list[str] | None = None) -> pa.Table:
+        """A small table as Arrow, without Spark; an empty one where it is not there."""
+        found = self._delta(table)
+        if found is None:
+            schema = arrow_schema(table)
+            return schema.empty_table().select(columns or schema.names)
+        return found.to_pyarrow_table(columns=columns)
+
+    def register_views(self) -> list[str]:
+        """Make every table that is there, and the views over them, known to Spark SQL by name; returns the names."""
+        spark, names = self._spark(), []
+        for table in ALL:
+            if self.exists(table):
+                self.read(table).createOrReplaceTempView(table.name)
+                names.append(table.name)
+        for name, query in VIEWS.items():
+            if all(table.name in names for table in ALL if f" {table.name}" in query):
+                spark.sql(query).createOrReplaceTempView(name)
+                names.append(name)
+        return names
+
+    # writing -------------------------------------------------------------------------------------------------------
+
+    def ensure(self, table: Table) -> None:
+        """Make the table where it is not there; raise LakeError where it was made by another declaration."""
+        found = self._delta(table)
+        if found is not None:
+            differences = _schema_differences(table, found)
+            if differences:
+                raise LakeError(
+                    f"the lake {self.path} was made by another schema: {table.name}: " + "; ".join(differences),
+                    remedy="choose another lake.path, or move this lake away",
+                )
+            return
+        with _spark_errors(table.name):
+            from delta.tables import DeltaTable as SparkDeltaTable
+
+            builder = SparkDeltaTable.createIfNotExists(self._spark()).location(self.uri(table))
+            for column in table.columns:
+                builder = builder.addColumn(column.name, column.type, nullable=column.nullable, comment=column.comment)
+            for name, condition in table.checks.items():
+                builder = builder.property(f"delta.constraints.{name}", condition)
+            builder = builder.property("delta.dataSkippingNumIndexedCols", str(table.stats_columns))
+            builder = builder.property("encore.grain", table.grain).property("encore.layer", table.layer)
+            if table.partition_by:
+                builder = builder.partitionedBy(*table.partition_by)
+            builder.execute()
+
+    def replace(
+        self,
+        table: Table,
+        frame: DataFrame,
+        commit: Commit,
+        where: str | None = None,
+        keys: DataFrame | None = None,
+    ) -> None:
+        """Replace all rows, or those `where`, by the frame's, in one commit, after the checks of `_audit`.
+
+        `keys` may give the frame's keys where computing them from the frame itself would do its work twice.
+        """
+        self._audit(table, frame, keys)
+        with self._explained(table, frame):
+            writer = (
+                frame.select(*table.names).write.format("delta").mode("overwrite").option("userMetadata", commit.json())
+            )
+            if where is not None:
+                writer = writer.option("replaceWhere", where)
+            writer.save(self.uri(table))
+
+    def append(self, table: Table, frame: DataFrame, commit: Commit, keys: DataFrame | None = None) -> None:
+        """Add the frame's rows in one commit. The caller sees to it that their keys are new."""
+        self._audit(table, frame, keys)
+        with self._explained(table, frame):
+            writer = frame.select(*table.names).write.format("delta").mode("append")
+            writer.option("userMetadata", commit.json()).save(self.uri(table))
+
+    def merge(self, table: Table, frame: DataFrame, commit: Commit, delete: str | None = None) -> None:
+        """Update the rows whose keys the frame has, insert the others, in one commit.
+
+        `delete`: rows of the table under that condition which the frame does not have go, in the same commit.
+        """
+        self._audit(table, frame, None)
+        with self._explained(table, frame), self._metadata(commit):
+            from delta.tables import DeltaTable as SparkDeltaTable
+
+            match = " AND ".join(f"old.`{name}` = new.`{name}`" for name in table.key)
+            step = (
+                SparkDeltaTable.forPath(self._spark(), self.uri(table))
+                .alias("old")
+                .merge(frame.select(*table.names).alias("new"), match)
+                .whenMatchedUpdateAll()
+                .whenNotMatchedInsertAll()
+            )
+            if delete is not None:
+                step = step.whenNotMatchedBySourceDelete(delete)
+            step.execute()
+
+    def delete(self, table: Table, where: str, commit: Commit) -> None:
+        """Delete rows under a condition."""
+        with _spark_errors(table.name), self._metadata(commit):
+            from delta.tables import DeltaTable as SparkDeltaTable
+
+            SparkDeltaTable.forPath(self._spark(), self.uri(table)).delete(where)
+
+    def append_small(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """Add a few rows without Spark, making the table where it is not there. For the framework's own ledger."""
+        data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
+        uri = self.uri(table).replace("s3a://", "s3://", 1)
+        if not is_s3(uri):
+            os.makedirs(uri, exist_ok=True)
+        try:
+            write_deltalake(uri, data, mode="append", storage_options=self._options)
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{uri}: cannot be written: {_first_line(error)}") from error
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[str]:
+        """A place in the lake for what a job sets aside between two passes; it is gone when the block ends."""
+        path = self.path if is_s3(self.path) else os.path.abspath(self.path)
+        place = f"{path.replace('s3://', 's3a://', 1)}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
+        try:
+            yield place
+        finally:
+            spark = self._spark()
+            jvm = spark.sparkContext._jvm
+            target = jvm.org.apache.hadoop.fs.Path(place)
+            target.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).delete(target, True)
+
+    @contextmanager
+    def _metadata(self, commit: Commit) -> Iterator[None]:
+        """Operations without writer options take the commit's metadata from the session."""
+        conf = self._spark().conf
+        conf.set("spark.databricks.delta.commitInfo.userMetadata", commit.json())
+        try:
+            yield
+        finally:
+            conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+
+    # checks --------------------------------------------------------------------------------------------------------
+
+    def _audit(self, table: Table, frame: DataFrame, keys: DataFrame | None) -> None:
+        """Names and types, then uniqueness of the key. Conditions on values are Delta's constraints, checked as it
+        writes and before it commits, so that the frame is computed once."""
+        differences = frame_differences(table, frame)
+        if differences:
+            raise WriteRefused(table.name, differences)
+        with _spark_errors(table.name):
+            repeated = repeated_keys((keys if keys is not None else frame).select(*table.key).toArrow())
+        if repeated:
+            raise WriteRefused(table.name, [_repeats(table, repeated)])
+
+    @contextmanager
+    def _explained(self, table: Table, frame: DataFrame) -> Iterator[None]:
+        """Turn a constraint's violation into an error that lists every broken condition, not the first alone."""
+        from py4j.protocol import Py4JJavaError
+        from pyspark.errors import PySparkException
+
+        try:
+            with _spark_errors(table.name):
+                yield
+        except LakeError as error:
+            cause = error.__cause__
+            text = str(cause) if isinstance(cause, (Py4JJavaError, PySparkException)) else ""
+            if "CONSTRAINT" in text or "NOT NULL" in text:
+                broken = broken_conditions(table, frame)
+                if broken:
+                    raise WriteRefused(table.name, broken) from cause
+            raise
+
+
+def frame_differences(table: Table, frame: DataFrame) -> list[str]:
+    """How a frame's names and types differ from a declaration; nothing is cast to fit."""
+    declared = {column.name: column.type for column in table.columns}
+    found = {field.name: field.dataType.simpleString() for field in frame.schema.fields}
+    differences = [f"column {name} {declared[name]} is missing" for name in declared if name not in found]
+    differences += [f"column {name} {found[name]} is not declared" for name in found if name not in declared]
+    differences += [
+        f"column {name}: {declared[name]} expected, {found[name]} found"
+        for name in declared
+        if name in found and found[name] != declared[name]
+    ]
+    return differences
+
+
+def repeated_keys(keys: pa.Table) -> list[dict[str, Any]]:
+    """Keys that occur more than once, five at most, each with its `count_all`."""
+    counts = keys.group_by(keys.column_names, use_threads=False).aggregate([([], "count_all")])
+    return counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 5).to_pylist()
+
+
+def broken_conditions(table: Table, frame: DataFrame) -> list[str]:
+    """Every declared condition that some row breaks, with the number of rows and one of them, in one pass."""
+    from pyspark.sql import functions as F
+
+    conditions = {f"{c.name} is not null": f"`{c.name}` IS NOT NULL" for c in table.columns if not c.nullable}
+    conditions.update({f"{name} ({condition})": condition for name, condition in table.checks.items()})
+    columns = []
+    for i, condition in enumerate(conditions.values()):
+        wrong = F.expr(f"NOT coalesce({condition}, false)")
+        columns.append(F.count_if(wrong).alias(f"n{i}"))
+        columns.append(F.first(F.when(wrong, F.struct(*table.key).cast("string")), ignorenulls=True).alias(f"row{i}"))
+    with _spark_errors(table.name):
+        row = frame.agg(*columns).collect()[0]
+    return [
+        f"{name}: broken by {row[f'n{i}']} row(s), such as {'/'.join(table.key)} {row[f'row{i}']}"
+        for i, name in enumerate(conditions)
+        if row[f"n{i}"]
+    ]
+
+
+def _repeats(table: Table, repeated: list[dict[str, Any]]) -> str:
+    shown = ", ".join(
+        "/".join(str(key[name]) for name in table.key) + f" ({key['count_all']} times)" for key in repeated
+    )
+    return f"key {'/'.join(table.key)} repeats: {shown}"
+
+
+def _schema_differences(table: Table, found: DeltaTable) -> list[str]:
+    fields = {field.name: field for field in pa.schema(found.schema().to_arrow())}
+    differences = []
+    for column in table.columns:
+        if column.name not in fields:
+            differences.append(f"column {column.name} {column.type} is missing")
+        elif not _same_type(fields[column.name].type, arrow_type(column.type)):
+            differences.append(f"column {column.name}: {column.type} expected, {fields[column.name].type} found")
+    return differences
+
+
+def _same_type(found: pa.DataType, declared: pa.DataType) -> bool:
+    """Equal but for the names of a list's or map's inner fields, which writers choose differently."""
+    if pa.types.is_list(declared):
+        return bool(pa.types.is_list(found)) and _same_type(found.value_type, declared.value_type)
+    if pa.types.is_map(declared):
+        return bool(pa.types.is_map(found)) and _same_type(found.item_type, declared.item_type)
+    return bool(found == declared)
+
+
+def _data_version(found: DeltaTable) -> int:
+    for entry in found.history(100):
+        if entry.get("operation") not in MAINTENANCE:
+            return int(entry["version"])
+    return 0
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _spark_errors(what: str) -> Iterator[None]:
+    """Spark's and Delta's errors as LakeError with their first line. Errors that a worker raised for us pass."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException, PythonException
+
+    try:
+        yield
+    except PythonException:
+        raise
+    except (PySparkException, Py4JError) as error:
+        cause = getattr(error, "java_exception", None)
+        line = _first_line(error)
+        if cause is not None:
+            text = str(cause.toString())
+            line = text.splitlines()[0]
+        raise LakeError(f"{what}: {line[:500]}") from error

@@ -1,0 +1,253 @@
+"""MLflow: the only module outside serving/ that imports it.
+
+A pipeline run is a parent run, found again by the tag `encore.run_id`, so that jobs in separate processes share it;
+each evaluated model is a child run with the tag `model`. Where the server does not answer, jobs go on: what they
+measure stands in the Delta tables, and a warning says that it is not in MLflow.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from encore.config import Config
+from encore.log import redact
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from encore.job import JobResult
+
+log = structlog.get_logger("encore.tracking")
+
+
+def git_commit() -> str:
+    """The commit of the code: ENCORE_GIT_COMMIT where an archive carries it, else of the checkout, else unknown."""
+    given = os.environ.get("ENCORE_GIT_COMMIT")
+    if given:
+        return given
+    try:
+        folder = Path(__file__).resolve().parents[2]
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    if found.returncode != 0:
+        return "unknown"
+    return found.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+
+
+def folder_of(name: str) -> str | None:
+    """The folder part of an artefact's name; None where it has none."""
+    return str(Path(name).parent) if "/" in name else None
+
+
+class Tracking:
+    """The MLflow runs of one pipeline run. Nothing is created before something is logged."""
+
+    def __init__(self, config: Config, run_id: str) -> None:
+        self.run_id = run_id
+        self.failed: str | None = None
+        self._config = config
+        self._parent: str | None = None
+
+    @cached_property
+    def _client(self) -> Any:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("DO_NOT_TRACK", "true")
+        # a server that is away is reported within seconds; the metrics are in Delta
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+
+        uri = self._config.tracking.uri
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=uri)
+
+    def _try(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do something with MLflow; a failure is said once and remembered, and never ends a job."""
+        if self.failed is not None:
+            return None
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return work()
+        except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
+            self.failed = redact(" ".join(str(error).split())[:300])
+            log.warning("mlflow_failed", what=what, uri=self._config.tracking.uri, error=self.failed)
+            return None
+
+    def check(self) -> str | None:
+        """None where the store answers, else why not."""
+        self._try("check", lambda: self._client.search_experiments(max_results=1))
+        return self.failed
+
+    def _experiment(self) -> str:
+        name = self._config.tracking.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = self._config.tracking.artifacts
+        local = urlsplit(self._config.tracking.uri).scheme not in ("http", "https", "databricks")
+        location = (
+            Path(place).absolute().as_uri() if place and local and "://" not in place else (place if local else None)
+        )
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def parent(self) -> str | None:
+        """The id of the parent run, made on first use; None where MLflow fails."""
+        if self._parent is None:
+            self._parent = self._try("parent run", self._find_or_make_parent)
+        return self._parent
+
+    def _find_or_make_parent(self) -> str:
+        experiment = self._experiment()
+        found = self._client.search_runs(
+            [experiment],
+            f"tags.`encore.run_id` = '{self.run_id}' AND tags.`encore.kind` = 'pipeline'",
+            max_results=1,
+        )
+        if found:
+            return str(found[0].info.run_id)
+        tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", **self._common_tags()}
+        run = self._client.create_run(experiment, run_name=self.run_id, tags=tags)
+        self._log_params(run.info.run_id, self._config.flat())
+        self._client.log_text(run.info.run_id, self._config.yaml(), "config.yaml")
+        return str(run.info.run_id)
+
+    def _common_tags(self) -> dict[str, str]:
+        return {
+            "mlflow.source.git.commit": git_commit(),
+            "mlflow.source.name": "encore",
+            "mlflow.source.type": "JOB",
+        }
+
+    def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(name, str(redact("null" if value is None else value))[:5000]) for name, value in params.items()]
+        for i in range(0, len(items), 100):
+            self._client.log_batch(run, params=items[i : i + 100])
+
+    def _log_metrics(self, run: str, metrics: Mapping[str, float]) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        items = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+        for i in range(0, len(items), 500):
+            self._client.log_batch(run, metrics=items[i : i + 500])
+
+    def log_job(self, result: JobResult, versions: Mapping[str, int]) -> None:
+        """Seconds and rows of a job, the Delta version of each table that it read, and what else it had to say."""
+        parent = self.parent()
+        if parent is None:
+            return
+        metrics = {f"seconds.{result.name}": result.seconds}
+        metrics |= {f"rows.{table}": float(n) for table, n in result.rows.items()}
+        metrics |= {
+            f"{result.name}.{name}": float(value)
+            for name, value in result.facts.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        self._try("job metrics", lambda: self._log_metrics(parent, metrics))
+
+        def tag_versions() -> None:
+            for table, version in versions.items():
+                self._client.set_tag(parent, f"version.{table}", str(version))
+
+        self._try("versions", tag_versions)
+
+    def log_model(
+        self,
+        model: str,
+        metrics: Mapping[str, float],
+        versions: Mapping[str, int],
+        figures: Mapping[str, Figure],
+        tags: Mapping[str, str] | None = None,
+    ) -> str | None:
+        """A model's evaluation as a child run; the same run again where the same pipeline run evaluates it again."""
+        parent = self.parent()
+        if parent is None:
+            return None
+
+        def work() -> str:
+            experiment = self._experiment()
+            found = self._client.search_runs(
+                [experiment],
+                f"tags.`mlflow.parentRunId` = '{parent}' AND tags.model = '{model}'",
+                max_results=1,
+            )
+            if found:
+                run = str(found[0].info.run_id)
+            else:
+                own = {
+                    "mlflow.parentRunId": parent,
+                    "model": model,
+                    "encore.run_id": self.run_id,
+                    "encore.kind": "model",
+                }
+                made = self._client.create_run(
+                    experiment,
+                    run_name=f"{model} {self.run_id}",
+                    tags={**own, **self._common_tags(), **(tags or {})},
+                )
+                run = str(made.info.run_id)
+                # the settings stand here too: a comparison of two models' runs then shows what differs between them
+                self._log_params(run, {"model": model, **self._config.flat()})
+                self._log_params(run, {f"version.{table}": version for table, version in versions.items()})
+            self._log_metrics(run, metrics)
+            for name, figure in figures.items():
+                self._client.log_figure(run, figure, f"plots/{name}.png")
+            self._client.set_terminated(run, "FINISHED")
+            return run
+
+        found: str | None = self._try(f"model {model}", work)
+        return found
+
+    def log_file(self, path: str, folder: str | None = None) -> None:
+        """A file as an artefact of the parent run."""
+        parent = self.parent()
+        if parent is not None:
+            self._try("artefact", lambda: self._client.log_artifact(parent, path, folder))
+
+    def log_text(self, text: str, name: str) -> None:
+        """A text as an artefact of the parent run."""
+        parent = self.parent()
+        if parent is not None:
+            with tempfile.TemporaryDirectory(prefix="encore-") as folder:
+                path = Path(folder) / Path(name).name
+                path.write_text(text, encoding="utf-8")
+                self._try("artefact", lambda: self._client.log_artifact(parent, str(path), folder_of(name)))
+
+    def finish(self, *, failed: bool, seconds: float | None = None) -> None:
+        """End the parent run, if there is one."""
+        if self._parent is not None:
+            parent = self._parent
+            if seconds is not None:
+                self._try("seconds", lambda: self._log_metrics(parent, {"seconds": seconds}))
+            self._try("finish", lambda: self._client.set_terminated(parent, "FAILED" if failed else "FINISHED"))

