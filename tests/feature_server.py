@@ -53,10 +53,7 @@ class FeatureServer:
 
     def spotify(self, ids: list[str]) -> Any:
         """One entry an id, null for an unknown one."""
-        entries = [
-            {"id": i, "type": "audio_features", **self.features[i]} if i in self.features else None
-            for i in ids
-        ]
+        entries = [{"id": i, "type": "audio_features", **self.features[i]} if i in self.features else None for i in ids]
         return {"audio_features": entries}
 
     def reccobeats(self, ids: list[str]) -> Any:

@@ -1,16 +1,18 @@
 """Settings: frozen models over layers of YAML, the only reader of YAML.
 
 Layers, later ones win: `conf/base.yaml`, `conf/<env>.yaml`, then each `--set a.b=value`. Interpolation is OmegaConf's,
-`${oc.env:NAME,default}` for the environment. Unknown keys and wrong types are refused with the file and the path.
+`${oc.env:NAME,default}` for the environment, where an empty variable counts as not set. Unknown keys and wrong types
+are refused with the file and the path.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
@@ -19,10 +21,23 @@ from encore.errors import ConfigError
 from encore.tables import FEATURES
 
 
+def _environment(name: str, *default: Any) -> str | None:
+    """OmegaConf's `oc.env`, but for empty variables, which scripts and containers leave behind for unset ones."""
+    value = os.environ.get(name)
+    if value:
+        return value
+    if not default:
+        raise KeyError(f"environment variable {name} is not set")
+    return None if default[0] is None else str(default[0])
+
+
+OmegaConf.register_resolver("oc.env", _environment, replace=True, annotation_validation="off")
+
+
 class Section(BaseModel):
     """A group of settings: frozen, no unknown keys, and no silent conversion between types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LakeConfig(Section):
@@ -212,25 +227,82 @@ def conf_dir() -> Path:
 def _layer(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not YAML settings: {_one_line(error)}") from error
     if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: a mapping of settings expected, a {type(loaded).__name__} found")
+        raise ConfigError(f"{path}: a mapping of settings expected, a list found")
     return loaded
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _node(layer: Any, path: tuple[Any, ...]) -> Any:
+    """The node at a path, not interpolated. KeyError where the layer does not have it."""
+    for part in path:
+        is_there = isinstance(layer, DictConfig) and part in layer
+        is_there = is_there or (isinstance(layer, ListConfig) and isinstance(part, int) and part < len(layer))
+        if not is_there:
+            raise KeyError(part)
+        layer = layer._get_node(part)
+    return layer
+
+
+_EXPECTED = {"extra_forbidden": "unknown key", "missing": "missing", "model_type": "a mapping of settings expected"}
 
 
 def _origin(path: tuple[Any, ...], layers: list[tuple[str, DictConfig]]) -> str:
     """The last layer that says something about a path."""
     for name, layer in reversed(layers):
-        node: Any = layer
-        for part in path:
-            if isinstance(node, DictConfig) and part in node:
-                node = node._get_node(part)
-            else:
-                break
-        else:
-            return name
+        try:
+            _node(layer, path)
+        except KeyError:
+            continue
+        return name
     return layers[0][0]
+
+
+def _merge(layers: list[tuple[str, DictConfig]]) -> DictConfig:
+    """One layer over the other. Raises ConfigError for a list where a mapping is, or the other way round."""
+    merged = OmegaConf.create()
+    for name, layer in layers:
+        try:
+            merged.merge_with(layer)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            raise ConfigError(f"{name}: {_clash(merged, layer) or _one_line(error)}") from error
+    return merged
+
+
+def _clash(below: DictConfig, above: DictConfig, prefix: str = "") -> str | None:
+    """Where a layer has a list instead of a mapping, or the other way round, which OmegaConf does not say."""
+    for name in map(str, above):
+        old, new = (layer._get_node(name) for layer in (below, above))
+        if isinstance(old, DictConfig) and isinstance(new, DictConfig):
+            inner = _clash(old, new, f"{prefix}{name}.")
+            if inner:
+                return inner
+        elif isinstance(old, (DictConfig, ListConfig)) and isinstance(new, (DictConfig, ListConfig)):
+            kinds = ["a mapping" if isinstance(node, DictConfig) else "a list" for node in (old, new)]
+            if kinds[0] != kinds[1]:
+                return f"{prefix}{name}: {kinds[0]} expected, {kinds[1]} found"
+    return None
+
+
+def _unresolved(error: OmegaConfBaseException, layers: list[tuple[str, DictConfig]]) -> ConfigError:
+    """Our error for an interpolation that gives nothing: names the layer, the path and the variables not set."""
+    dotted = str(error.full_key or "")
+    path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", dotted))
+    origin = _origin(path, layers)
+    try:
+        text = str(_node(dict(layers)[origin], path)._value())
+    except KeyError:
+        text = ""
+    unset = [name for name in re.findall(r"oc\.env:\s*([A-Za-z_]\w*)", text) if not os.environ.get(name)]
+    if unset:
+        what = f"the environment variable {' or '.join(unset)} is not set"
+        return ConfigError(f"{origin}: {dotted}: {what}", remedy=f"set it, or give --set {dotted}=VALUE")
+    return ConfigError(f"{origin}: {dotted}: {text} has no value: {str(error).splitlines()[0]}")
 
 
 def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -240,8 +312,8 @@ def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ())
     """
     folder = conf_dir()
     own = folder / f"{env}.yaml"
-    if not own.is_file() or env == "base":
-        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
+    known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
+    if env not in known:
         raise ConfigError(f"no environment {env!r} in {folder}", remedy=f"one of: {', '.join(known)}")
     layers = [(str(folder / "base.yaml"), _layer(folder / "base.yaml")), (str(own), _layer(own))]
     for override in overrides:
@@ -251,12 +323,15 @@ def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ())
         try:
             layers.append((f"--set {override}", OmegaConf.from_dotlist([override])))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"--set {override}: not understood: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"--set {override}: not understood: {_one_line(error)}") from error
+    for name, layer in layers:
+        if "env" in layer:
+            raise ConfigError(f"{name}: env: not a setting, but the name of the environment", remedy="give it by --env")
+    merged = _merge([*layers, ("--env", OmegaConf.create({"env": env}))])
     try:
-        merged = OmegaConf.merge(*(layer for _, layer in layers), {"env": env})
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{own}: {' '.join(str(error).split())}") from error
+        raise _unresolved(error, layers) from error
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
@@ -265,7 +340,7 @@ def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ())
             path = tuple(item["loc"])
             dotted = ".".join(str(part) for part in path)
             found = "" if item["type"] in ("extra_forbidden", "missing") else f", {item['input']!r} found"
-            what = {"extra_forbidden": "unknown key", "missing": "missing"}.get(item["type"], item["msg"].lower())
+            what = _EXPECTED.get(item["type"], item["msg"].lower())
             problems.append(f"{_origin(path, layers)}: {dotted}: {what}{found}")
         raise ConfigError("; ".join(problems)) from error
     unknown = sorted(set(config.vectors.weights) - set(FEATURES))

@@ -57,15 +57,20 @@ def order(nodes: Sequence[Node]) -> list[str]:
 
 
 def select(nodes: Sequence[Node], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
-    """The part of the order that `--from`, `--to`, `--only` name. ConfigError for an unknown job or an empty part."""
+    """The part of the order that `--from`, `--to`, or else `--only` name.
+
+    Raises ConfigError for an unknown job, an empty part, and both ways at once.
+    """
     names = order(nodes)
-    for name in (*([first] if first else ()), *([last] if last else ()), *only):
-        if name not in names:
+    for name in (first, last, *only):
+        if name is not None and name not in names:
             raise ConfigError(f"no job {name!r}", remedy="one of: " + ", ".join(names))
+    if only and (first is not None or last is not None):
+        raise ConfigError("--only names jobs by themselves, not within --from and --to", remedy="leave out one of them")
     if only:
         return [name for name in names if name in only]
-    start = names.index(first) if first else 0
-    stop = names.index(last) + 1 if last else len(names)
+    start = names.index(first) if first is not None else 0
+    stop = names.index(last) + 1 if last is not None else len(names)
     if start >= stop:
         raise ConfigError(f"--from {first} comes after --to {last}", remedy="the order is: " + ", ".join(names))
     return names[start:stop]

@@ -35,25 +35,30 @@ def run_pipeline(
     *,
     run_id: str | None = None,
     force: bool = False,
+    session: Session | None = None,
     on_job: Callable[[str], None] | None = None,
     on_result: Callable[[JobResult], None] | None = None,
 ) -> list[JobResult]:
-    """Run jobs one after the other. The first failure ends the run, is recorded, and is raised."""
+    """Run jobs one after the other. The first failure ends the run, is recorded, and is raised.
+
+    A `session` that is given is used and left running; without one, one is started where a job needs it.
+    """
     check(config)
-    session, tracking = Session(config), Tracking(config, run_id or new_run_id())
+    own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
     results: list[JobResult] = []
     began, failed = time.monotonic(), True
     try:
         for name in jobs:
             if on_job:
                 on_job(name)
-            results.append(run_job(name, config, session, tracking, force=force))
+            results.append(run_job(name, config, own, tracking, force=force))
             if on_result:
                 on_result(results[-1])
         failed = False
     finally:
         tracking.finish(failed=failed, seconds=time.monotonic() - began)
-        session.stop()
+        if session is None:
+            own.stop()
     return results
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from encore.config import Config
@@ -209,7 +209,9 @@ class Store:
         if found is None:
             schema = arrow_schema(table)
             return schema.empty_table().select(columns or schema.names)
-        return found.to_pyarrow_table(columns=columns)
+        wanted = ", ".join(f'"{name}"' for name in columns or arrow_schema(table).names)
+        # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
+        return pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
 
     def register_views(self) -> list[str]:
         """Make every table that is there, and the views over them, known to Spark SQL by name; returns the names."""

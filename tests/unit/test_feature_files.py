@@ -30,9 +30,7 @@ from encore.tables import FEATURES, RANGES, REASONS
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-VALUES: dict[str, Any] = dict(
-    zip(FEATURES, (0.5, 0.625, 7, -8.5, 1, 0.05, 0.125, 0.0, 0.25, 0.75, 120.5), strict=True)
-)
+VALUES: dict[str, Any] = dict(zip(FEATURES, (0.5, 0.625, 7, -8.5, 1, 0.05, 0.125, 0.0, 0.25, 0.75, 120.5), strict=True))
 ENDS = (
     "csv",
     "tsv",
@@ -84,9 +82,7 @@ def write(path: Path, rows: list[dict[str, Any]], names: dict[str, str] | None =
     return path
 
 
-def file_provider(
-    path: Path | str, columns: dict[str, str] | None = None, payload_bytes: int = 500
-) -> FileProvider:
+def file_provider(path: Path | str, columns: dict[str, str] | None = None, payload_bytes: int = 500) -> FileProvider:
     s3 = S3Config(endpoint=None, region=None, path_style=False)
     return FileProvider(str(path), s3, columns or {}, payload_bytes)
 
@@ -103,9 +99,7 @@ def fetch(path: Path | str, columns: dict[str, str] | None = None) -> Fetched:
     )
     refused = whole.refused.to_pylist()
     assert {one["reason"] for one in refused} <= set(REASONS)
-    assert len({(one["source"], one["record"]) for one in refused}) == len(refused), (
-        "a record is refused once"
-    )
+    assert len({(one["source"], one["record"]) for one in refused}) == len(refused), "a record is refused once"
     return whole
 
 
@@ -190,6 +184,7 @@ def test_each_rule_refuses_its_row_and_no_other(tmp_path: Path, end: str) -> Non
         ({"tempo": float("inf")}, "feature_out_of_range", "tempo: 0 to 400 expected, "),
         ({"tempo": -0.5, "energy": None}, "feature_missing", "energy: "),
         ({"tempo": 500.0, "energy": -1.0}, "feature_out_of_range", "energy: "),
+        ({"tempo": None, "energy": float("nan")}, "feature_missing", "tempo: "),
         ({"track_id": "x", "energy": None}, "feature_id_malformed", "track_uri: "),
     ]
     rows = [row(0)]
@@ -245,9 +240,7 @@ def test_of_the_good_rows_of_a_track_the_first_stays(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", [row(1, tempo=3.0), row(3)])
     write(tmp_path / "a.jsonl", [row(1, tempo=900.0), row(2), row(1, tempo=1.0), row(1, tempo=2.0)])
     fetched = fetch(tmp_path)
-    tempo = dict(
-        zip(fetched.features["track_uri"].to_pylist(), fetched.features["tempo"].to_pylist(), strict=True)
-    )
+    tempo = dict(zip(fetched.features["track_uri"].to_pylist(), fetched.features["tempo"].to_pylist(), strict=True))
     assert tempo == {uri(2): 120.5, uri(1): 1.0, uri(3): 120.5}
     found = [(one["source"], one["record"], one["reason"]) for one in fetched.refused.to_pylist()]
     assert found == [
@@ -276,16 +269,12 @@ def test_csv_rows_of_another_length_are_refused_by_their_number(
     wrong = {1, 4, 5, 20, 37, 59}
     lines = [",".join(["id", *FEATURES])]
     for n in range(60):
-        lines.append(
-            ",".join([track(n), *(str(VALUES[name]) for name in FEATURES)]) + (",more" if n in wrong else "")
-        )
+        lines.append(",".join([track(n), *(str(VALUES[name]) for name in FEATURES)]) + (",more" if n in wrong else ""))
     lines[10] = lines[10].replace("120.5", "quick")
     (tmp_path / "f.csv").write_text("\n".join(lines) + "\n")
     fetched = fetch(tmp_path / "f.csv")
     assert fetched.features.num_rows == 60 - len(wrong) - 1
-    assert {r for r, why in reasons(fetched).items() if why == "features_unreadable"} == {
-        f"row {n + 1}" for n in wrong
-    }
+    assert {r for r, why in reasons(fetched).items() if why == "features_unreadable"} == {f"row {n + 1}" for n in wrong}
     assert reasons(fetched)["row 10"] == "feature_not_a_number"
     assert details(fetched)["row 60"] == "a row of 12 columns expected, 13 found"
 
@@ -384,6 +373,13 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         provider(load_config("local", ["raw.features=null"]))
 
 
+def test_csv_of_nothing_but_wrong_rows(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(",".join(["id", *FEATURES]) + "\n1,2\n3\n")
+    fetched = fetch(tmp_path / "f.csv")
+    assert reasons(fetched) == dict.fromkeys(["row 1", "row 2"], "features_unreadable")
+    assert fetched.features.num_rows == 0
+
+
 @pytest.mark.parametrize("block", [4000, 8 << 20])
 def test_a_quote_that_does_not_close_is_told_with_what_it_swallows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
@@ -396,15 +392,13 @@ def test_a_quote_that_does_not_close_is_told_with_what_it_swallows(
     fetched = fetch(path)
     assert fetched.features.num_rows == 49
     assert reasons(fetched) == {"row 50": "features_unreadable"}
-    assert "1 found in 52 lines; is there a quote" in details(fetched)["row 50"]
+    assert "1 found in 51 lines; is there a quote" in details(fetched)["row 50"]
 
 
 def test_what_breaks_in_the_middle_keeps_what_was_taken_before(tmp_path: Path) -> None:
     write(tmp_path / "f.parquet", [row(1)])
     table = pa.Table.from_pylist([row(n) for n in range(200)])
-    pq.write_table(
-        table, tmp_path / "g.parquet", row_group_size=100, compression="none", use_dictionary=False
-    )
+    pq.write_table(table, tmp_path / "g.parquet", row_group_size=100, compression="none", use_dictionary=False)
     place = pq.ParquetFile(tmp_path / "g.parquet").metadata.row_group(1).column(3).data_page_offset
     content = bytearray((tmp_path / "g.parquet").read_bytes())
     content[place : place + 20] = b"\xff" * 20
@@ -413,14 +407,13 @@ def test_what_breaks_in_the_middle_keeps_what_was_taken_before(tmp_path: Path) -
     assert 1 <= fetched.features.num_rows <= 101
     (refused,) = [one for one in fetched.refused.to_pylist() if one["record"] == "file"]
     assert refused["source"] == "g.parquet"
-    assert "tracks were taken" in refused["detail"]
+    taken = fetched.features["source"].to_pylist().count("g.parquet")
+    assert f"before that, {taken} tracks were taken" in refused["detail"]
 
 
 def test_a_header_alone_is_a_table_without_rows(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text(",".join(["id", *FEATURES]) + "\n")
-    fetched = [
-        (c.features.num_rows, c.refused.num_rows) for c in file_provider(tmp_path / "f.csv").fetch(iter([]))
-    ]
+    fetched = [(c.features.num_rows, c.refused.num_rows) for c in file_provider(tmp_path / "f.csv").fetch(iter([]))]
     assert fetched in ([], [(0, 0)])
 
 
@@ -454,11 +447,7 @@ def test_csv_as_it_is_found(tmp_path: Path, change: Callable[[bytes], bytes], zi
 def test_parquet_of_other_types(tmp_path: Path, kind: pa.DataType) -> None:
     table = pa.Table.from_pylist([row(1), row(2)])
     place = table.column_names.index("energy")
-    energy = (
-        pa.array(["0.625", "0.625"]).cast(kind)
-        if pa.types.is_dictionary(kind)
-        else table["energy"].cast(kind)
-    )
+    energy = pa.array(["0.625", "0.625"]).cast(kind) if pa.types.is_dictionary(kind) else table["energy"].cast(kind)
     table = table.set_column(place, "energy", energy)
     place = table.column_names.index("track_id")
     table = table.set_column(place, "track_id", table["track_id"].cast(pa.large_string()))
@@ -544,9 +533,7 @@ def test_ids_survive_every_way_of_writing_them(ids: list[str], data: st.DataObje
 def test_what_is_not_22_digits_is_no_id(text: str) -> None:
     (found,) = normalise_ids(pa.array([text], pa.string())).to_pylist()
     assert found is None or (len(found) == 22 and found in text and found.isascii() and found.isalnum())
-    assert (
-        normalise_ids(pa.array([track(1) + "0", track(1)[1:], "spotify:album:" + track(1)])).null_count == 3
-    )
+    assert normalise_ids(pa.array([track(1) + "0", track(1)[1:], "spotify:album:" + track(1)])).null_count == 3
 
 
 @given(st.lists(st.lists(st.integers(0, 300), max_size=60), max_size=12))

@@ -136,9 +136,7 @@ def test_a_chunk_is_drawn_when_the_one_before_is_answered(world: World) -> None:
 def test_unknown_tracks_are_refused_as_missing(world: World) -> None:
     (fetched,) = world.fetch(uris(3, 999, 4))
     assert sorted(fetched.features["track_uri"].to_pylist()) == uris(3, 4)
-    assert refused(fetched) == {
-        uris(999)[0]: ("feature_missing", f"{world.service} has no features of this track")
-    }
+    assert refused(fetched) == {uris(999)[0]: ("feature_missing", f"{world.service} has no features of this track")}
     assert fetched.refused["source"].to_pylist() == [world.service]
 
 
@@ -289,18 +287,14 @@ def test_spotify_403_explains_and_names_what_to_use_instead(spotify: World) -> N
 
 
 @pytest.mark.parametrize("missing", ["SPOTIPY_CLIENT_ID", "SPOTIPY_CLIENT_SECRET"])
-def test_spotify_wants_both_credentials(
-    spotify: World, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
+def test_spotify_wants_both_credentials(spotify: World, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delenv(missing)
     with pytest.raises(EnvironmentMissing, match=missing) as caught:
         spotify.provider()
     assert "reccobeats" in str(caught.value.remedy)
 
 
-def test_spotify_wrong_credentials_are_not_tried_again(
-    spotify: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spotify_wrong_credentials_are_not_tried_again(spotify: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPOTIPY_CLIENT_SECRET", "wrong-secret")
     with pytest.raises(EnvironmentMissing, match="invalid_client") as caught:
         spotify.fetch(uris(1))
@@ -352,9 +346,7 @@ def test_reccobeats_entries_are_told_by_their_link_not_by_their_place() -> None:
 
         server.moods = [Mood(change=spoil)]
         (fetched,) = World("reccobeats", server).fetch(uris(*range(5)))
-        tempo = dict(
-            zip(fetched.features["track_uri"].to_pylist(), fetched.features["tempo"].to_pylist(), strict=True)
-        )
+        tempo = dict(zip(fetched.features["track_uri"].to_pylist(), fetched.features["tempo"].to_pylist(), strict=True))
         assert tempo == {uris(n)[0]: 100.0 + n for n in (0, 1, 3, 4)}
         assert list(refused(fetched)) == uris(2)
 

@@ -480,10 +480,9 @@ def _inner(found: Any, path: tuple[str, ...]) -> Any:
 
 def column_of(values: list[Any]) -> pa.Array:
     """An Arrow column of values from JSON: float64 where all are numbers or null, else texts."""
-    if not any(isinstance(value, bool | str) for value in values):
-        try:
-            return pa.array(values, pa.float64())
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            pass
+    try:
+        return pa.array(values, pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
     texts = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
     return pa.array(texts, pa.string())

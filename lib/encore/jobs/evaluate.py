@@ -136,4 +136,12 @@ def _covered(ctx: JobContext, model: str, n_tracks: int) -> np.ndarray:
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> None:
-    ctx.tracking.log_model(model, summary.figures(), ctx.versions, {})
+    # matplotlib is for the driver alone: workers import this module too
+    from encore.reports import plots
+
+    mine = {model: summary}
+    figures = {
+        "precision_by_known": plots.precision_by_known(mine),
+        "clicks_distribution": plots.clicks_distribution(mine),
+    }
+    ctx.tracking.log_model(model, summary.figures(), ctx.versions, figures)

@@ -22,6 +22,7 @@ import pyarrow.json as pj
 from encore.ragged import Ragged
 
 TRACK_URI = re.compile(r"spotify:track:[0-9A-Za-z]{22}")
+_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 TRACK_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
 LATEST = 253402300799
 """Epoch seconds of the last second of the year 9999: later times fit no timestamp column."""
@@ -125,7 +126,8 @@ def parse_slice(data: bytes, limits: Limits, taken: Collection[int] = ()) -> Sli
 
 def _fast(data: bytes, limits: Limits, taken: Collection[int]) -> pa.StructArray:
     """The playlists of a wholly good file as one struct array. Raises _NotClean or ArrowInvalid for any other."""
-    if not data or not (data.isascii() or _is_utf8(data)):
+    # pyarrow crashes on a file that is `null`, so nothing but an object gets to it
+    if not _OBJECT.match(data) or not (data.isascii() or _is_utf8(data)):
         raise _NotClean
     table = pj.read_json(
         pa.BufferReader(data),
@@ -236,6 +238,7 @@ def _slow(data: bytes, limits: Limits, taken: Collection[int]) -> Slice:
         return _whole(
             data, limits, "not_utf8", f"UTF-8 expected, byte 0x{data[error.start]:02x} at {error.start} found"
         )
+    text = text.removeprefix("\ufeff")
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -246,7 +249,12 @@ def _slow(data: bytes, limits: Limits, taken: Collection[int]) -> Slice:
             found = "an empty file" if not text.strip() else f"{error} (of {len(data)} bytes)"
             return _whole(data, limits, "not_json", f"JSON expected, found: {found}")
     if not isinstance(content, dict) or not isinstance(content.get("playlists"), list):
-        found = f"keys {', '.join(list(content)[:8])}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        if not isinstance(content, dict):
+            found = _shown(content)
+        elif "playlists" in content:
+            found = f"playlists: {_shown(content['playlists'])}"
+        else:
+            found = f"the keys {_shown(list(content)[:8])}"
         return _whole(data, limits, "not_a_slice", f"an object with a list `playlists` expected, {found} found")
     refused: list[Refused] = []
     good: list[dict[str, Any]] = []
@@ -259,7 +267,7 @@ def _slow(data: bytes, limits: Limits, taken: Collection[int]) -> Slice:
             good.append(_plain(record))
         else:
             known = pid if isinstance(pid, int) and not isinstance(pid, bool) and abs(pid) < 2**63 else None
-            refused.append(Refused(f"playlist {place}", known, *problem, _payload(record, limits)))
+            refused.append(Refused(f"playlist {place}", known, *problem, _shown(record, limits.payload_bytes)))
     return _to_slice(pa.array(good, _PLAYLIST), refused)
 
 
@@ -273,35 +281,40 @@ def refused_file(refused: Refused) -> Slice:
     return _to_slice(pa.array([], _PLAYLIST), [refused])
 
 
-def _payload(record: Any, limits: Limits) -> str:
-    return json.dumps(record, ensure_ascii=True)[: limits.payload_bytes]
+def _shown(value: Any, most: int = 100) -> str:
+    """The beginning of a value as JSON in ASCII, so that bytes are characters and nothing in it is unprintable."""
+    try:
+        return json.dumps(value, ensure_ascii=True)[:most]
+    except RecursionError:
+        return "a deeply nested value"[:most]
 
 
 def _problem(record: Any, seen: set[int], taken: Collection[int], limits: Limits) -> tuple[str, str] | None:
     """Reason and detail why a playlist is refused; None for a good one."""
     if not isinstance(record, dict):
-        return "pid_missing", f"an object with a pid expected, a {type(record).__name__} found"
+        return "pid_missing", f"an object with a pid expected, {_shown(record)} found"
     pid = record.get("pid")
     if pid is None:
         return "pid_missing", "pid: an integer expected, nothing found"
     if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid < 2**63:
-        return "pid_not_integer", f"pid: an integer from 0 expected, {json.dumps(pid)[:100]} found"
+        return "pid_not_integer", f"pid: an integer from 0 expected, {_shown(pid)} found"
     if pid in seen:
         return "pid_duplicate", f"pid: {pid} stands in this file before"
     if pid in taken:
         return "pid_duplicate", f"pid: {pid} belongs to another file"
     tracks = record.get("tracks")
     if not isinstance(tracks, list):
-        return "tracks_missing", f"tracks: a list expected, {json.dumps(tracks)[:100]} found"
+        return "tracks_missing", f"tracks: a list expected, {_shown(tracks)} found"
     if len(tracks) > limits.max_tracks:
         return "too_many_tracks", f"tracks: at most {limits.max_tracks} expected, {len(tracks)} found"
     for place, track in enumerate(tracks):
-        uri = track.get("track_uri") if isinstance(track, dict) else track
-        if not isinstance(track, dict) or not isinstance(uri, str) or not TRACK_URI.fullmatch(uri):
+        if not isinstance(track, dict):
+            return "track_uri_malformed", f"tracks[{place}]: an object expected, {_shown(track)} found"
+        uri = track.get("track_uri")
+        if not isinstance(uri, str) or not TRACK_URI.fullmatch(uri):
             return (
                 "track_uri_malformed",
-                f"tracks[{place}].track_uri: spotify:track: and 22 letters or digits expected, "
-                f"{json.dumps(uri)[:100]} found",
+                f"tracks[{place}].track_uri: spotify:track: and 22 letters or digits expected, {_shown(uri)} found",
             )
         wrong = _wrong_field(track, _TRACK, f"tracks[{place}].")
         if wrong:
@@ -327,7 +340,7 @@ def _wrong_field(record: dict[str, Any], struct: pa.StructType, prefix: str) -> 
             right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
             expected = f"an integer from {low} to {high}"
         if not right:
-            return f"{prefix}{name}: {expected} expected, {json.dumps(value)[:100]} found"
+            return f"{prefix}{name}: {expected} expected, {_shown(value)} found"
     return None
 
 

@@ -116,7 +116,7 @@ def album_names(seed: int, album: U64) -> list[str]:
     names: list[str] = []
     for f, i, j, e, g in zip(form, one, two, end, glue, strict=True):
         if f < 22:
-            names.append(_WORDS[i])
+            names.append(_WORDS[i] + _WORDS[j].lower())
         elif f < 50:
             names.append(f"{_WORDS[i]} {_WORDS[j]}")
         elif f < 68:
@@ -138,7 +138,7 @@ def track_names(seed: int, track: U64) -> list[str]:
     names: list[str] = []
     for f, i, j, e, g in zip(form, one, two, end, glue, strict=True):
         if f < 24:
-            names.append(_WORDS[i])
+            names.append(_WORDS[i] + _WORDS[j].lower())
         elif f < 50:
             names.append(f"{_WORDS[i]} {_WORDS[j]}")
         elif f < 76:

@@ -1,0 +1,125 @@
+"""The report's page: one HTML file that needs nothing else. All text is escaped by the template engine."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import Final
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from encore.evaluation.metrics import Summary
+from encore.reports.data import Count, Coverage, KeyFigure, Ledger, Refused
+from encore.reports.plots import png
+
+COLUMNS: Final = (
+    ("n_playlists", "playlists", "count", 0),
+    ("r_precision", "R-precision", "metric", 1),
+    ("r_precision_artist", "with artist credit", "metric", 1),
+    ("ndcg", "NDCG", "metric", 1),
+    ("clicks", "clicks", "mean", -1),
+    ("share_unserved", "without a list", "share", 0),
+    ("coverage", "catalogue recommended", "share", 0),
+)
+"""Of the table of models: figure, heading, form, and whether more (1) or less (-1) is better."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the page shows. `coverages`: share of the catalogue that each model recommended, where known.
+
+    `token` is for the program that made the page to know it again.
+    """
+
+    token: str
+    run_id: str
+    lake: str
+    commit: str
+    made_at: datetime
+    versions: Mapping[str, int]
+    key_figures: list[KeyFigure]
+    summaries: Mapping[str, Summary]
+    coverages: Mapping[str, float]
+    artists: list[Count]
+    tracks: list[Count]
+    titles: list[Count]
+    untitled: int
+    coverage: Coverage
+    sampled: int
+    refused: list[Refused]
+    ledger: list[Ledger]
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table of models."""
+
+    text: str
+    best: bool
+
+
+def render(content: Content) -> str:
+    """The page as HTML: the same text for the same content. `figures` are placed by their names in the template."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(form=form, bytes=size, when=when)
+    template = resources.files("encore.reports").joinpath("templates/report.html").read_text(encoding="utf-8")
+    images = {name: _image(figure) for name, figure in content.figures.items()}
+    return environment.from_string(template).render(
+        c=content, images=images, headings=[heading for _, heading, _, _ in COLUMNS], models=model_rows(content)
+    )
+
+
+def form(value: float | None, kind: str) -> str:
+    """A figure as people read it: `kind` count, mean, metric or share; a dash where there is none."""
+    if value is None:
+        return "–"
+    if kind == "count":
+        return f"{value:,.0f}"
+    if kind == "share":
+        return f"{100 * value:.2f} %" if abs(value) < 0.1 else f"{100 * value:.1f} %"
+    return f"{value:.4f}" if kind == "metric" else f"{value:,.2f}".removesuffix(".00")
+
+
+def size(value: int) -> str:
+    """A number of bytes with a decimal unit."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value} B"
+
+
+def when(value: datetime) -> str:
+    """A time to the minute."""
+    return f"{value:%Y-%m-%d %H:%M} UTC"
+
+
+def model_rows(content: Content) -> list[tuple[str, list[Cell]]]:
+    """The table of models: a row each, the best value of a metric marked; a metric of no playlist is a dash."""
+    found = {}
+    for model, summary in content.summaries.items():
+        values: dict[str, float | None] = {**summary.figures()}
+        values["coverage"] = content.coverages.get(model)
+        found[model] = values
+    rows = []
+    for model, values in found.items():
+        cells = []
+        for name, _, kind, sign in COLUMNS:
+            known = [v for other in found.values() if (v := other.get(name)) is not None]
+            value = values.get(name)
+            best = bool(sign) and len(found) > 1 and value is not None and value * sign == max(v * sign for v in known)
+            cells.append(Cell(form(value, kind), best))
+        rows.append((model, cells))
+    return rows
+
+
+def _image(figure: Figure) -> Markup:
+    """A picture as an image element that holds its own data; its text for those who cannot see it is its title."""
+    alternative = figure.get_suptitle()
+    data = base64.b64encode(png(figure)).decode("ascii")
+    return Markup('<div class="picture"><img alt="{}" src="data:image/png;base64,{}"></div>').format(alternative, data)

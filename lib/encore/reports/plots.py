@@ -1,0 +1,357 @@
+"""Pictures for the report and for MLflow: arrays and summaries in, matplotlib Figures out, no global state.
+
+Drawn to be read at 700 pixels, those of HALF inches also at 480, two side by side. Colours are those of Okabe and Ito,
+told apart by colour-blind people; models differ by marker as well. Nothing to show is said in the picture, not an
+error.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from encore.evaluation.metrics import BUCKETS, NO_HIT, PAGE, Summary
+from encore.reports.data import F64, I64, Spread, edges
+
+WIDTH, HALF = 7.0, 5.4
+"""Inches, of a picture that stands alone and of one that may stand beside another."""
+DPI: Final = 160
+"""Sharp at 700 pixels on a screen with twice as many."""
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT, GRID = "#222222", "#5a5a5a", "#dddddd"
+
+UNITS: Final = {
+    "key": "pitch class, ?: none found",
+    "loudness": "mean loudness, dB",
+    "mode": "",
+    "tempo": "beats a minute",
+}
+"""Labels of the features that are not simply from 0 to 1."""
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG: the same bytes for a figure made in the same way."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _figure(
+    title: str, width: float, height: float, rows: int = 1, columns: int = 1, **kinds: Any
+) -> tuple[Figure, Any]:
+    """A figure with a title at the left and its axes, as an array (rows, columns)."""
+    # room for the half of the last tick label that stands beyond its axis
+    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.06)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    axes = figure.subplots(rows, columns, squeeze=False, **kinds)
+    for ax in axes.flat:
+        ax.tick_params(labelsize=9, colors=FAINT)
+        ax.grid(True, color=GRID, linewidth=0.6)
+        ax.set_axisbelow(True)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_color("#999999")
+    return figure, axes
+
+
+def _labels(ax: Any, x: str, y: str, title: str = "") -> None:
+    ax.set_xlabel(x, fontsize=9.5, color=INK)
+    ax.set_ylabel(y, fontsize=9.5, color=INK)
+    if title:
+        ax.set_title(title, fontsize=10, loc="left", color=INK)
+
+
+def _nothing(ax: Any, text: str) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=10, color=FAINT)
+
+
+def _legend(ax: Any, **where: Any) -> None:
+    ax.legend(fontsize=9, frameon=False, labelcolor=INK, **where)
+
+
+def _percent(ax: Any, axis: str, digits: int = 0) -> None:
+    formatter = FuncFormatter(lambda value, _: f"{100 * value:.{digits}f} %")
+    getattr(ax, f"{axis}axis").set_major_formatter(formatter)
+
+
+def _thousands(ax: Any, axis: str) -> None:
+    getattr(ax, f"{axis}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th model; a second round of colours is dashed."""
+    rounds = i // len(COLOURS)
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[rounds % 3],
+    }
+
+
+# models --------------------------------------------------------------------------------------------------------------
+
+
+def bucket_name(least: int, most: int | None) -> str:
+    """A range of numbers of tracks as people write it: 0, 2-4, 100+."""
+    if most is None:
+        return f"{least}+"
+    return str(least) if least == most else f"{least}–{most}"
+
+
+def model_means(summaries: Mapping[str, Summary]) -> Figure:
+    """Mean R-precision, with and without the credit for artists, and NDCG of each model, as bars with their values."""
+    names = {
+        "r_precision": "R-precision",
+        "r_precision_artist": "R-precision with\nartist credit",
+        "ndcg": "NDCG",
+    }
+    figure, axes = _figure("Accuracy of each model over all playlists", HALF, 1.3 + 0.72 * max(1, len(summaries)))
+    ax = axes[0, 0]
+    found = {model: s.figures() for model, s in summaries.items() if s.n_playlists}
+    if not found:
+        _nothing(ax, "no model was evaluated")
+        return figure
+    height = 0.8 / len(found)
+    greatest = max(max(values[name] for name in names) for values in found.values())
+    for i, (model, values) in enumerate(found.items()):
+        places = np.arange(len(names)) - 0.4 + height * (i + 0.5)
+        widths = [values[name] for name in names]
+        ax.barh(places, widths, height * 0.92, color=COLOURS[i % len(COLOURS)], label=model)
+        for place, width in zip(places, widths, strict=True):
+            ax.annotate(
+                f"{width:.4f}",
+                (width, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=INK,
+            )
+    ax.set_yticks(range(len(names)), list(names.values()), color=INK)
+    ax.invert_yaxis()
+    ax.set_xlim(0, greatest * 1.15 if greatest else 1)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.grid(False, axis="y")
+    _labels(ax, "mean over playlists; 1 is perfect", "")
+    figure.legend(loc="outside lower center", ncols=min(4, len(found)), fontsize=9, frameon=False, labelcolor=INK)
+    return figure
+
+
+def precision_by_known(summaries: Mapping[str, Summary]) -> Figure:
+    """R-precision and NDCG of each model by how many tracks of the playlist were known; a line a model."""
+    figure, axes = _figure("Accuracy by how many tracks of the playlist are known", HALF, 6.8, rows=2, sharex=True)
+    found = {model: s for model, s in summaries.items() if s.n_playlists}
+    if not found:
+        for ax in axes.flat:
+            _nothing(ax, "no model was evaluated")
+        return figure
+    counts = np.max([s.counts for s in found.values()], axis=0)
+    shown = np.flatnonzero(counts)
+    shown = np.arange(shown[0], shown[-1] + 1)
+    for ax, (metric, name) in zip(axes.flat, {"r_precision": "R-precision", "ndcg": "NDCG"}.items(), strict=True):
+        for i, (model, one) in enumerate(found.items()):
+            values = one.figures()
+            heights = [values.get(f"{BUCKETS[b].label}/{metric}", np.nan) for b in shown]
+            ax.plot(range(len(shown)), heights, label=model, linewidth=1.8, markersize=6, clip_on=False, **_style(i))
+        ax.set_ylim(bottom=0)
+        ax.margins(x=0.04)
+        _labels(ax, "", f"mean {name}")
+    labels = [f"{bucket_name(BUCKETS[b].least, BUCKETS[b].most)}\n({_short(int(counts[b]))})" for b in shown]
+    axes[1, 0].set_xticks(range(len(shown)), labels)
+    _labels(axes[1, 0], "known tracks of the playlist (number of playlists)", "mean NDCG")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(5, len(found)),
+        fontsize=9,
+        frameon=False,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def _short(n: int) -> str:
+    return f"{n:,}" if n < 10_000 else f"{n / 1000:,.0f}k"
+
+
+def clicks_distribution(summaries: Mapping[str, Summary]) -> Figure:
+    """Share of playlists whose first hit is shown after at most so many clicks, a curve a model.
+
+    Each click shows the next ten tracks; playlists without a hit are what is missing at the right.
+    """
+    figure, axes = _figure("How soon a withheld track is shown", HALF, 3.7)
+    ax = axes[0, 0]
+    found = {model: s for model, s in summaries.items() if s.n_playlists}
+    if not found:
+        _nothing(ax, "no model was evaluated")
+        return figure
+    greatest = 0.0
+    for i, (model, one) in enumerate(found.items()):
+        clicks = np.array(one.clicks, dtype=np.int64)
+        reached = np.cumsum(clicks[:NO_HIT]) / clicks.sum()
+        greatest = max(greatest, float(reached[-1]))
+        label = f"{model} (no hit: {100 * clicks[NO_HIT] / clicks.sum():.1f} %)"
+        ax.plot(np.arange(NO_HIT), reached, label=label, linewidth=1.8, markevery=5, markersize=5, **_style(i))
+    ax.set_xlim(-0.5, NO_HIT - 0.5)
+    ax.set_ylim(0, min(1.0, 1.1 * greatest) if greatest else 1)
+    _percent(ax, "y")
+    _labels(ax, f"clicks, each shows the next {PAGE} recommendations", "playlists with a hit by then")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
+    return figure
+
+
+# features ------------------------------------------------------------------------------------------------------------
+
+
+def feature_distributions(title: str, histograms: Mapping[str, Mapping[str, F64]]) -> Figure:
+    """Small multiples of `data.feature_histograms`: the first series filled, the others as outlines over it.
+
+    A series that is empty for a feature is not drawn; a feature without any series says so.
+    """
+    columns = 3
+    rows = max(1, -(-len(histograms) // columns))
+    figure, axes = _figure(title, WIDTH, 0.9 + 1.85 * rows, rows=rows, columns=columns)
+    labelled: dict[str, Any] = {}
+    for ax, (name, series) in zip(axes.flat, histograms.items(), strict=False):
+        bounds = edges(name)
+        ax.set_title(name, fontsize=10, loc="left", color=INK)
+        for i, (label, shares) in enumerate(series.items()):
+            if shares.any():
+                colour = "#9ecae1" if i == 0 else COLOURS[i % len(COLOURS)]
+                width = 0 if i == 0 else 1.6
+                patch = ax.stairs(shares, bounds, fill=i == 0, color=colour, linewidth=width, label=label)
+                labelled.setdefault(label, patch)
+        if not any(shares.any() for shares in series.values()):
+            _nothing(ax, "no values")
+            continue
+        ax.set_xlim(bounds[0], bounds[-1])
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        _percent(ax, "y")
+        ax.tick_params(labelsize=8)
+        if name in UNITS:
+            ax.set_xlabel(UNITS[name], fontsize=8.5, color=FAINT)
+        if name == "mode":
+            ax.set_xticks([0, 1], ["minor", "major"])
+        elif name == "key":
+            ax.set_xticks([-1, 0, 2, 4, 5, 7, 9, 11], ["?", "C", "D", "E", "F", "G", "A", "B"])
+    for ax in axes.flat[len(histograms) :]:
+        ax.axis("off")
+    if labelled:
+        handles, names = list(labelled.values()), [f"share of {label}" for label in labelled]
+        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=INK)
+    return figure
+
+
+def variance_shares(spreads: Sequence[Spread]) -> Figure:
+    """Share of each feature's variance that lies between playlists, the greatest on top, the rest within them."""
+    figure, axes = _figure("How much playlists differ from each other, feature by feature", WIDTH, 4.2)
+    ax = axes[0, 0]
+    found = sorted((s for s in spreads if s.between + s.within > 0), key=lambda s: (s.share, s.feature))
+    if not found:
+        _nothing(ax, "too few playlists with audio features")
+        return figure
+    places = np.arange(len(found))
+    shares = np.array([s.share for s in found])
+    ax.barh(places, shares, 0.72, color=COLOURS[0], label="between playlists")
+    ax.barh(places, 1 - shares, 0.72, left=shares, color="#d9d9d9", label="among the tracks of a playlist")
+    for place, share in zip(places, shares, strict=True):
+        inside = share > 0.9
+        ax.annotate(
+            f"{100 * share:.1f} %",
+            (share, place),
+            xytext=(-4 if inside else 4, 0),
+            textcoords="offset points",
+            va="center",
+            ha="right" if inside else "left",
+            fontsize=8.5,
+            color="white" if inside else INK,
+        )
+    ax.set_yticks(places, [s.feature for s in found], color=INK)
+    ax.set_xlim(0, 1)
+    ax.grid(False)
+    _percent(ax, "x")
+    _labels(ax, "share of the feature's variance", "")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
+    return figure
+
+
+# playlists and tracks ------------------------------------------------------------------------------------------------
+
+
+def playlist_lengths(lengths: I64) -> Figure:
+    """Histogram of the number of tracks of each playlist, with the median."""
+    figure, axes = _figure("How long playlists are", HALF, 3.2)
+    ax = axes[0, 0]
+    if not len(lengths):
+        _nothing(ax, "no playlists")
+        return figure
+    # whole numbers to a bin, or combs appear
+    width = max(1, -(-int(lengths.max()) // 50))
+    bounds = np.arange(0, int(lengths.max()) + width + 1, width) - 0.5
+    ax.hist(lengths, bounds, color="#6baed6", edgecolor="white", linewidth=0.4)
+    median = float(np.median(lengths))
+    ax.axvline(median, color=COLOURS[1], linewidth=1.6, label=f"median: {median:g} tracks")
+    ax.set_xlim(bounds[0], bounds[-1])
+    _thousands(ax, "y")
+    _labels(ax, f"tracks a playlist, in steps of {width}", "playlists")
+    ax.grid(False, axis="x")
+    _legend(ax, loc="upper right")
+    return figure
+
+
+def track_popularity(ranks: I64, frequencies: I64, times: I64, tracks: I64) -> Figure:
+    """Left: rows of the track of each rank. Right: how many tracks occur so many times. All axes logarithmic.
+
+    The arrays are those of `data.rank_frequency` and of `data.occurrences`.
+    """
+    figure, axes = _figure("A few tracks are everywhere, most are rare", HALF, 3.7, columns=2)
+    left, right = axes[0]
+    if not len(ranks):
+        for ax in (left, right):
+            _nothing(ax, "no tracks")
+        return figure
+    left.loglog(ranks, frequencies, color=COLOURS[0], linewidth=1.8)
+    _labels(left, "rank of the track (log)", "rows in playlists (log)", "Rows by rank")
+    right.loglog(times, tracks, ".", color=COLOURS[0], markersize=4, alpha=0.6)
+    if times[0] == 1:
+        share = tracks[0] / tracks.sum()
+        right.loglog([1], [tracks[0]], "o", color=COLOURS[1], markersize=7)
+        right.annotate(
+            f"{100 * share:.1f} % occur once",
+            (1, tracks[0]),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
+    _labels(right, "rows of a track (log)", "tracks (log)", "Tracks by number of rows")
+    for ax in (left, right):
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+            axis.set_minor_formatter(NullFormatter())
+        ax.margins(0.05)
+    return figure
+
+
+def _power(value: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
