@@ -73,22 +73,27 @@ def by_number(files: Sequence[SourceFile]) -> list[SourceFile]:
 
     def key(file: SourceFile) -> tuple[tuple[int, int, str], ...]:
         parts = re.split(r"(\d+)", file.name)
-        return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+        return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)
 
     return sorted(files, key=key)
 
 
 def tasks_of(files: Sequence[SourceFile], each: int, parallelism: int) -> list[list[SourceFile]]:
-    """Files in runs of at most `each`, of nearly equal bytes, and as many runs as keep all cores busy."""
+    """Files, in their order, in runs of at most `each`, of bytes as equal as that allows, and as many runs as keep all
+    cores busy. No run is empty."""
     n = max(-(-len(files) // each), min(len(files), parallelism))
     n = min(len(files), -(-n // parallelism) * parallelism)
-    runs: list[list[SourceFile]] = [[] for _ in range(n)]
+    runs: list[list[SourceFile]] = []
     total, before = sum(file.size for file in files) or 1, 0
     for i, file in enumerate(files):
-        # never more empty runs than files are left for them
-        runs[max(min(before * n // total, n - 1), n - (len(files) - i))].append(file)
+        left = len(files) - i
+        # the run that its bytes ask for, but so that what is left finds room in the runs that are left
+        place = min(before * n // total, n - -(-left // each))
+        if not runs or len(runs[-1]) == each or place >= len(runs) or n - len(runs) >= left:
+            runs.append([])
+        runs[-1].append(file)
         before += file.size
-    return [run for run in runs if run]
+    return runs
 
 
 def parse_files(

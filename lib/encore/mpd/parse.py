@@ -1,8 +1,8 @@
 """Slices of the dataset to arrays: a fast way for clean files, a slow and exact one that says what is wrong.
 
 A slice is `{"info": {...}, "playlists": [{"pid": 0, "name": ..., "tracks": [{"pos": 0, "track_uri": ...}]}]}`. Only
-`pid` and `tracks[].track_uri` are needed. Both ways give the same arrays for the same good playlists; the fast one gives up
-on the first thing that it does not expect, and the slow one then decides record by record.
+`pid` and `tracks[].track_uri` are needed. Both ways give the same arrays for the same good playlists; the fast one
+gives up on the first thing that it does not expect, and the slow one then decides record by record.
 """
 
 from __future__ import annotations

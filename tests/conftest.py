@@ -1,0 +1,69 @@
+"""Fixtures that more than one folder of tests uses: a Spark session, settings for a fresh lake, generated slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from encore.config import Config, load_config
+from encore.job import Session
+from encore.log import configure_logging
+from encore.mpd.generate import generate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""Tests end before the optimising compiler would have paid for itself."""
+
+
+def settings(lake: Path | str, *overrides: str) -> Config:
+    """The local configuration with a lake and an MLflow store in a folder of the test's own."""
+    lake = str(lake)
+    own = [
+        f"lake.path={lake}",
+        f"tracking.uri=sqlite:///{lake}-mlflow.db",
+        f"tracking.artifacts={lake}-artifacts",
+        f"report.path={lake}-report",
+        "spark.master=local[2]",
+        "log.level=error",
+    ]
+    return load_config("local", [*own, *overrides])
+
+
+@pytest.fixture(scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """One Spark session for all tests: lakes differ, the session need not."""
+    config = settings(tmp_path_factory.mktemp("session") / "lake")
+    configure_logging(config.log)
+    options = {**config.spark.settings, "spark.driver.extraJavaOptions": FAST_JVM, "spark.driver.memory": "2g"}
+    spark = config.spark.model_copy(update={"settings": options})
+    made = Session(config.model_copy(update={"spark": spark}))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def lake_settings(tmp_path: Path) -> Callable[..., Config]:
+    """Settings for a lake of this test's own: `lake_settings("a.b=value", ...)`."""
+    return lambda *overrides: settings(tmp_path / "lake", *overrides)
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 generated playlists in six slices of 50, and their audio features in features/."""
+    whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("mpd")
+    generate(whole, 300, seed=7, coverage=0.9, processes=1)
+    content = json.loads(next(whole.glob("*.json")).read_text())
+    for start in range(0, 300, 50):
+        write_slice(parts / f"mpd.slice.{start}-{start + 49}.json", content["playlists"][start : start + 50])
+    (whole / "features").rename(parts / "features")
+    return parts
+
+
+def write_slice(path: Path, playlists: list[dict]) -> None:  # type: ignore[type-arg]
+    """Write playlists as the dataset writes them."""
+    info = {"generated_on": "2017-12-03 08:41:42.057563", "slice": path.name.split(".")[2], "version": "v1"}
+    path.write_text(json.dumps({"info": info, "playlists": playlists}, indent=4, separators=(", ", ": ")))

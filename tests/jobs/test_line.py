@@ -1,0 +1,294 @@
+"""The whole line on 300 generated playlists: right, repeatable, resumable, and the same however it is cut."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from encore.config import Config
+from encore.errors import LakeError
+from encore.evaluation.metrics import MEANS
+from encore.job import JOBS, Session, job_module, run_job
+from encore.pipeline import plan, run_pipeline
+from encore.store import Store
+from encore.tables import ALL, JOB_RUNS, RECOMMENDATIONS
+from encore.tracking import Tracking
+from tests import recompute
+from tests.conftest import settings, write_slice
+
+K = 100
+
+
+def line(config: Config, session: Session, **options: Any) -> list[str]:
+    """Run all jobs; the status of each."""
+    return [result.status for result in run_pipeline(config, plan(), session=session, **options)]
+
+
+def configured(lake: Path, raw: Path, *more: str) -> Config:
+    own = (f"raw.playlists={raw}", f"raw.features={raw}/features", f"recommend.k={K}")
+    return settings(lake, *own, *more)
+
+
+def contents(lake: Path) -> dict[str, list[str]]:
+    """The rows of every table but for times, in an order of their own."""
+    skipped = {"ingested_at", "modified_ns"}
+    return {
+        table.name: sorted(
+            json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)
+            for row in recompute.table(lake, table.name)
+        )
+        for table in ALL
+        if table is not JOB_RUNS
+    }
+
+
+@pytest.fixture(scope="module")
+def made(session: Session, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A lake on which the line has run once."""
+    lake = tmp_path_factory.mktemp("line") / "lake"
+    config = configured(lake, generated)
+    assert line(config, session) == ["done"] * len(JOBS)
+    return lake, config
+
+
+def test_every_table_is_what_follows_from_the_raw_files(made: tuple[Path, Config], generated: Path) -> None:
+    assert recompute.problems(made[0], generated, k=K) == []
+
+
+def test_ndcg_by_its_definition(made: tuple[Path, Config]) -> None:
+    lake, _ = made
+    holdout = {row["pid"]: row["test"] for row in recompute.table(lake, "holdout")}
+    ranked = {(row["model"], row["pid"]): row["track_ids"] for row in recompute.table(lake, "recommendations")}
+    for row in recompute.table(lake, "playlist_metrics"):
+        found = ranked.get((row["model"], row["pid"]), [])
+        assert row["ndcg"] == pytest.approx(recompute.ndcg_of(found, holdout[row["pid"]], K), abs=1e-12)
+
+
+def test_mlflow_has_a_parent_run_and_a_child_for_each_model_with_the_means(made: tuple[Path, Config]) -> None:
+    lake, config = made
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    experiment = client.get_experiment_by_name("encore")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if run.data.tags["encore.kind"] == "pipeline"]
+    children = {run.data.tags["model"]: run for run in runs if "model" in run.data.tags}
+    assert len(parents) == 1
+    assert set(children) == set(config.recommend.models)
+    parent = parents[0]
+    assert parent.info.status == "FINISHED"
+    assert {f"seconds.{job}" for job in JOBS} <= set(parent.data.metrics)
+    assert parent.data.metrics["rows.playlists"] == 300
+    assert parent.data.params["split.seed"] == "42"
+    assert parent.data.tags["version.tracks"] == str(recompute.versions(lake)["tracks"])
+    assert parent.data.tags["mlflow.source.git.commit"]
+    rows = recompute.table(lake, "playlist_metrics")
+    for model, run in children.items():
+        own = [row for row in rows if row["model"] == model]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.metrics["n_playlists"] == len(own)
+        for name in MEANS:
+            assert run.data.metrics[name] == pytest.approx(sum(row[name] for row in own) / len(own), abs=1e-10)
+        assert any(name.startswith("train_") and name.endswith("/ndcg") for name in run.data.metrics)
+        plots = [item.path for item in client.list_artifacts(run.info.run_id, "plots")]
+        assert len(plots) >= 2
+    assert children["cosine"].data.metrics["r_precision"] > 2 * children["random"].data.metrics["r_precision"]
+
+
+def test_running_again_changes_no_table_and_starts_no_spark(made: tuple[Path, Config]) -> None:
+    lake, config = made
+    before = recompute.versions(lake)
+    unused = Session(config)
+    assert line(config, unused) == ["up_to_date"] * len(JOBS)
+    assert not unused.started
+    assert recompute.versions(lake) == before
+
+
+def test_every_job_twice_gives_the_same_rows(made: tuple[Path, Config], session: Session, tmp_path: Path) -> None:
+    lake, config = made
+    shutil.copytree(lake, tmp_path / "lake")
+    again = configured(tmp_path / "lake", Path(config.raw.playlists))
+    assert line(again, session, force=True) == ["done"] * len(JOBS)
+    assert contents(tmp_path / "lake") == contents(lake)
+
+
+def test_other_tasks_chunks_and_blocks_give_the_same_rows(
+    made: tuple[Path, Config], session: Session, tmp_path: Path
+) -> None:
+    lake, config = made
+    other = configured(
+        tmp_path / "lake",
+        Path(config.raw.playlists),
+        "ingest.slices_per_task=1",
+        "run.chunk_playlists=110",
+        "recommend.query_block=7",
+        "recommend.item_block=1000",
+    )
+    conf = session().conf
+    conf.set("spark.sql.files.maxPartitionBytes", "20000")
+    try:
+        assert line(other, session) == ["done"] * len(JOBS)
+    finally:
+        conf.unset("spark.sql.files.maxPartitionBytes")
+    assert contents(tmp_path / "lake") == contents(lake)
+    parts = {row["commit"] for row in _commits(other, session)}
+    assert {f"cosine:{start}" for start in (0, 110, 220)} <= parts
+
+
+def _commits(config: Config, session: Session) -> list[dict[str, str]]:
+    state = Store(config, session)
+    last = state.state(RECOMMENDATIONS)
+    assert last is not None
+    assert last.commit is not None
+    return [{"commit": part} for part in state.parts_done(RECOMMENDATIONS, last.commit.fingerprint)]
+
+
+def test_a_run_that_broke_off_goes_on_where_it_was(
+    made: tuple[Path, Config], session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, config = made
+    shutil.copytree(lake, tmp_path / "lake")
+    own = configured(tmp_path / "lake", Path(config.raw.playlists), "split.seed=1", "run.chunk_playlists=100")
+    written: list[str] = []
+    real = Store.replace
+
+    def replace(self: Store, table: Any, frame: Any, commit: Any, where: Any = None, keys: Any = None) -> None:
+        if len(written) == 2:
+            raise LakeError("the power went")
+        real(self, table, frame, commit, where, keys)
+        written.append(commit.part)
+
+    job, tracking = "split_holdout", Tracking(own, "broken")
+    monkeypatch.setattr(Store, "replace", replace)
+    with pytest.raises(LakeError, match="the power went"):
+        run_job(job, own, session, tracking)
+    assert written == ["0", "100"]
+
+    def counted(self: Store, table: Any, frame: Any, commit: Any, where: Any = None, keys: Any = None) -> None:
+        real(self, table, frame, commit, where, keys)
+        written.append(commit.part)
+
+    monkeypatch.setattr(Store, "replace", counted)
+    run_job(job, own, session, tracking)
+    assert written == ["0", "100", "200"]
+    rows = {row["pid"]: row["test"] for row in recompute.table(tmp_path / "lake", "holdout")}
+    assert len(rows) == 300
+    assert rows != {row["pid"]: row["test"] for row in recompute.table(lake, "holdout")}
+
+
+class TestInputThatIsNotWhole:
+    """A cut slice, a reduced one, an empty file, bad playlists, half of the features: nothing stops."""
+
+    @pytest.fixture(scope="class")
+    def mixed(self, session: Session, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+        raw, lake = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("mixed") / "lake"
+        shutil.copytree(generated, raw, dirs_exist_ok=True)
+        slices = sorted(raw.glob("*.json"), key=lambda path: int(path.name.split(".")[2].split("-")[0]))
+        cut, reduced, other = slices[1], slices[2], slices[3]
+        cut.write_bytes(cut.read_bytes()[:20_000])
+        playlists = json.loads(reduced.read_text())["playlists"]
+        small = [{"pid": p["pid"], "tracks": [{"track_uri": t["track_uri"]} for t in p["tracks"]]} for p in playlists]
+        write_slice(reduced, small)
+        (raw / "mpd.slice.300-349.json").write_bytes(b"")
+        playlists = json.loads(other.read_text())["playlists"]
+        # a pid of the first slice again, and a playlist whose only own track nobody else has
+        playlists.append({"pid": 3, "tracks": [{"track_uri": "spotify:track:" + "Z" * 22}]})
+        playlists.append({"pid": 900, "tracks": [{"track_uri": "spotify:local:x"}]})
+        write_slice(other, playlists)
+        config = configured(lake, raw)
+        assert line(config, session) == ["done"] * len(JOBS)
+        return lake, raw
+
+    def test_the_rest_goes_in(self, mixed: tuple[Path, Path]) -> None:
+        lake, raw = mixed
+        rows = recompute.table(lake, "playlists")
+        assert len(rows) == 250
+        assert {row["name"] for row in rows if row["slice"] == "mpd.slice.100-149.json"} == {None}
+        assert "spotify:track:" + "Z" * 22 not in {row["track_uri"] for row in recompute.table(lake, "tracks")}
+
+    def test_each_refusal_is_explained(self, mixed: tuple[Path, Path]) -> None:
+        found = {(row["source"], row["reason"]): row for row in recompute.table(mixed[0], "quarantine")}
+        assert set(found) == {
+            ("mpd.slice.50-99.json", "not_json"),
+            ("mpd.slice.300-349.json", "not_json"),
+            ("mpd.slice.150-199.json", "pid_duplicate"),
+            ("mpd.slice.150-199.json", "track_uri_malformed"),
+        }
+        assert "belongs to another file" in found["mpd.slice.150-199.json", "pid_duplicate"]["detail"]
+        ledger = {row["slice"]: row for row in recompute.table(mixed[0], "ingest_ledger")}
+        assert ledger["mpd.slice.50-99.json"]["status"] == "refused"
+        assert ledger["mpd.slice.150-199.json"]["n_quarantined"] == 2
+
+    def test_names_come_from_the_records_that_have_them(self, mixed: tuple[Path, Path]) -> None:
+        rows = recompute.table(mixed[0], "tracks")
+        full = [row for row in rows if row["track_name"] is not None]
+        assert 0 < len(full) < len(rows)
+
+    def test_a_file_that_is_mended_and_one_that_changes_replace_their_playlists(
+        self, mixed: tuple[Path, Path], session: Session, generated: Path, tmp_path: Path
+    ) -> None:
+        lake, raw = mixed
+        own_raw, own_lake = tmp_path / "raw", tmp_path / "lake"
+        shutil.copytree(raw, own_raw)
+        shutil.copytree(lake, own_lake)
+        before = {row["track_uri"]: row["track_id"] for row in recompute.table(own_lake, "tracks")}
+        shutil.copy(generated / "mpd.slice.50-99.json", own_raw / "mpd.slice.50-99.json")
+        first = own_raw / "mpd.slice.0-49.json"
+        playlists = json.loads(first.read_text())["playlists"]
+        playlists[0]["tracks"] = playlists[0]["tracks"][:3]
+        write_slice(first, playlists[:-1])
+        config = configured(own_lake, own_raw)
+        results = run_pipeline(config, plan(only=["ingest_playlists"]), session=session)
+        # of the copies all but the two have the same content, so nothing of them is written again
+        assert results[0].facts["files_read"] == 2
+        rows = {row["pid"]: row for row in recompute.table(own_lake, "playlists")}
+        assert len(rows) == 299
+        assert len(rows[0]["track_ids"]) == 3
+        assert playlists[-1]["pid"] not in rows
+        after = {row["track_uri"]: row["track_id"] for row in recompute.table(own_lake, "tracks")}
+        assert {uri: after[uri] for uri in before} == before
+        assert sorted(after.values()) == list(range(len(after)))
+        assert {row["source"] for row in recompute.table(own_lake, "quarantine")} == {
+            "mpd.slice.300-349.json",
+            "mpd.slice.150-199.json",
+        }
+
+
+def test_a_job_may_only_touch_what_it_declares(made: tuple[Path, Config], session: Session) -> None:
+    from encore.job import JobContext
+    from encore.tables import PLAYLISTS, TRACKS
+
+    _, config = made
+    module = job_module("split_holdout")
+    store = Store(config, session)
+    ctx = JobContext("x", config, session, store, Tracking(config, "x"), "x", module.READS, module.WRITES)
+    with pytest.raises(LakeError, match="reads tracks, which it does not declare"):
+        ctx.read(TRACKS)
+    with pytest.raises(LakeError, match="writes playlists, which it does not declare"):
+        ctx.replace(PLAYLISTS, session().range(1))
+
+
+def test_a_missing_table_names_the_job_that_makes_it(session: Session, lake_settings: Callable[..., Config]) -> None:
+    with pytest.raises(LakeError, match="has no table playlists yet") as caught:
+        run_pipeline(lake_settings(), ["split_holdout"], session=session)
+    assert caught.value.remedy == "run ingest_playlists first"
+
+
+def test_the_views_unfold_the_arrays(made: tuple[Path, Config], session: Session) -> None:
+    lake, config = made
+    store = Store(config, session)
+    assert {"playlist_tracks", "holdout_tracks", "recommended_tracks"} <= set(store.register_views())
+    spark = session()
+    playlists = recompute.table(lake, "playlists")
+    assert spark.sql("SELECT count(*) FROM playlist_tracks").first()[0] == sum(len(p["track_ids"]) for p in playlists)
+    first = spark.sql("SELECT track_id FROM playlist_tracks WHERE pid = 0 ORDER BY pos").toArrow()["track_id"].to_pylist()
+    assert first == next(p["track_ids"] for p in playlists if p["pid"] == 0)
+    best = spark.sql("SELECT rank, score FROM recommended_tracks WHERE model = 'cosine' AND pid = 0 ORDER BY rank")
+    rows = best.toArrow().to_pylist()
+    assert [row["rank"] for row in rows] == list(range(1, K + 1))
+    hits = spark.sql("SELECT count(*) FROM recommended_tracks WHERE hit").first()[0]
+    assert hits == sum(row["n_hits"] for row in recompute.table(lake, "playlist_metrics"))

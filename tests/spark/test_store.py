@@ -1,0 +1,207 @@
+"""A write is checked against its table's declaration, and leaves all of its rows or none."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from encore.errors import LakeError, WriteRefused
+from encore.job import Session
+from encore.store import Commit, Store, arrow_schema
+from encore.tables import (
+    ALL,
+    AUDIO_FEATURES,
+    FEATURES,
+    HOLDOUT,
+    JOB_RUNS,
+    PLAYLIST_CENTROIDS,
+    RECOMMENDATIONS,
+    Table,
+)
+from tests.conftest import settings
+
+COMMIT = Commit("test", "run", "fingerprint")
+TABLES = [table for table in ALL if table is not JOB_RUNS]
+SAMPLE: dict[str, Any] = {
+    "bigint": 7,
+    "int": 1,
+    "double": 0.5,
+    "float": 0.5,
+    "boolean": True,
+    "string": "text",
+    "timestamp": datetime.datetime(2017, 1, 1, tzinfo=datetime.UTC),
+    "array<int>": [1, 2],
+    "array<float>": [0.5, 0.25],
+    "array<double>": [0.5],
+    "array<string>": ["a"],
+    "array<array<double>>": [[0.5]],
+}
+SPECIAL = {"track_uri": "spotify:track:" + "0" * 22, "reason": "not_json", "status": "ingested"}
+
+
+def good_row(table: Table, number: int = 0) -> dict[str, Any]:
+    """A row that fits the declaration; another number, another key."""
+    row = {column.name: SPECIAL.get(column.name, SAMPLE[column.type]) for column in table.columns}
+    for name in table.key:
+        value = row[name]
+        row[name] = f"{value}{number}" if isinstance(value, str) else value + number
+    return row
+
+
+def breaking(condition: str) -> dict[str, Any]:
+    """A value that breaks a declared check."""
+    name = condition.replace("size(", "").split()[0].rstrip(")")
+    if "size(" in condition:
+        return {"track_ids": [1, 2, 3]}
+    if "LIKE" in condition:
+        return {name: "spotify:album:x"}
+    return {name: "no such" if " IN (" in condition else -1000}
+
+
+@pytest.fixture(scope="module")
+def store(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(settings(tmp_path_factory.mktemp("store") / "lake"), session)
+    for table in ALL:
+        made.ensure(table)
+    return made
+
+
+def frame(session: Session, table: Table, rows: list[dict[str, Any]]) -> Any:
+    return session().createDataFrame(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+class TestEachTable:
+    def test_takes_good_rows_and_gives_them_back(self, store: Store, session: Session, table: Table) -> None:
+        rows = [good_row(table, 0), good_row(table, 1)]
+        store.replace(table, frame(session, table, rows), COMMIT)
+        found = store.read(table).orderBy(*table.key).toArrow().to_pylist()
+        assert [tuple(row[name] for name in table.key) for row in found] == sorted(
+            tuple(row[name] for name in table.key) for row in rows
+        )
+        assert store.state(table).rows == 2  # type: ignore[union-attr]
+
+    def test_refuses_columns_that_are_missing_undeclared_or_of_another_type_all_in_one_error(
+        self, store: Store, session: Session, table: Table
+    ) -> None:
+        last = table.columns[-1].name
+        wrong = frame(session, table, [good_row(table)]).drop(last).selectExpr("*", "1 AS surplus")
+        first = table.columns[0]
+        kind = "date" if first.type != "date" else "int"
+        wrong = wrong.withColumn(first.name, _null(kind))
+        before = store.version(table)
+        with pytest.raises(WriteRefused) as caught:
+            store.replace(table, wrong, COMMIT)
+        assert len(caught.value.differences) == 3
+        text = str(caught.value)
+        assert f"column {last}" in text
+        assert "surplus" in text
+        assert f"{first.name}: {first.type} expected, {kind} found" in text
+        assert store.version(table) == before
+
+    def test_refuses_a_key_that_repeats_and_names_it(self, store: Store, session: Session, table: Table) -> None:
+        before = store.version(table)
+        rows = [good_row(table, 0), good_row(table, 1), good_row(table, 0)]
+        with pytest.raises(WriteRefused, match=r"key .* repeats: .*\(2 times\)"):
+            store.replace(table, frame(session, table, rows), COMMIT)
+        assert store.version(table) == before
+
+    def test_refuses_nulls_and_broken_checks_and_names_every_one(
+        self, store: Store, session: Session, table: Table
+    ) -> None:
+        required = [column.name for column in table.columns if not column.nullable]
+        rows = [good_row(table, 0)]
+        rows += [{**good_row(table, 100 + i), name: None} for i, name in enumerate(required)]
+        rows += [{**good_row(table, 200 + i), **breaking(check)} for i, check in enumerate(table.checks.values())]
+        before = store.version(table)
+        with pytest.raises(WriteRefused) as caught:
+            store.replace(table, frame(session, table, rows), COMMIT)
+        text = str(caught.value)
+        for name in required:
+            assert f"{name} is not null: broken by" in text
+        for name in table.checks:
+            assert f"{name} (" in text
+        assert store.version(table) == before
+
+
+def _null(kind: str) -> Any:
+    from pyspark.sql import functions as F
+
+    return F.lit(None).cast(kind)
+
+
+def test_the_checks_are_the_tables_own_so_that_no_other_writer_gets_past_them(store: Store, session: Session) -> None:
+    from py4j.protocol import Py4JJavaError
+
+    row = {**good_row(AUDIO_FEATURES, 50), "energy": 1.5}
+    with pytest.raises(Py4JJavaError, match="energy_in_range"):
+        frame(session, AUDIO_FEATURES, [row]).write.format("delta").mode("append").save(store.uri(AUDIO_FEATURES))
+
+
+def test_comments_and_grain_stand_in_the_table(store: Store) -> None:
+    fields = store.read(AUDIO_FEATURES).schema.fields
+    assert [field.metadata["comment"] for field in fields] == [column.comment for column in AUDIO_FEATURES.columns]
+    assert len(FEATURES) == 11
+
+
+def test_replacing_a_range_leaves_the_rest_and_refuses_rows_outside(store: Store, session: Session) -> None:
+    rows = [good_row(HOLDOUT, i) | {"pid": i} for i in range(10)]
+    store.replace(HOLDOUT, frame(session, HOLDOUT, rows), COMMIT)
+    new = [{"pid": i, "train": [9], "test": []} for i in (3, 4)]
+    store.replace(HOLDOUT, frame(session, HOLDOUT, new), COMMIT, where="pid >= 3 AND pid < 6")
+    found = {row["pid"]: row["train"] for row in store.read(HOLDOUT).toArrow().to_pylist()}
+    assert found == {**{i: [1, 2] for i in (0, 1, 2, 6, 7, 8, 9)}, 3: [9], 4: [9]}
+    with pytest.raises(LakeError):
+        store.replace(HOLDOUT, frame(session, HOLDOUT, rows[:1]), COMMIT, where="pid >= 3 AND pid < 6")
+
+
+def test_merging_updates_inserts_and_deletes_only_what_it_is_told(store: Store, session: Session) -> None:
+    first = [good_row(RECOMMENDATIONS) | {"model": "a", "pid": i} for i in range(3)]
+    store.replace(RECOMMENDATIONS, frame(session, RECOMMENDATIONS, first), COMMIT)
+    second = [good_row(RECOMMENDATIONS) | {"model": "a", "pid": i, "track_ids": [8, 9]} for i in (1, 5)]
+    store.merge(RECOMMENDATIONS, frame(session, RECOMMENDATIONS, second), COMMIT, delete="old.pid = 2")
+    found = {row["pid"]: row["track_ids"] for row in store.read(RECOMMENDATIONS).toArrow().to_pylist()}
+    assert found == {0: [1, 2], 1: [8, 9], 5: [8, 9]}
+
+
+def test_parts_of_the_same_work_are_remembered_until_other_work_writes(store: Store, session: Session) -> None:
+    def write(fingerprint: str, part: str, pid: int) -> None:
+        commit = Commit("test", "run", fingerprint, part)
+        row = frame(session, HOLDOUT, [{"pid": pid, "train": [1], "test": []}])
+        store.replace(HOLDOUT, row, commit, where=f"pid = {pid}")
+
+    write("one", "a", 1)
+    write("one", "b", 2)
+    assert store.parts_done(HOLDOUT, "one") == {"a", "b"}
+    write("two", "a", 1)
+    assert store.parts_done(HOLDOUT, "two") == {"a"}
+    assert store.parts_done(HOLDOUT, "one") == set()
+
+
+def test_maintenance_makes_a_version_but_no_data_version(store: Store, session: Session) -> None:
+    store.replace(HOLDOUT, frame(session, HOLDOUT, [good_row(HOLDOUT, i) for i in range(3)]).repartition(3), COMMIT)
+    before = store.state(HOLDOUT)
+    session().sql(f"OPTIMIZE delta.`{store.uri(HOLDOUT)}`")
+    after = store.state(HOLDOUT)
+    assert before is not None
+    assert after is not None
+    assert after.version > before.version
+    assert after.data_version == before.data_version
+
+
+def test_a_lake_of_another_schema_is_refused_with_every_difference(session: Session, tmp_path: Path) -> None:
+    store = Store(settings(tmp_path / "lake"), session)
+    session().sql("SELECT 'x' AS pid, 1 AS n_tracks").write.format("delta").save(store.uri(PLAYLIST_CENTROIDS))
+    with pytest.raises(LakeError) as caught:
+        store.ensure(PLAYLIST_CENTROIDS)
+    assert "column pid: bigint expected, string found" in str(caught.value)
+    assert "column vector array<float> is missing" in str(caught.value)
+
+
+def test_a_lake_that_cannot_be_written_is_refused(session: Session) -> None:
+    with pytest.raises(LakeError, match="cannot be written"):
+        Store(settings("/proc/lake"), session).check_writable()
