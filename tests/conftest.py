@@ -12,6 +12,8 @@ from encore.config import Config, load_config
 from encore.job import Session
 from encore.log import configure_logging
 from encore.mpd.generate import generate
+from tests.s3server import S3Server
+from tests.s3server import s3_server as started_s3_server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,3 +69,10 @@ def write_slice(path: Path, playlists: list[dict]) -> None:  # type: ignore[type
     """Write playlists as the dataset writes them."""
     info = {"generated_on": "2017-12-03 08:41:42.057563", "slice": path.name.split(".")[2], "version": "v1"}
     path.write_text(json.dumps({"info": info, "playlists": playlists}, indent=4, separators=(", ", ": ")))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for all tests, each of which makes buckets of its own."""
+    with started_s3_server() as server:
+        yield server

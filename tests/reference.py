@@ -74,9 +74,7 @@ def top_k_float64(queries: np.ndarray, items: np.ndarray, ids: np.ndarray, k: in
     return best_ids, best_scores
 
 
-def centroid_slow(
-    tracks: Sequence[int], vectors: dict[int, Sequence[float]], d: int
-) -> tuple[list[float], int]:
+def centroid_slow(tracks: Sequence[int], vectors: dict[int, Sequence[float]], d: int) -> tuple[list[float], int]:
     known = [vectors[t] for t in tracks if t in vectors]
     total = [0.0] * d
     for vector in known:
@@ -93,9 +91,7 @@ class MetricsSlow(NamedTuple):
     r_precision_artist: float
 
 
-def metrics_slow(
-    recommended: Sequence[int], truth: Sequence[int], k: int, artist_of: dict[int, int]
-) -> MetricsSlow:
+def metrics_slow(recommended: Sequence[int], truth: Sequence[int], k: int, artist_of: dict[int, int]) -> MetricsSlow:
     """The definitions of the RecSys Challenge 2018, read aloud."""
     ranked, wanted = list(recommended)[:k], set(truth)
     first = ranked[: len(wanted)]
@@ -110,6 +106,4 @@ def metrics_slow(
     idcg = sum(1 / math.log2(i + 1) for i in range(1, min(len(wanted), k) + 1))
     hits = [i for i, track in enumerate(ranked, start=1) if track in wanted]
     clicks = (hits[0] - 1) // 10 if hits and hits[0] <= 500 else 51
-    return MetricsSlow(
-        len(wanted), len(hits), precision, dcg / idcg, clicks, precision + credit / len(wanted)
-    )
+    return MetricsSlow(len(wanted), len(hits), precision, dcg / idcg, clicks, precision + credit / len(wanted))

@@ -32,7 +32,7 @@ def row_numbers(ids: np.ndarray, n_tracks: int) -> np.ndarray:
 
 
 def count_tracks(lists: DataFrame, column: str, n_tracks: int) -> np.ndarray:
-    """How often each track stands in an array column: int64 (n_tracks,). Each task counts alone; nothing is shuffled."""
+    """How often each track stands in an array column: int64 (n_tracks,). Each task counts alone, without a shuffle."""
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         total = np.zeros(n_tracks, np.int64)

@@ -10,10 +10,20 @@ from typing import Any
 
 import boto3
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+)
 
 from encore.config import S3Config
-from encore.errors import EnvironmentMissing, InputError, PassingFailure
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
 
 
 @dataclass(frozen=True)
@@ -39,16 +49,21 @@ def split_s3(url: str) -> tuple[str, str]:
 
 
 def s3_client(s3: S3Config) -> Any:
-    """A boto3 client with credentials from the environment or the machine's role."""
-    return boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        region_name=s3.region,
-        config=BotoConfig(
-            s3={"addressing_style": "path" if s3.path_style else "auto"},
-            retries={"mode": "standard", "max_attempts": 5},
-        ),
-    )
+    """A boto3 client with credentials from the environment or the machine's role. ConfigError for a bad endpoint."""
+    try:
+        return boto3.client(
+            "s3",
+            endpoint_url=s3.endpoint,
+            region_name=s3.region,
+            config=BotoConfig(
+                s3={"addressing_style": "path" if s3.path_style else "auto"},
+                retries={"mode": "standard", "max_attempts": 5},
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"s3.endpoint: an address such as https://host:port expected, {s3.endpoint!r} found: {error}"
+        ) from error
 
 
 def list_files(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
@@ -62,45 +77,50 @@ def list_files(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
 
 def _list_local(url: str, pattern: str) -> list[SourceFile]:
     path = url.removeprefix("file://")
-    if os.path.isdir(path):
-        names = [
-            os.path.join(path, entry)
-            for entry in os.listdir(path)
-            if any(fnmatch.fnmatch(entry, p) for p in pattern.split("|"))
-        ]
-    elif os.path.isfile(path):
-        names = [path]
-    else:
-        names = glob.glob(path)
-        if not names:
-            raise InputError(f"no such file or folder: {path}")
     files = []
-    for name in names:
-        if os.path.isfile(name):
-            stat = os.stat(name)
-            files.append(SourceFile(os.path.abspath(name), os.path.basename(name), stat.st_size, stat.st_mtime_ns))
+    try:
+        if os.path.isdir(path):
+            names = [os.path.join(path, entry) for entry in os.listdir(path) if _matches(entry, pattern)]
+        else:
+            names = [path] if os.path.isfile(path) else glob.glob(path)
+            if not names:
+                raise InputError(f"no such file or folder: {path}")
+        for name in names:
+            if os.path.isfile(name):
+                stat = os.stat(name)
+                files.append(SourceFile(os.path.abspath(name), os.path.basename(name), stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
     return files
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatch(name, p) for p in pattern.split("|"))
 
 
 def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
     bucket, key = split_s3(url)
     is_glob = any(sign in key for sign in "*?[")
     prefix = key[: min(key.find(sign) for sign in "*?[" if sign in key)] if is_glob else key
-    files, seen = [], False
+    folder = key if key == "" or key.endswith("/") else key + "/"
+    files, is_there = [], key == ""
     try:
         pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
             for item in page.get("Contents", ()):
-                seen = True
-                rest = item["Key"][len(prefix) :].lstrip("/")
                 if is_glob:
                     wanted = fnmatch.fnmatch(item["Key"], key) and item["Key"].count("/") == key.count("/")
+                    is_there = is_there or wanted
                 elif item["Key"] == key:
-                    wanted = True
+                    wanted = is_there = True
                 else:
-                    below = key == "" or key.endswith("/") or item["Key"].startswith(key + "/")
-                    wanted = below and "/" not in rest and any(fnmatch.fnmatch(rest, p) for p in pattern.split("|"))
-                if wanted:
+                    # the prefix mp is not the folder of mpd/1.json
+                    rest = item["Key"].removeprefix(folder)
+                    is_below = item["Key"].startswith(folder)
+                    is_there = is_there or is_below
+                    wanted = is_below and "/" not in rest and _matches(rest, pattern)
+                # the empty object mpd/, with which some tools make a folder, is no file
+                if wanted and not item["Key"].endswith("/"):
                     files.append(
                         SourceFile(
                             f"s3://{bucket}/{item['Key']}",
@@ -112,7 +132,7 @@ def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
                     )
     except (BotoCoreError, ClientError) as error:
         raise s3_error(url, error) from error
-    if not seen:
+    if not is_there:
         raise InputError(f"nothing at {url}")
     return files
 
@@ -133,32 +153,34 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
     return body
 
 
-def s3_error(url: str, error: Exception) -> InputError | EnvironmentMissing | PassingFailure:
+def s3_error(url: str, error: Exception) -> EncoreError:
     """Our error for one of boto's, with a remedy."""
     if isinstance(error, NoCredentialsError):
-        return EnvironmentMissing(
-            f"{url}: no AWS credentials found",
-            remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-        )
+        return EnvironmentMissing(f"{url}: no AWS credentials found", remedy=_SET_CREDENTIALS)
+    if isinstance(error, (PartialCredentialsError, CredentialRetrievalError, ProfileNotFound, SSOError)):
+        return EnvironmentMissing(f"{url}: AWS credentials: {_one_line(error)}", remedy=_SET_CREDENTIALS)
+    if isinstance(error, ParamValidationError):
+        return InputError(f"{url}: not an address in S3: {_one_line(error)}")
     if isinstance(error, EndpointConnectionError):
         return PassingFailure(f"{url}: the S3 server does not answer", remedy="check s3.endpoint and the network")
     if isinstance(error, ClientError):
         code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in ("NoSuchBucket", "NoSuchKey", "404"):
             return InputError(f"{url}: does not exist ({code})")
-        if code in (
-            "ExpiredToken",
-            "InvalidAccessKeyId",
-            "SignatureDoesNotMatch",
-            "AccessDenied",
-            "403",
-            "401",
-        ):
+        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
             return EnvironmentMissing(
                 f"{url}: access refused ({code})",
                 remedy="check the credentials, their expiry and the bucket's policy",
             )
-        if code in ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling"):
+        if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling"):
             return PassingFailure(f"{url}: S3 says {code}")
         return InputError(f"{url}: S3 says {code}: {error.response.get('Error', {}).get('Message', '')}")
-    return PassingFailure(f"{url}: {' '.join(str(error).split())}")
+    return PassingFailure(f"{url}: {_one_line(error)}")
+
+
+_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -368,5 +368,7 @@ def code_digest(module: str) -> str:
     return digest.hexdigest()
 
 
-_PRESENTATION = frozenset({"encore.progress", "encore.log", "encore.session", "encore.job", "encore.tracking"})
+_PRESENTATION = frozenset(
+    {"encore.reports.plots", "encore.progress", "encore.log", "encore.session", "encore.job", "encore.tracking"}
+)
 """How a job is shown, started and logged: not what its rows are."""

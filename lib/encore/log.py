@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -12,13 +13,25 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from encore.config import LogConfig
 
-_SECRET_NAME = re.compile(r"secret|password|passwd|token|credential|authorization|access_key", re.IGNORECASE)
-_SECRET_IN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s:]+:[^/@\s]+@", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"secret|password|passwd|token|credential|authorization|(access|api|private)[._-]?key", re.IGNORECASE
+)
+# a password may hold an @, but a path begins at the first /
+_SECRET_IN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/?#\s:@\"']*:[^/?#\s\"']*@", re.IGNORECASE)
 
 
 def redact(value: Any) -> Any:
-    """A value without the user and password that a URL in it may carry."""
-    return _SECRET_IN_URL.sub(r"\g<scheme>***@", value) if isinstance(value, str) else value
+    """A value without the user and password that URLs in it may carry, and without what is named as a secret.
+
+    Numbers, booleans and null stay; mappings and lists are gone through; of anything else its text is taken.
+    """
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {name: "***" if is_secret_name(str(name)) else redact(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [redact(inner) for inner in value]
+    return _SECRET_IN_URL.sub(r"\g<scheme>***@", str(value))
 
 
 def is_secret_name(name: str) -> bool:
@@ -27,27 +40,37 @@ def is_secret_name(name: str) -> bool:
 
 
 def _redact_all(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {name: "***" if is_secret_name(name) else redact(value) for name, value in event.items()}
+    redacted: EventDict = redact(event)
+    return redacted
 
 
 def configure_logging(config: LogConfig) -> None:
     """Send structlog's and the standard library's records to standard error in one form."""
     level = getattr(logging, config.level.upper())
-    text = config.format == "text" or (config.format == "auto" and sys.stderr.isatty())
-    last: Processor = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer(default=str)
+    is_terminal = sys.stderr.isatty()
+    text = config.format == "text" or (config.format == "auto" and is_terminal)
+    last: Processor = (
+        structlog.dev.ConsoleRenderer(colors=is_terminal) if text else structlog.processors.JSONRenderer(default=str)
+    )
+    about: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _redact_all,
-            last,
-        ],
+        processors=[*about, _redact_all, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(message)s", force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*about, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact_all, last],
+        )
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     for noisy in ("py4j", "mlflow", "alembic", "matplotlib", "botocore", "urllib3", "pyspark"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

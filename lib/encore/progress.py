@@ -18,7 +18,7 @@ def _count(value: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 10 * size:
             return f"{value / size:,.0f} {unit}"
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,9 @@ from encore.tables import Table
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-Kernel = Callable[[pa.Table], pa.Table]
-"""Rows of a bounded number of playlists to rows of the result: at most one for each, with its pid, in their order."""
+Kernel = Callable[[pa.Table], tuple[np.ndarray | None, dict[str, Any]]]
+"""Rows of a bounded number of playlists to columns of the result, and the places of the rows that they are of, rising;
+None: of all. The kernel does not say keys: a result row has those of its source row."""
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,44 @@ class Mapped:
 
 
 def map_rows(
-    source: DataFrame,
-    start: Callable[[], Kernel],
-    target: Table,
-    *,
-    block: int,
-    constant: dict[str, str] | None = None,
+    source: DataFrame, start: Callable[[], Kernel], target: Table, *, block: int, constant: dict[str, str] | None = None
 ) -> Mapped:
-    """Apply a kernel to the rows of `source`, which has a unique `pid`, `block` rows at a time.
+    """Apply a kernel to the rows of `source`, `block` rows at a time.
 
     `start` is called once in each Python task and returns the kernel: what is costly to open is opened there.
-    `constant` are the key columns of `target` that are one value throughout, such as the model.
+    `source` has the key columns of `target` but for those in `constant`, which are one value throughout.
     """
     from pyspark.sql import functions as F
 
-    schema = [(c.name, c.type) for c in target.columns]
+    fixed = constant or {}
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from encore.store import arrow_schema
 
         kernel, wanted = start(), arrow_schema(target)
         for rows in blocks(batches, block):
-            result = kernel(rows)
-            check_keys(rows["pid"].to_numpy(), result["pid"].to_numpy(), target.name)
+            kept, columns = kernel(rows)
+            result = with_keys(rows, kept, columns, target, fixed)
             yield from result.select(wanted.names).cast(wanted).combine_chunks().to_batches()
 
-    keys = source.select("pid", *(F.lit(value).alias(name) for name, value in (constant or {}).items()))
-    return Mapped(source.mapInArrow(work, ", ".join(f"`{n}` {t}" for n, t in schema)), keys.select(*target.key))
+    keys = source.select(*(F.lit(fixed[name]).alias(name) if name in fixed else name for name in target.key))
+    return Mapped(source.mapInArrow(work, target.ddl), keys)
+
+
+def with_keys(
+    rows: pa.Table, kept: np.ndarray | None, columns: dict[str, Any], target: Table, fixed: dict[str, str]
+) -> pa.Table:
+    """The kernel's columns with the keys of their source rows. ValueError unless `kept` are places of rows, rising."""
+    if kept is not None and len(kept) and (kept[0] < 0 or kept[-1] >= len(rows) or (np.diff(kept) <= 0).any()):
+        raise ValueError(f"{target.name}: places of source rows, rising, expected from the kernel")
+    n = len(rows) if kept is None else len(kept)
+    keys: dict[str, Any] = {}
+    for name in target.key:
+        if name in fixed:
+            keys[name] = pa.repeat(fixed[name], n)
+        else:
+            keys[name] = rows[name] if kept is None else rows[name].take(pa.array(kept))
+    return pa.table({**columns, **keys})
 
 
 def blocks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -71,11 +83,3 @@ def blocks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
                 held, count = [], 0
     if held:
         yield pa.Table.from_batches(held)
-
-
-def check_keys(source: np.ndarray, result: np.ndarray, table: str) -> None:
-    """Raise ValueError unless `result` is a part of `source` in the same order: what makes unique keys stay unique."""
-    places = np.searchsorted(source, result, sorter=(order := np.argsort(source, kind="stable")))
-    places = order[np.minimum(places, len(source) - 1)] if len(source) else places
-    if len(result) and (len(source) == 0 or (source[places] != result).any() or (np.diff(places) <= 0).any()):
-        raise ValueError(f"{table}: the kernel's pids are not those that it was given, each once, in their order")

@@ -108,43 +108,36 @@ def test_running_again_changes_no_table_and_starts_no_spark(made: tuple[Path, Co
     assert recompute.versions(lake) == before
 
 
-def test_every_job_twice_gives_the_same_rows(made: tuple[Path, Config], session: Session, tmp_path: Path) -> None:
-    lake, config = made
-    shutil.copytree(lake, tmp_path / "lake")
-    again = configured(tmp_path / "lake", Path(config.raw.playlists))
-    assert line(again, session, force=True) == ["done"] * len(JOBS)
-    assert contents(tmp_path / "lake") == contents(lake)
-
-
-def test_other_tasks_chunks_and_blocks_give_the_same_rows(
+def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     made: tuple[Path, Config], session: Session, tmp_path: Path
 ) -> None:
     lake, config = made
+    shutil.copytree(lake, tmp_path / "lake")
     other = configured(
         tmp_path / "lake",
         Path(config.raw.playlists),
-        "ingest.slices_per_task=1",
-        "run.chunk_playlists=110",
+        "ingest.slices_per_task=2",
+        "run.chunk_playlists=160",
         "recommend.query_block=7",
         "recommend.item_block=1000",
     )
     conf = session().conf
-    conf.set("spark.sql.files.maxPartitionBytes", "20000")
+    conf.set("spark.sql.files.maxPartitionBytes", "50000")
     try:
-        assert line(other, session) == ["done"] * len(JOBS)
+        results = run_pipeline(other, plan(last="evaluate"), session=session, force=True)
     finally:
         conf.unset("spark.sql.files.maxPartitionBytes")
+    assert {result.status for result in results} == {"done"}
     assert contents(tmp_path / "lake") == contents(lake)
-    parts = {row["commit"] for row in _commits(other, session)}
-    assert {f"cosine:{start}" for start in (0, 110, 220)} <= parts
+    assert {f"{model}:{start}" for model in ("cosine", "random") for start in (0, 160)} <= _parts(other, session)
 
 
-def _commits(config: Config, session: Session) -> list[dict[str, str]]:
-    state = Store(config, session)
-    last = state.state(RECOMMENDATIONS)
-    assert last is not None
-    assert last.commit is not None
-    return [{"commit": part} for part in state.parts_done(RECOMMENDATIONS, last.commit.fingerprint)]
+def _parts(config: Config, session: Session) -> set[str]:
+    store = Store(config, session)
+    state = store.state(RECOMMENDATIONS)
+    assert state is not None
+    assert state.commit is not None
+    return store.parts_done(RECOMMENDATIONS, state.commit.fingerprint)
 
 
 def test_a_run_that_broke_off_goes_on_where_it_was(
@@ -200,7 +193,8 @@ class TestInputThatIsNotWhole:
         playlists.append({"pid": 900, "tracks": [{"track_uri": "spotify:local:x"}]})
         write_slice(other, playlists)
         config = configured(lake, raw)
-        assert line(config, session) == ["done"] * len(JOBS)
+        results = run_pipeline(config, plan(last="evaluate"), session=session)
+        assert {result.status for result in results} == {"done"}
         return lake, raw
 
     def test_the_rest_goes_in(self, mixed: tuple[Path, Path]) -> None:
@@ -285,7 +279,9 @@ def test_the_views_unfold_the_arrays(made: tuple[Path, Config], session: Session
     spark = session()
     playlists = recompute.table(lake, "playlists")
     assert spark.sql("SELECT count(*) FROM playlist_tracks").first()[0] == sum(len(p["track_ids"]) for p in playlists)
-    first = spark.sql("SELECT track_id FROM playlist_tracks WHERE pid = 0 ORDER BY pos").toArrow()["track_id"].to_pylist()
+    first = (
+        spark.sql("SELECT track_id FROM playlist_tracks WHERE pid = 0 ORDER BY pos").toArrow()["track_id"].to_pylist()
+    )
     assert first == next(p["track_ids"] for p in playlists if p["pid"] == 0)
     best = spark.sql("SELECT rank, score FROM recommended_tracks WHERE model = 'cosine' AND pid = 0 ORDER BY rank")
     rows = best.toArrow().to_pylist()

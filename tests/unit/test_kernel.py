@@ -73,9 +73,7 @@ def test_blocks_change_nothing(d: int) -> None:
     for query_block, item_block in itertools.product((1, 7, 64), (1, 100, 1024, 10**6)):
         if (query_block, item_block) == (1, 1):
             continue
-        found = kernel.top_k(
-            queries, items, ids.astype(np.int32), 70, query_block=query_block, item_block=item_block
-        )
+        found = kernel.top_k(queries, items, ids.astype(np.int32), 70, query_block=query_block, item_block=item_block)
         assert found.ids.tolist() == expected_ids
         assert Ragged(found.ids.offsets, found.scores).tolist() == expected_scores
 
@@ -172,9 +170,7 @@ def test_memory_mapped_items_do(tmp_path) -> None:  # type: ignore[no-untyped-de
         np.save(tmp_path / f"{name}.npy", getattr(items, name))
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     queries = rng.standard_normal((9, 4)).astype(np.float32)
-    first, second = (
-        kernel.search(queries, it, 20, query_block=4, item_block=64) for it in (items, Items(**mapped))
-    )
+    first, second = (kernel.search(queries, it, 20, query_block=4, item_block=64) for it in (items, Items(**mapped)))
     assert pairs(first) == pairs(second)
 
 

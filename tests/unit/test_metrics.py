@@ -20,9 +20,7 @@ track_lists = st.lists(st.integers(0, TRACKS - 1), unique=True, max_size=30)
 cases = st.lists(st.tuples(track_lists, track_lists.filter(bool)), max_size=10)
 
 
-def one(
-    recommended: list[int], truth: list[int], k: int = 500, artist_of: np.ndarray | None = None
-) -> Metrics:
+def one(recommended: list[int], truth: list[int], k: int = 500, artist_of: np.ndarray | None = None) -> Metrics:
     return evaluate(Ragged.from_lists([recommended]), Ragged.from_lists([truth]), k=k, artist_of=artist_of)
 
 
@@ -169,9 +167,7 @@ def test_figures_are_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in MEANS:
         assert figures[name] == pytest.approx(getattr(found, name).mean(), rel=0, abs=1e-10)
     for bucket in BUCKETS:
-        of_bucket = (n_train >= bucket.least) & (
-            n_train <= (math.inf if bucket.most is None else bucket.most)
-        )
+        of_bucket = (n_train >= bucket.least) & (n_train <= (math.inf if bucket.most is None else bucket.most))
         assert figures[f"{bucket.label}/n_playlists"] == of_bucket.sum()
         for name in MEANS:
             mean = getattr(found, name)[of_bucket].mean()

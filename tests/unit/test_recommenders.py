@@ -31,9 +31,7 @@ TRAIN = Train(
     vector_ids=VECTOR_IDS,
     vectors=RNG.integers(-2, 3, (len(VECTOR_IDS), 3)).astype(np.float32),
 )
-SEEDS = st.lists(
-    st.tuples(st.integers(0, 2**62), st.lists(st.integers(-2, N_TRACKS + 3), max_size=70)), max_size=8
-)
+SEEDS = st.lists(st.tuples(st.integers(0, 2**62), st.lists(st.integers(-2, N_TRACKS + 3), max_size=70)), max_size=8)
 every_model = pytest.mark.parametrize("name", sorted(MODELS))
 
 LEARNS_CHECKERBOARD = {
@@ -82,9 +80,7 @@ def test_lists_keep_the_contract(name: str, cases: list[tuple[int, list[int]]], 
 @every_model
 @settings(max_examples=25)
 @given(cases=SEEDS, data=st.data())
-def test_any_partition_gives_the_same_rows(
-    name: str, cases: list[tuple[int, list[int]]], data: st.DataObject
-) -> None:
+def test_any_partition_gives_the_same_rows(name: str, cases: list[tuple[int, list[int]]], data: st.DataObject) -> None:
     pids, seeds = arrays_of(cases)
     whole = rows(recommend(fitted(name), pids, seeds, 7))
     order = np.array(data.draw(st.permutations(range(len(cases)))), dtype=np.int64)
@@ -121,9 +117,7 @@ def test_saved_and_loaded_it_says_the_same(name: str, train: Train, tmp_path: Pa
     there = fitted(name, train)
     for key, array in there.arrays.items():
         np.save(tmp_path / f"{key}.npy", array, allow_pickle=False)
-    arrays = {
-        path.stem: np.load(path, mmap_mode="r" if train.n_tracks else None) for path in tmp_path.glob("*.npy")
-    }
+    arrays = {path.stem: np.load(path, mmap_mode="r" if train.n_tracks else None) for path in tmp_path.glob("*.npy")}
     back = model(name).load(arrays, CONFIG)
     pids, seeds = arrays_of([(1, [1, 2]), (2, []), (3, [7, 11, 13])])
     assert rows(recommend(back, pids, seeds, 9)) == rows(recommend(there, pids, seeds, 9))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -25,17 +27,11 @@ def run(ctx: JobContext) -> None:
     def start() -> Kernel:
         arrays = shipped.open()
 
-        def kernel(holdout: pa.Table) -> pa.Table:
+        def kernel(holdout: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
             means, counts = centroids(Ragged.from_arrow(holdout["train"]), arrays["row_of"], arrays["vectors"])
-            known = counts > 0
-            vectors = Ragged.from_lengths(np.full(known.sum(), means.shape[1]), means[known].reshape(-1))
-            return pa.table(
-                {
-                    "pid": holdout["pid"].to_numpy()[known],
-                    "vector": vectors.to_arrow(),
-                    "n_tracks": counts[known],
-                }
-            )
+            known = np.flatnonzero(counts > 0)
+            vectors = Ragged.from_lengths(np.full(len(known), means.shape[1]), means[known].reshape(-1))
+            return known, {"vector": vectors.to_arrow(), "n_tracks": counts[known]}
 
         return kernel
 

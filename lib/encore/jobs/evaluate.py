@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from encore.catalogue import artist_numbers
 from encore.evaluation.metrics import Metrics, Summary, evaluate
@@ -29,110 +30,98 @@ def state(ctx: JobContext) -> str:
 
 def run(ctx: JobContext) -> None:
     """`playlist_metrics`: a row for every playlist with test tracks and every model, and a child run for each model."""
-    n_tracks = ctx.n_rows(TRACKS)
+    n_tracks, models = ctx.n_rows(TRACKS), ctx.config.recommend.models
     artist_of, _ = artist_numbers(ctx.read(TRACKS), n_tracks)
     artists = ctx.ship(artist_of=artist_of)
-    for model in ctx.config.recommend.models:
-        where = f"model = '{model}'"
-        ctx.chunked(
-            HOLDOUT,
-            PLAYLIST_METRICS,
-            lambda holdout, _, name=model: _metrics(ctx, name, holdout, artists),  # type: ignore[misc]
-            prefix=model,
-            where=where,
-        )
-        summary = _summary(ctx, model, n_tracks)
+    ctx.chunked(HOLDOUT, PLAYLIST_METRICS, lambda holdout, _: _metrics(ctx, holdout, artists))
+    rows = ctx.store.read(PLAYLIST_METRICS).toArrow()
+    covered = _covered(ctx, n_tracks)
+    for model in models:
+        summary = _summary(rows.filter(pc.equal(rows["model"], model)), n_tracks, covered[model])
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
-    names = ", ".join(f"'{name}'" for name in ctx.config.recommend.models)
-    if not ctx.store.read(PLAYLIST_METRICS).where(f"model NOT IN ({names})").isEmpty():
-        ctx.delete(PLAYLIST_METRICS, f"model NOT IN ({names})", part="other models")
 
 
-def _metrics(ctx: JobContext, model: str, holdout: Any, artists: Any) -> Mapped:
+def _metrics(ctx: JobContext, holdout: Any, artists: Any) -> Mapped:
     """Metrics of a range of playlists. Their truth goes to every executor: the long lists stay where they are."""
     truth = holdout.where("size(test) > 0").selectExpr("pid", "test", "size(train) AS n_train").toArrow().sort_by("pid")
-    test = Ragged.from_arrow(truth["test"])
-    pids = truth["pid"].to_numpy()
-    shipped = ctx.ship(
-        pids=pids,
-        offsets=test.offsets,
-        values=test.values,
-        n_train=truth["n_train"].to_numpy().astype(np.int32),
-    )
-    k = ctx.config.recommend.k
+    test, pids = Ragged.from_arrow(truth["test"]), truth["pid"].to_numpy()
+    n_train = truth["n_train"].to_numpy().astype(np.int32)
+    shipped = ctx.ship(pids=pids, offsets=test.offsets, values=test.values, n_train=n_train)
+    k, models = ctx.config.recommend.k, ctx.config.recommend.models
 
     def start() -> Kernel:
         arrays, artist_of = shipped.open(), artists.open()["artist_of"]
         all_test = Ragged(arrays["offsets"], arrays["values"])
 
-        def kernel(rows: pa.Table) -> pa.Table:
+        def kernel(rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
             own = rows["pid"].to_numpy()
             at = np.searchsorted(arrays["pids"], own)
-            known = (at < len(arrays["pids"])) & (arrays["pids"][np.minimum(at, len(arrays["pids"]) - 1)] == own)
-            at, kept = at[known], np.flatnonzero(known)
+            found = np.append(arrays["pids"], -1)[at] == own
+            at, kept = at[found], np.flatnonzero(found)
             lists = Ragged.from_arrow(rows["track_ids"]).take(kept)
-            found = evaluate(lists, all_test.take(at), k=k, artist_of=artist_of)
-            return _rows(model, own[known], found, arrays["n_train"][at], lists.lengths)
+            metrics = evaluate(lists, all_test.take(at), k=k, artist_of=artist_of)
+            return kept, _columns(metrics, arrays["n_train"][at], lists.lengths)
 
         return kernel
 
-    if not len(pids):
-        return Mapped(*(ctx.spark.createDataFrame(arrow_schema(PLAYLIST_METRICS).empty_table()),) * 2)
-    low, high = int(pids[0]), int(pids[-1])
-    recommended = ctx.read(RECOMMENDATIONS).where(f"model = '{model}' AND pid BETWEEN {low} AND {high}")
-    constant = {"model": model}
-    served = map_rows(recommended.select("pid", "track_ids"), start, PLAYLIST_METRICS, block=4096, constant=constant)
-
-    there = recommended.select("pid").toArrow()["pid"].to_numpy()
-    missing = ~np.isin(pids, there)
-    empty = Ragged.from_lengths(np.zeros(missing.sum(), np.int64), np.empty(0, np.int32))
-    found = evaluate(empty, test.take(np.flatnonzero(missing)), k=k, artist_of=None)
-    unserved = _rows(model, pids[missing], found, truth["n_train"].to_numpy()[missing], empty.lengths)
-    frame = served.frame
-    if missing.any():
-        frame = frame.unionByName(ctx.spark.createDataFrame(unserved.cast(arrow_schema(PLAYLIST_METRICS))))
-    keys = ctx.spark.createDataFrame(pa.table({"model": pa.repeat(model, len(pids)), "pid": pids}))
-    return Mapped(frame, keys)
+    low, high = (int(pids[0]), int(pids[-1])) if len(pids) else (0, -1)
+    names = ", ".join(f"'{model}'" for model in models)
+    recommended = ctx.read(RECOMMENDATIONS).where(f"model IN ({names}) AND pid BETWEEN {low} AND {high}")
+    served = map_rows(recommended.select("model", "pid", "track_ids"), start, PLAYLIST_METRICS, block=4096)
+    there = served.keys.toArrow()
+    without = [_unserved(model, there, pids, test, n_train, k) for model in models]
+    frame = served.frame.unionByName(ctx.spark.createDataFrame(pa.concat_tables(without)))
+    every = [pa.table({"model": pa.repeat(model, len(pids)), "pid": pids}) for model in models]
+    return Mapped(frame, ctx.spark.createDataFrame(pa.concat_tables(every)))
 
 
-def _rows(model: str, pids: np.ndarray, found: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -> pa.Table:
-    return pa.table(
-        {
-            "model": pa.repeat(model, len(pids)),
-            "pid": pids,
-            **{name: getattr(found, name) for name in Metrics._fields},
-            "n_train": n_train.astype(np.int32),
-            "n_recommended": n_recommended.astype(np.int32),
-        }
-    ).select(PLAYLIST_METRICS.names)
+def _unserved(model: str, there: pa.Table, pids: np.ndarray, test: Ragged, n_train: np.ndarray, k: int) -> pa.Table:
+    """Rows of the playlists for which a model had nothing to say: they count as zero, they are never dropped."""
+    served = there.filter(pc.equal(there["model"], model))["pid"].to_numpy()
+    missing = np.flatnonzero(~np.isin(pids, served))
+    empty = Ragged.from_lengths(np.zeros(len(missing), np.int64), np.empty(0, np.int32))
+    # with no recommendation no artist is met, so none has to be known
+    metrics = evaluate(empty, test.take(missing), k=k, artist_of=None)
+    columns = {"model": pa.repeat(model, len(missing)), "pid": pids[missing]}
+    rows = pa.table({**columns, **_columns(metrics, n_train[missing], empty.lengths)})
+    return rows.select(PLAYLIST_METRICS.names).cast(arrow_schema(PLAYLIST_METRICS))
 
 
-def _summary(ctx: JobContext, model: str, n_tracks: int) -> Summary:
-    """All playlists of a model together, from the table that was written."""
-    rows = ctx.store.read(PLAYLIST_METRICS).where(f"model = '{model}'").toArrow()
+def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -> dict[str, Any]:
+    sizes = {"n_train": n_train, "n_recommended": n_recommended.astype(np.int32)}
+    return {**{name: getattr(metrics, name) for name in Metrics._fields}, **sizes}
+
+
+def _summary(rows: pa.Table, n_tracks: int, covered: np.ndarray) -> Summary:
+    """All playlists of a model together, from the rows that were written."""
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    n_recommended = rows["n_recommended"].to_numpy()
     # whether there is a list is all that matters here: which tracks were covered is counted where the lists are
-    served = np.minimum(n_recommended, 1)
+    served = np.minimum(rows["n_recommended"].to_numpy(), 1)
     lists = Ragged.from_lengths(served, np.zeros(served.sum(), np.int32))
-    summary = Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=n_tracks)
-    return replace(summary, covered=_covered(ctx, model, n_tracks))
+    return replace(Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=n_tracks), covered=covered)
 
 
-def _covered(ctx: JobContext, model: str, n_tracks: int) -> np.ndarray:
-    """Which tracks were recommended to anyone: bool (n_tracks,)."""
+def _covered(ctx: JobContext, n_tracks: int) -> dict[str, np.ndarray]:
+    """Which tracks each model recommended to anyone: bool (n_tracks,)."""
+    models = list(ctx.config.recommend.models)
 
     def distinct(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        seen = np.zeros(n_tracks, bool)
+        seen = np.zeros((len(models), n_tracks), bool)
         for batch in batches:
-            seen[Ragged.from_arrow(batch.column(0)).values] = True
-        yield pa.RecordBatch.from_arrays([pa.array(np.flatnonzero(seen), pa.int32())], ["track_id"])
+            for i, model in enumerate(models):
+                own = batch.filter(pc.equal(batch.column(0), model)) if len(pc.unique(batch.column(0))) > 1 else batch
+                if len(own) and own.column(0)[0].as_py() == model:
+                    seen[i, Ragged.from_arrow(own.column(1)).values] = True
+        at, tracks = np.nonzero(seen)
+        yield pa.RecordBatch.from_arrays([pa.array(at, pa.int32()), pa.array(tracks, pa.int32())], ["at", "track_id"])
 
-    recommended = ctx.read(RECOMMENDATIONS).where(f"model = '{model}'").select("track_ids")
-    covered = np.zeros(n_tracks, bool)
-    covered[recommended.mapInArrow(distinct, "track_id int").toArrow()["track_id"].to_numpy()] = True
-    return covered
+    found = (
+        ctx.read(RECOMMENDATIONS).select("model", "track_ids").mapInArrow(distinct, "at int, track_id int").toArrow()
+    )
+    covered = np.zeros((len(models), n_tracks), bool)
+    covered[found["at"].to_numpy(), found["track_id"].to_numpy()] = True
+    return {model: covered[i] for i, model in enumerate(models)}
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> None:

@@ -136,7 +136,7 @@ def _write(
 
     def start() -> Kernel:
         array = lookup.open()["ids"]
-        return lambda rows: ingest.playlist_rows(rows, array, starts)
+        return lambda rows: (None, ingest.playlist_columns(rows, array, starts))
 
     source = scratch.where("kind = 'playlist'").select("codes", *(c for c in PLAYLISTS.names if c != "track_ids"))
     names = ", ".join("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in changed)

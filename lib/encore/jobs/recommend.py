@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -50,21 +52,13 @@ def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:
     def start() -> Kernel:
         fitted = entry.load(shipped.open(), settings)
 
-        def kernel(holdout: pa.Table) -> pa.Table:
-            pids = holdout["pid"].to_numpy()
-            ranked = recommend(fitted, pids, Ragged.from_arrow(holdout["train"]), settings.k)
+        def kernel(holdout: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
+            ranked = recommend(fitted, holdout["pid"].to_numpy(), Ragged.from_arrow(holdout["train"]), settings.k)
             some = np.flatnonzero(ranked.ids.lengths > 0)
             ids, scores = ranked.ids, Ragged(ranked.ids.offsets, ranked.scores)
-            if len(some) < len(pids):
+            if len(some) < len(holdout):
                 ids, scores = ids.take(some), scores.take(some)
-            return pa.table(
-                {
-                    "model": pa.repeat(entry.name, len(some)),
-                    "pid": pids[some],
-                    "track_ids": ids.to_arrow(),
-                    "scores": scores.to_arrow(),
-                }
-            )
+            return some, {"track_ids": ids.to_arrow(), "scores": scores.to_arrow()}
 
         return kernel
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from encore.job import JobContext
@@ -20,10 +22,10 @@ def run(ctx: JobContext) -> None:
     seed, fraction = ctx.config.split.seed, ctx.config.split.fraction
 
     def start() -> Kernel:
-        def kernel(playlists: pa.Table) -> pa.Table:
+        def kernel(playlists: pa.Table) -> tuple[None, dict[str, Any]]:
             pids = playlists["pid"].to_numpy()
             train, test = split(pids, Ragged.from_arrow(playlists["track_ids"]), seed=seed, fraction=fraction)
-            return pa.table({"pid": pids, "train": train.to_arrow(), "test": test.to_arrow()})
+            return None, {"train": train.to_arrow(), "test": test.to_arrow()}
 
         return kernel
 

@@ -287,12 +287,15 @@ def track_rows(scratch: pa.Table, writes: np.ndarray, offsets: np.ndarray) -> pa
     return pa.table(columns)
 
 
-def playlist_rows(scratch: pa.Table, ids: np.ndarray, offsets: Mapping[str, int]) -> pa.Table:
-    """Rows of `playlists` of scratch rows (kind playlist): `ids` from `offsets[slice]` on are of that file's codes."""
+def playlist_columns(scratch: pa.Table, ids: np.ndarray, offsets: Mapping[str, int]) -> dict[str, Any]:
+    """Columns of `playlists` but its key, of scratch rows of kind playlist.
+
+    `ids` from `offsets[slice]` on are the track ids of the codes of that file.
+    """
     names = scratch["slice"].combine_chunks().dictionary_encode()
     starts = np.array([offsets[name] for name in names.dictionary.to_pylist()], np.int64)
     codes = Ragged.from_arrow(scratch["codes"])
     base = np.repeat(starts[names.indices.to_numpy(zero_copy_only=False)], codes.lengths)
     track_ids = Ragged(codes.offsets, ids[base + codes.values])
-    columns = {name: scratch[name] for name in PLAYLISTS.names if name != "track_ids"}
-    return pa.table({**columns, "track_ids": track_ids.to_arrow()}).select(PLAYLISTS.names)
+    columns = {name: scratch[name] for name in PLAYLISTS.names if name not in ("pid", "track_ids")}
+    return {**columns, "track_ids": track_ids.to_arrow()}
