@@ -292,6 +292,7 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
     error: BaseException | None = None
     try:
         store.check_writable()
+        tracking.prepare()
         for table in module.WRITES:
             store.ensure(table)
         ctx.log.info("started")

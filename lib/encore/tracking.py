@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,7 @@ class Tracking:
         self.failed: str | None = None
         self._config = config
         self._parent: str | None = None
+        self._preparing: threading.Thread | None = None
 
     @cached_property
     def _client(self) -> Any:
@@ -118,8 +120,19 @@ class Tracking:
         )
         return str(self._client.create_experiment(name, artifact_location=location))
 
+    def prepare(self) -> None:
+        """Make the parent run in the background: a new store takes seconds, in which the first job can start."""
+        if self._parent is None and self._preparing is None:
+            self._preparing = threading.Thread(target=self._prepare, daemon=True)
+            self._preparing.start()
+
+    def _prepare(self) -> None:
+        self._parent = self._try("parent run", self._find_or_make_parent)
+
     def parent(self) -> str | None:
         """The id of the parent run, made on first use; None where MLflow fails."""
+        if self._preparing is not None:
+            self._preparing.join()
         if self._parent is None:
             self._parent = self._try("parent run", self._find_or_make_parent)
         return self._parent
@@ -247,8 +260,8 @@ class Tracking:
 
     def finish(self, *, failed: bool, seconds: float | None = None) -> None:
         """End the parent run, if there is one."""
-        if self._parent is not None:
-            parent = self._parent
+        parent = self.parent() if self._preparing is not None else self._parent
+        if parent is not None:
             if seconds is not None:
                 self._try("seconds", lambda: self._log_metrics(parent, {"seconds": seconds}))
             self._try("finish", lambda: self._client.set_terminated(parent, "FAILED" if failed else "FINISHED"))

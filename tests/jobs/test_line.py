@@ -198,7 +198,7 @@ class TestInputThatIsNotWhole:
         return lake, raw
 
     def test_the_rest_goes_in(self, mixed: tuple[Path, Path]) -> None:
-        lake, raw = mixed
+        lake, _ = mixed
         rows = recompute.table(lake, "playlists")
         assert len(rows) == 250
         assert {row["name"] for row in rows if row["slice"] == "mpd.slice.100-149.json"} == {None}

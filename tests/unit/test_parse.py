@@ -304,7 +304,7 @@ GOOD = rendered([playlist(name="Road trip")])
         (GOOD[:-5], "not_json", f"(of {len(GOOD) - 5} bytes)"),
         (GOOD[:40], "not_json", "(of 40 bytes)"),
         (GOOD + GOOD, "not_json", "Extra data"),
-        (GOOD + b"\n" + GOOD, "not_json", "Extra data"),
+        (GOOD + b"\n" + rendered([playlist(8)]), "not_json", "Extra data"),
         (GOOD + b"null", "not_json", "Extra data"),
         (GOOD + b"\0", "not_json", "Extra data"),
         (GOOD.replace(b"Road", b"Ro\nd"), "not_json", "Invalid control character"),
