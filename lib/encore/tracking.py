@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("encore.tracking")
 
+# MLflow reads these as it is imported, which happens below, on first use
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # a server that is away is reported within seconds; the metrics are in Delta
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
 
 def git_commit() -> str:
     """The commit of the code: ENCORE_GIT_COMMIT where an archive carries it, else of the checkout, else unknown."""
@@ -75,12 +85,6 @@ class Tracking:
 
     @cached_property
     def _client(self) -> Any:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-        # a server that is away is reported within seconds; the metrics are in Delta
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
 
         uri = self._config.tracking.uri
@@ -92,6 +96,8 @@ class Tracking:
         """Do something with MLflow; a failure is said once and remembered, and never ends a job."""
         if self.failed is not None:
             return None
+        for name, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException
         from sqlalchemy.exc import SQLAlchemyError

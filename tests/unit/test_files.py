@@ -126,6 +126,7 @@ def place(request: pytest.FixtureRequest) -> tuple[str, S3Config]:
         ("/[ab].json", "*.txt", ["a.json", "b.json"]),
         ("/mpd.slice.*.json", "*", ["mpd.slice.0-9.json"]),
         ("/?.json", "*", ["a.json", "b.json"]),
+        ("/*.json", "*", ["a.json", "b.json", "mpd.slice.0-9.json"]),
         ("/*/d.json", "*", ["d.json"]),
     ],
 )
@@ -155,7 +156,7 @@ def test_reading_what_is_not_there_is_bad_input(place: tuple[str, S3Config]) -> 
 
 
 def test_equal_names_are_ordered_by_address(folder: Path) -> None:
-    (folder / "below" / "a.json").touch()
+    (folder / "below" / "a.json").write_bytes(b"longer")
     (folder / "empty" / "a.json").touch()
     files = list_files(f"{folder}/*/*.json", "*", AWS)
     assert [file.url for file in files] == [

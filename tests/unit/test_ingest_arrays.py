@@ -25,7 +25,7 @@ from encore.mpd.ingest import (
     by_number,
     losers,
     parse_run,
-    playlist_rows,
+    playlist_columns,
     tasks_of,
     track_rows,
 )
@@ -317,7 +317,9 @@ def second_pass(scratch: pa.Table, n_tasks: int, existing: pa.Table) -> tuple[pa
         starts[row["slice"]] = at
         parts.append(found.of_task[row["task"]][np.array(row["codes"], np.int64)])
         at += len(row["codes"])
-    return playlist_rows(of_kind(scratch, "playlist"), np.concatenate(parts), starts), tracks
+    rows = of_kind(scratch, "playlist")
+    columns = playlist_columns(rows, np.concatenate(parts), starts)
+    return pa.table({"pid": rows["pid"], **columns}).select(PLAYLISTS.names), tracks
 
 
 def by_key(table: pa.Table, key: str) -> dict[int, Record]:

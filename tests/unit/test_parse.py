@@ -251,7 +251,8 @@ def test_of_a_repeated_key_the_last_counts() -> None:
 
 
 def track(uri: str = URIS[0], **fields: object) -> Record:
-    return {"track_uri": uri, **{name: f"some {name}" for name in TRACK_FIELDS if name != "duration_ms"}, **fields}
+    known = {name: 1000 if name == "duration_ms" else f"some {name}" for name in TRACK_FIELDS}
+    return {"track_uri": uri, **known, **fields}
 
 
 @pytest.mark.parametrize(
