@@ -70,11 +70,11 @@ format: setup ## Format the code and mend what the linter can mend
 
 .PHONY: test
 test: setup s3 lint ## Lint, types and all tests but the slow ones (under 5 minutes)
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
 .PHONY: test-full
 test-full: setup s3 lint ## All tests, the slow ones too
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: lock
 lock: setup ## Compile the pins of setup.py into deploy/requirements.txt

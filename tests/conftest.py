@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from encore.config import Config, load_config
 from encore.job import Session
 from encore.log import configure_logging
 from encore.mpd.generate import generate
+from encore.tracking import MLFLOW_SETTINGS
 from tests.s3server import S3Server
 from tests.s3server import s3_server as started_s3_server
+
+# tests import mlflow themselves: it must find the settings that it finds in a run
+os.environ.update(MLFLOW_SETTINGS)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,3 +81,13 @@ def s3_server() -> Iterator[S3Server]:
     """One S3 server for all tests, each of which makes buckets of its own."""
     with started_s3_server() as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests: one has the Spark session, one the S3 server, both the rest."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "s3_server" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("s3"))
+        elif "session" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("spark"))

@@ -209,6 +209,7 @@ class Store:
         if found is None:
             schema = arrow_schema(table)
             return schema.empty_table().select(columns or schema.names)
+        self._check_schema(table, found)
         wanted = ", ".join(f'"{name}"' for name in columns or arrow_schema(table).names)
         # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
         return pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
@@ -232,12 +233,7 @@ class Store:
         """Make the table where it is not there; raise LakeError where it was made by another declaration."""
         found = self._delta(table)
         if found is not None:
-            differences = _schema_differences(table, found)
-            if differences:
-                raise LakeError(
-                    f"the lake {self.path} was made by another schema: {table.name}: " + "; ".join(differences),
-                    remedy="choose another lake.path, or move this lake away",
-                )
+            self._check_schema(table, found)
             return
         with _spark_errors(table.name):
             from delta.tables import DeltaTable as SparkDeltaTable
@@ -252,6 +248,14 @@ class Store:
             if table.partition_by:
                 builder = builder.partitionedBy(*table.partition_by)
             builder.execute()
+
+    def _check_schema(self, table: Table, found: DeltaTable) -> None:
+        differences = _schema_differences(table, found)
+        if differences:
+            raise LakeError(
+                f"the lake {self.path} was made by another schema: {table.name}: " + "; ".join(differences),
+                remedy="choose another lake.path, or move this lake away",
+            )
 
     def replace(
         self,
@@ -313,9 +317,9 @@ class Store:
         """Add a few rows without Spark, making the table where it is not there. For the framework's own ledger."""
         data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
         uri = self.uri(table).replace("s3a://", "s3://", 1)
-        if not is_s3(uri):
-            os.makedirs(uri, exist_ok=True)
         try:
+            if not is_s3(uri):
+                os.makedirs(uri, exist_ok=True)
             write_deltalake(uri, data, mode="append", storage_options=self._options)
         except (DeltaError, OSError) as error:
             raise LakeError(f"{uri}: cannot be written: {_first_line(error)}") from error

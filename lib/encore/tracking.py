@@ -34,6 +34,8 @@ MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # its records go the way of all others: log.py
+    "MLFLOW_CONFIGURE_LOGGING": "false",
     # a server that is away is reported within seconds; the metrics are in Delta
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

@@ -546,7 +546,10 @@ def generate(
         raise InputError(f"Cannot work with {processes} processes.", remedy="Ask for at least 1 process.")
     slices = -(-playlists // SLICE_PLAYLISTS)
     _check_output(out, {slice_name(i, playlists) for i in range(slices)})
-    (out / "features").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "features").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}", remedy="choose another folder") from error
 
     done = rows = size = 0
     distinct = DistinctIds()
