@@ -83,8 +83,12 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: one has the Spark session, one the S3 server, both the rest."""
+    """Two processes share the tests: one has the Spark session, one the S3 server, both the rest.
+
+    Before pytest-xdist looks at the groups, or each process would start a session.
+    """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "s3_server" in fixtures:
