@@ -68,13 +68,21 @@ format: setup ## Format the code and mend what the linter can mend
 	@$(BIN)/ruff check --fix lib jobs tests setup.py
 	@$(BIN)/ruff format lib jobs tests setup.py
 
+# Two processes, for two cores: the tests without a JVM beside those that share one Spark session.
+define pytest
+mkdir -p .cache; unit=0; spark=0; \
+$(BIN)/pytest $(1) tests/unit >.cache/unit.log 2>&1 & pid=$$!; \
+$(BIN)/pytest $(1) tests/spark tests/jobs || spark=$$?; \
+wait $$pid || unit=$$?; cat .cache/unit.log; exit $$((unit + spark))
+endef
+
 .PHONY: test
 test: setup s3 lint ## Lint, types and all tests but the slow ones (under 5 minutes)
-	@$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+	@$(call pytest,-m "not slow")
 
 .PHONY: test-full
 test-full: setup s3 lint ## All tests, the slow ones too
-	@$(BIN)/pytest -n 2 --dist loadgroup
+	@$(call pytest,)
 
 .PHONY: lock
 lock: setup ## Compile the pins of setup.py into deploy/requirements.txt

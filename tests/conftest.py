@@ -81,17 +81,3 @@ def s3_server() -> Iterator[S3Server]:
     """One S3 server for all tests, each of which makes buckets of its own."""
     with started_s3_server() as server:
         yield server
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: one has the Spark session, one the S3 server, both the rest.
-
-    Before pytest-xdist looks at the groups, or each process would start a session.
-    """
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "s3_server" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("s3"))
-        elif "session" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("spark"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,23 @@ def s3_server() -> Iterator[S3Server]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         out = stack.enter_context(log.open("wb"))
         # a group of its own: what the server starts is stopped with it, and Ctrl-C does not reach it first
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, cwd=folder, start_new_session=True, preexec_fn=_END_WITH_PARENT
+        )
         stack.callback(_stop, process)
         _wait(server, process, log)
         yield server
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child does before it starts so that it ends with the tests even where these are killed; Linux alone."""
+    if sys.platform != "linux":
+        return None
+    prctl, set_parent_death_signal = ctypes.CDLL(None).prctl, 1
+    return lambda: prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+_END_WITH_PARENT = _end_with_parent()
 
 
 def _weed() -> str:

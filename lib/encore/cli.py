@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from encore import __version__
 from encore.config import Config, load_config
 from encore.errors import EncoreError
-from encore.log import configure_logging
+from encore.log import configure_logging, redact
 
 app = typer.Typer(
     name="encore",
@@ -238,7 +238,7 @@ def show_config(
     def work() -> None:
         config = settings(env, overrides, debug)
         if not describe:
-            out.print(config.yaml(), end="", highlight=False, markup=False)
+            out.print(config.yaml(redact), end="", highlight=False, markup=False)
             return
         grid = Grid("setting", "value", "what it changes", show_lines=False)
         for section, model in type(config).model_fields.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,9 +207,9 @@ class Config(Section):
         walk("", self.model_dump(mode="json"))
         return found
 
-    def yaml(self) -> str:
-        """The resolved settings as YAML."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+    def yaml(self, hide: Callable[[Any], Any] = lambda settings: settings) -> str:
+        """The resolved settings as YAML; `hide` takes out of the mapping what is not to be shown or logged."""
+        return OmegaConf.to_yaml(OmegaConf.create(hide(self.model_dump(mode="json"))))
 
 
 def conf_dir() -> Path:

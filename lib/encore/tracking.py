@@ -157,7 +157,7 @@ class Tracking:
         tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", **self._common_tags()}
         run = self._client.create_run(experiment, run_name=self.run_id, tags=tags)
         self._log_params(run.info.run_id, self._config.flat())
-        self._client.log_text(run.info.run_id, self._config.yaml(), "config.yaml")
+        self._client.log_text(run.info.run_id, self._config.yaml(redact), "config.yaml")
         return str(run.info.run_id)
 
     def _common_tags(self) -> dict[str, str]:
@@ -170,7 +170,8 @@ class Tracking:
     def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        items = [Param(name, str(redact("null" if value is None else value))[:5000]) for name, value in params.items()]
+        shown = redact({name: "null" if value is None else value for name, value in params.items()})
+        items = [Param(name, str(value)[:5000]) for name, value in shown.items()]
         for i in range(0, len(items), 100):
             self._client.log_batch(run, params=items[i : i + 100])
 

@@ -344,3 +344,11 @@ def test_an_entry_point_ends_its_process_with_the_code() -> None:
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.startswith("encore: --set recommend.k=0: recommend.k: ")
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_the_settings_are_printed_without_their_secrets(encore: Encore) -> None:
+    settings = ["tracking.uri=http://me:hush@127.0.0.1:5000", "spark.settings={spark.hadoop.fs.s3a.secret.key: hush}"]
+    result = encore("config", *(part for setting in settings for part in ("--set", setting)))
+    assert result.exit_code == 0
+    assert "127.0.0.1:5000" in result.stdout
+    assert "hush" not in result.stdout
