@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from encore.config import Config, load_config
 from encore.job import Session
@@ -81,3 +83,13 @@ def s3_server() -> Iterator[S3Server]:
     """One S3 server for all tests, each of which makes buckets of its own."""
     with started_s3_server() as server:
         yield server
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """For tests that configure logging: what they set is gone after them."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.configure(**before)

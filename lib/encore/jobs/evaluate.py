@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.catalogue import artist_numbers
+from encore.catalogue import artist_numbers, count_tracks
 from encore.evaluation.metrics import Metrics, Summary, evaluate
 from encore.job import JobContext
 from encore.ragged import Ragged
@@ -35,9 +34,8 @@ def run(ctx: JobContext) -> None:
     artists = ctx.ship(artist_of=artist_of)
     ctx.chunked(HOLDOUT, PLAYLIST_METRICS, lambda holdout, _: _metrics(ctx, holdout, artists))
     rows = ctx.store.read(PLAYLIST_METRICS).toArrow()
-    covered = _covered(ctx, n_tracks)
     for model in models:
-        summary = _summary(rows.filter(pc.equal(rows["model"], model)), n_tracks, covered[model])
+        summary = _summary(rows.filter(pc.equal(rows["model"], model)), n_tracks, _covered(ctx, model, n_tracks))
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
 
@@ -102,26 +100,9 @@ def _summary(rows: pa.Table, n_tracks: int, covered: np.ndarray) -> Summary:
     return replace(Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=n_tracks), covered=covered)
 
 
-def _covered(ctx: JobContext, n_tracks: int) -> dict[str, np.ndarray]:
-    """Which tracks each model recommended to anyone: bool (n_tracks,)."""
-    models = list(ctx.config.recommend.models)
-
-    def distinct(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        seen = np.zeros((len(models), n_tracks), bool)
-        for batch in batches:
-            for i, model in enumerate(models):
-                own = batch.filter(pc.equal(batch.column(0), model)) if len(pc.unique(batch.column(0))) > 1 else batch
-                if len(own) and own.column(0)[0].as_py() == model:
-                    seen[i, Ragged.from_arrow(own.column(1)).values] = True
-        at, tracks = np.nonzero(seen)
-        yield pa.RecordBatch.from_arrays([pa.array(at, pa.int32()), pa.array(tracks, pa.int32())], ["at", "track_id"])
-
-    found = (
-        ctx.read(RECOMMENDATIONS).select("model", "track_ids").mapInArrow(distinct, "at int, track_id int").toArrow()
-    )
-    covered = np.zeros((len(models), n_tracks), bool)
-    covered[found["at"].to_numpy(), found["track_id"].to_numpy()] = True
-    return {model: covered[i] for i, model in enumerate(models)}
+def _covered(ctx: JobContext, model: str, n_tracks: int) -> np.ndarray:
+    """Which tracks a model recommended to anyone: bool (n_tracks,)."""
+    return count_tracks(ctx.read(RECOMMENDATIONS).where(f"model = '{model}'"), "track_ids", n_tracks) > 0
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> None:
