@@ -9,6 +9,7 @@ CORE = [
     "jinja2==3.1.6",
     "matplotlib==3.11.2",
     "mlflow==3.17.2",
+    "numba==0.68.1",
     "numpy==2.4.6",
     "omegaconf==2.4.0",
     "orjson==3.13.0",
@@ -26,6 +27,14 @@ CORE = [
 EXTRAS = {
     # EMR brings its own Spark and Delta, so they are not among the core requirements.
     "spark": ["pyspark==4.1.1", "delta-spark==4.2.0"],
+    # What `make bench` compares with; the product does not need it.
+    "bench": [
+        "duckdb==2.0.1",
+        "faiss-cpu==1.15.1",
+        "polars==2.1.0",
+        "scikit-learn==1.9.1",
+        "scipy==1.17.1",
+    ],
     "dev": [
         "chispa==0.12.0",
         "hypothesis==6.170.15",
