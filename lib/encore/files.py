@@ -153,6 +153,15 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
     return body
 
 
+def write_bytes(url: str, data: Any, s3: S3Config) -> None:
+    """Put an object into S3; a reader sees all of it or nothing."""
+    bucket, key = split_s3(url)
+    try:
+        s3_client(s3).put_object(Bucket=bucket, Key=key, Body=memoryview(data).tobytes())
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+
+
 def s3_error(url: str, error: Exception) -> EncoreError:
     """Our error for one of boto's, with a remedy."""
     if isinstance(error, NoCredentialsError):

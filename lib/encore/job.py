@@ -31,16 +31,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import structlog
 
 import encore
 from encore import rows, shipping
 from encore.config import Config
-from encore.errors import LakeError
+from encore.errors import LakeError, WriteRefused
 from encore.graph import Node
 from encore.progress import Meter, meter
 from encore.session import start_session
-from encore.store import Commit, Store
+from encore.store import Commit, Store, Where
 from encore.tables import JOB_RUNS, Table
 from encore.tracking import Tracking
 
@@ -183,42 +184,52 @@ class JobContext:
         """Send arrays to every executor, once."""
         return shipping.ship(self.spark, arrays)
 
+    def write_rows(self, table: Table, work: rows.RowMap, where: Where, *, part: str = "all") -> pa.Table:
+        """Replace the rows `where` by what tasks make of a source and write, in one commit; returns their reports."""
+        self._may_write(table)
+        reports = rows.write_rows(work, table, self.store.place(table))
+        self.store.commit_files(table, reports, self.commit(part), where)
+        return reports
+
     def chunked(
         self,
         source: Table,
         target: Table,
-        make: Callable[[DataFrame, np.ndarray], rows.Mapped | DataFrame],
+        make: Callable[[DataFrame, np.ndarray], rows.RowMap],
         *,
-        prefix: str = "",
-        where: str = "",
-    ) -> None:
+        model: str | None = None,
+    ) -> list[tuple[int | None, int | None]]:
         """Write `target` from `source` in ranges of pids, a commit each; ranges that this work has done are skipped.
 
-        `make(frame, pids)` gives the rows of one range from the source's rows of it and their sorted pids. `where` is
-        a further condition on what is replaced, such as one model; `prefix` names that part of the work.
+        `make(frame, pids)` says how the rows of one range come of the source's rows of it and their sorted pids. Where
+        a `model` is named, its rows alone are replaced. Returns the ranges that were skipped: from a pid, below a pid.
         """
         from pyspark.sql import functions as F
 
         pids = self.pids(source)
+        if (np.diff(pids) <= 0).any():
+            raise WriteRefused(source.name, ["key pid repeats"])
         step = self.config.run.chunk_playlists
         starts = np.unique(pids // step) * step
-        done = self.store.parts_done(target, self.fingerprint)
-        with meter(f"{self.name} {prefix}".strip(), "playlists", len(pids)) as shown:
-            for i, start in enumerate(starts.tolist()):
+        partition = () if model is None else (("model", model),)
+        done, skipped = self.store.parts_done(target, self.fingerprint), []
+        with meter(f"{self.name} {model or ''}".strip(), "playlists", len(pids)) as shown:
+            # without a source row there is one range, which empties what is there
+            for i, start in enumerate(starts.tolist() or [0]):
                 inside = pids[(pids >= start) & (pids < start + step)]
-                part = f"{prefix}:{start}" if prefix else str(start)
-                if part not in done:
-                    bounds = [] if i == 0 else [f"pid >= {start}"]
-                    bounds += [] if i == len(starts) - 1 else [f"pid < {starts[i + 1]}"]
-                    frame = self.read(source).where(F.col("pid").between(int(inside[0]), int(inside[-1])))
-                    condition = " AND ".join([*([where] if where else []), *bounds]) or None
-                    with self.watched(shown, len(inside)):
-                        self.replace(target, make(frame, inside), where=condition, part=part)
-                    self.log.info("chunk_written", table=target.name, part=part, playlists=len(inside))
-                else:
+                low = start if i else None
+                high = int(starts[i + 1]) if i + 1 < len(starts) else None
+                part = f"{model}:{start}" if model else str(start)
+                if part in done:
                     shown.update(shown.done + len(inside))
-            if not len(starts):
-                self.replace(target, make(self.read(source), pids), where=where or None, part=prefix or "all")
+                    skipped.append((low, high))
+                    continue
+                first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, -1)
+                frame = self.read(source).where(F.col("pid").between(first, last))
+                with self.watched(shown, len(inside)):
+                    self.write_rows(target, make(frame, inside), Where(partition, "pid", low, high), part=part)
+                self.log.info("chunk_written", table=target.name, part=part, playlists=len(inside))
+        return skipped
 
     def pids(self, table: Table) -> np.ndarray:
         """The sorted pids of a table that is keyed by them, int64."""

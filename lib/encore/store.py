@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, QueryBuilder, write_deltalake
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
 
 from encore.config import Config
+from encore.datafiles import Place, Writer, merge_broken
 from encore.errors import LakeError, WriteRefused
-from encore.files import is_s3
-from encore.tables import ALL, VIEWS, Table
+from encore.files import is_s3, read_bytes
+from encore.tables import ALL, VIEWS, Table, arrow_schema, arrow_type
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -70,28 +75,21 @@ class TableState:
     changed_at_ms: int
 
 
-def arrow_type(ddl: str) -> pa.DataType:
-    """The Arrow type of a Spark SQL type of tables.py."""
-    simple = {
-        "bigint": pa.int64(),
-        "int": pa.int32(),
-        "double": pa.float64(),
-        "float": pa.float32(),
-        "boolean": pa.bool_(),
-        "string": pa.string(),
-        "timestamp": pa.timestamp("us", tz="UTC"),
-    }
-    if ddl.startswith("array<"):
-        return pa.list_(pa.field("element", arrow_type(ddl[6:-1])))
-    if ddl.startswith("map<"):
-        key, value = ddl[4:-1].split(",")
-        return pa.map_(arrow_type(key), arrow_type(value))
-    return simple[ddl]
+@dataclass(frozen=True)
+class Where:
+    """Rows of a table: those of some partition values, of `column` from `low` on and below `high` (None: no bound)."""
 
+    partition: tuple[tuple[str, str], ...] = ()
+    column: str = "pid"
+    low: int | None = None
+    high: int | None = None
 
-def arrow_schema(table: Table) -> pa.Schema:
-    """The Arrow schema of a declared table."""
-    return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in table.columns])
+    def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
+        """Of a file whose values are from low to high: whether some of its rows are inside, and some outside."""
+        above = self.low is None or high >= self.low
+        below = self.high is None or low < self.high
+        whole = (self.low is None or low >= self.low) and (self.high is None or high < self.high)
+        return above and below, not whole
 
 
 class Store:
@@ -241,8 +239,8 @@ class Store:
             builder = SparkDeltaTable.createIfNotExists(self._spark()).location(self.uri(table))
             for column in table.columns:
                 builder = builder.addColumn(column.name, column.type, nullable=column.nullable, comment=column.comment)
-            for name, condition in table.checks.items():
-                builder = builder.property(f"delta.constraints.{name}", condition)
+            for name, check in table.checks.items():
+                builder = builder.property(f"delta.constraints.{name}", check.sql)
             builder = builder.property("delta.dataSkippingNumIndexedCols", str(table.stats_columns))
             builder = builder.property("encore.grain", table.grain).property("encore.layer", table.layer)
             if table.partition_by:
@@ -277,6 +275,73 @@ class Store:
             if where is not None:
                 writer = writer.option("replaceWhere", where)
             writer.save(self.uri(table))
+
+    def commit_files(self, table: Table, reports: pa.Table, commit: Commit, where: Where) -> None:
+        """Replace the rows `where` by those of files that tasks wrote (`datafiles.REPORT`), in one commit.
+
+        Raises WriteRefused, and commits nothing, where a task met rows that break the declaration. Rows outside of
+        `where` that share a file with rows inside are written again.
+        """
+        broken: dict[str, tuple[int, str]] = {}
+        for text in reports["broken"].drop_null().to_pylist():
+            merge_broken(broken, json.loads(text))
+        if broken:
+            key = "/".join(table.key)
+            raise WriteRefused(
+                table.name, [f"{name}: broken by {n} row(s), such as {key} {of}" for name, (n, of) in broken.items()]
+            )
+        found = self._delta(table)
+        if found is None:
+            raise LakeError(f"{self.uri(table)}: the table is not there")
+        self._check_schema(table, found)
+        actions: list[AddAction | RemoveAction] = []
+        kept = Writer(table, self.place(table))
+        now = int(time.time() * 1000)
+        for file in pa.table(found.get_add_actions(flatten=True)).to_pylist():
+            partition = {name: file[f"partition.{name}"] for name in table.partition_by}
+            if any(partition[name] != value for name, value in where.partition):
+                continue
+            low, high = (file.get(f"{end}.{where.column}") for end in ("min", "max"))
+            inside, outside = (True, True) if low is None or high is None else where.sides(low, high)
+            if inside or not file["num_records"]:
+                if outside and (where.low is not None or where.high is not None):
+                    kept.write(self._rows_outside(table, file["path"], partition, where))
+                actions.append(RemoveAction(file["path"], True, now, file["size_bytes"], partition))
+        rewritten = pa.Table.from_batches([kept.close()])
+        for row in [*reports.to_pylist(), *rewritten.to_pylist()]:
+            if row["path"] is not None:
+                actions.append(
+                    AddAction(
+                        row["path"], row["size"], json.loads(row["partition"]), row["modified_ms"], True, row["stats"]
+                    )
+                )
+        try:
+            found.create_write_transaction(
+                actions,
+                "append",
+                found.schema(),
+                list(table.partition_by),
+                commit_properties=CommitProperties(custom_metadata={"userMetadata": commit.json()}),
+            )
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{table.name}: cannot be committed: {_first_line(error)}") from error
+
+    def place(self, table: Table) -> Place:
+        """Where workers write files of a table."""
+        return Place(self.uri(table).replace("s3a://", "s3://", 1), self._config.s3)
+
+    def _rows_outside(self, table: Table, path: str, partition: dict[str, str], where: Where) -> pa.Table:
+        url = f"{self.place(table).uri}/{unquote(path)}"
+        rows = pq.read_table(pa.BufferReader(read_bytes(url, self._config.s3)))
+        for name, value in partition.items():
+            rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+        column = rows[where.column]
+        outside = pa.repeat(False, rows.num_rows)
+        if where.low is not None:
+            outside = pc.or_(outside, pc.less(column, where.low))
+        if where.high is not None:
+            outside = pc.or_(outside, pc.greater_equal(column, where.high))
+        return rows.filter(outside).select(table.names).cast(arrow_schema(table))
 
     def append(self, table: Table, frame: DataFrame, commit: Commit, keys: DataFrame | None = None) -> None:
         """Add the frame's rows in one commit. The caller sees to it that their keys are new."""
@@ -404,7 +469,7 @@ def broken_conditions(table: Table, frame: DataFrame) -> list[str]:
     from pyspark.sql import functions as F
 
     conditions = {f"{c.name} is not null": f"`{c.name}` IS NOT NULL" for c in table.columns if not c.nullable}
-    conditions.update({f"{name} ({condition})": condition for name, condition in table.checks.items()})
+    conditions.update({f"{name} ({check.sql})": check.sql for name, check in table.checks.items()})
     columns = []
     for i, condition in enumerate(conditions.values()):
         wrong = F.expr(f"NOT coalesce({condition}, false)")

@@ -6,8 +6,12 @@ Spark SQL's; a column that is not nullable and each check become Delta constrain
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 Layer = Literal["raw", "intermediate", "primary", "feature", "model_input", "model", "model_output", "reporting"]
 
@@ -68,15 +72,60 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A condition that holds for every row; null does not hold.
+
+    `sql` is what Delta enforces on every writer, `holds` the same on Arrow rows, for files that workers write
+    themselves. The functions below make both of one declaration.
+    """
+
+    sql: str
+    holds: Callable[[pa.Table], pa.ChunkedArray]
+
+
+def at_least(name: str, least: int) -> Check:
+    """A number of at least `least`."""
+    return Check(f"{name} >= {least}", lambda rows: pc.greater_equal(rows[name], least))
+
+
+def between(name: str, low: float, high: float) -> Check:
+    """A number from `low` to `high`, both allowed."""
+    return Check(
+        f"{name} BETWEEN {low} AND {high}",
+        lambda rows: pc.and_(pc.greater_equal(rows[name], low), pc.less_equal(rows[name], high)),
+    )
+
+
+def one_of(name: str, values: tuple[str, ...]) -> Check:
+    """One text of a closed set."""
+    known = pa.array(values)
+    listed = ", ".join(f"'{value}'" for value in values)
+    return Check(f"{name} IN ({listed})", lambda rows: pc.is_in(rows[name], known))
+
+
+def starts_with(name: str, prefix: str) -> Check:
+    """A text that begins with `prefix`, which has no wildcard of SQL in it."""
+    return Check(f"{name} LIKE '{prefix}%'", lambda rows: pc.starts_with(rows[name], prefix))
+
+
+def same_size(one: str, other: str) -> Check:
+    """Two arrays of one length."""
+    return Check(
+        f"size({one}) = size({other})",
+        lambda rows: pc.equal(pc.list_value_length(rows[one]), pc.list_value_length(rows[other])),
+    )
+
+
+@dataclass(frozen=True)
 class Table:
-    """A Delta table's declaration. `key` is unique; `checks` are SQL conditions that hold for every row, by name."""
+    """A Delta table's declaration. `key` is unique; `checks` hold for every row, by name."""
 
     name: str
     layer: Layer
     grain: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
-    checks: dict[str, str] = field(default_factory=dict, hash=False)
+    checks: dict[str, Check] = field(default_factory=dict, hash=False)
     partition_by: tuple[str, ...] = ()
     stats_columns: int = 1
     """Delta keeps minimum and maximum of the first so many columns; arrays and payloads are not worth it."""
@@ -99,6 +148,30 @@ class Table:
         return ", ".join(f"`{column.name}` {column.type}" for column in self.columns)
 
 
+def arrow_type(ddl: str) -> pa.DataType:
+    """The Arrow type of a Spark SQL type of tables.py."""
+    simple = {
+        "bigint": pa.int64(),
+        "int": pa.int32(),
+        "double": pa.float64(),
+        "float": pa.float32(),
+        "boolean": pa.bool_(),
+        "string": pa.string(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+    }
+    if ddl.startswith("array<"):
+        return pa.list_(pa.field("element", arrow_type(ddl[6:-1])))
+    if ddl.startswith("map<"):
+        key, value = ddl[4:-1].split(",")
+        return pa.map_(arrow_type(key), arrow_type(value))
+    return simple[ddl]
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    """The Arrow schema of a declared table."""
+    return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in table.columns])
+
+
 PLAYLISTS = Table(
     name="playlists",
     layer="primary",
@@ -119,7 +192,7 @@ PLAYLISTS = Table(
         Column("track_ids", "array<int>", "tracks.track_id in playlist order, repeats kept"),
         Column("slice", "string", "Name of the source file"),
     ),
-    checks={"pid_not_negative": "pid >= 0"},
+    checks={"pid_not_negative": at_least("pid", 0)},
 )
 
 TRACKS = Table(
@@ -146,7 +219,10 @@ TRACKS = Table(
             "Playlist whose record gave the names: the lowest pid of those with the fewest fields missing",
         ),
     ),
-    checks={"track_id_not_negative": "track_id >= 0", "track_uri_form": "track_uri LIKE 'spotify:track:%'"},
+    checks={
+        "track_id_not_negative": at_least("track_id", 0),
+        "track_uri_form": starts_with("track_uri", "spotify:track:"),
+    },
 )
 
 INGEST_LEDGER = Table(
@@ -172,7 +248,7 @@ INGEST_LEDGER = Table(
         Column("status", "string", "ingested, or refused: the whole file stands in quarantine"),
         Column("ingested_at", "timestamp", "When it was read last"),
     ),
-    checks={"status_known": "status IN ('ingested', 'refused')"},
+    checks={"status_known": one_of("status", ("ingested", "refused"))},
 )
 
 QUARANTINE = Table(
@@ -189,7 +265,7 @@ QUARANTINE = Table(
         Column("payload", "string", "The beginning of the record", True),
         Column("stage", "string", "The job that refused it"),
     ),
-    checks={"reason_known": "reason IN (" + ", ".join(f"'{reason}'" for reason in REASONS) + ")"},
+    checks={"reason_known": one_of("reason", REASONS)},
     partition_by=("stage",),
 )
 
@@ -213,7 +289,7 @@ AUDIO_FEATURES = Table(
         Column("tempo", "double", "Beats a minute"),
         Column("source", "string", "The file or the service that it came from"),
     ),
-    checks={f"{name}_in_range": f"{name} BETWEEN {low} AND {high}" for name, (low, high) in RANGES.items()},
+    checks={f"{name}_in_range": between(name, low, high) for name, (low, high) in RANGES.items()},
 )
 
 TRACK_VECTORS = Table(
@@ -264,7 +340,7 @@ PLAYLIST_CENTROIDS = Table(
         Column("vector", "array<float>", "Mean of the vectors of its train tracks"),
         Column("n_tracks", "int", "How many train tracks have a vector"),
     ),
-    checks={"n_tracks_positive": "n_tracks > 0"},
+    checks={"n_tracks_positive": at_least("n_tracks", 1)},
 )
 
 RECOMMENDATIONS = Table(
@@ -278,7 +354,7 @@ RECOMMENDATIONS = Table(
         Column("track_ids", "array<int>", "Best first, none of the playlist's train tracks, no repeats"),
         Column("scores", "array<float>", "Of the same length, not increasing; equal scores ordered by track_id"),
     ),
-    checks={"a_score_for_each_track": "size(track_ids) = size(scores)"},
+    checks={"a_score_for_each_track": same_size("track_ids", "scores")},
     partition_by=("model",),
     stats_columns=2,
 )
@@ -301,8 +377,8 @@ PLAYLIST_METRICS = Table(
         Column("n_recommended", "int", "Recommended tracks; 0: the model had nothing to say"),
     ),
     checks={
-        "r_precision_in_range": "r_precision BETWEEN 0 AND 1",
-        "clicks_in_range": "clicks BETWEEN 0 AND 51",
+        "r_precision_in_range": between("r_precision", 0, 1),
+        "clicks_in_range": between("clicks", 0, 51),
     },
     partition_by=("model",),
     stats_columns=2,

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from encore.datafiles import Writer
 from encore.errors import LakeError, WriteRefused
 from encore.job import Session
-from encore.store import Commit, Store, arrow_schema
+from encore.store import Commit, Store, Where
 from encore.tables import (
     ALL,
     AUDIO_FEATURES,
@@ -21,6 +22,7 @@ from encore.tables import (
     PLAYLIST_CENTROIDS,
     RECOMMENDATIONS,
     Table,
+    arrow_schema,
 )
 from tests.conftest import settings
 
@@ -116,7 +118,7 @@ class TestEachTable:
         required = [column.name for column in table.columns if not column.nullable]
         rows = [good_row(table, 0)]
         rows += [{**good_row(table, 100 + i), name: None} for i, name in enumerate(required)]
-        rows += [{**good_row(table, 200 + i), **breaking(check)} for i, check in enumerate(table.checks.values())]
+        rows += [{**good_row(table, 200 + i), **breaking(check.sql)} for i, check in enumerate(table.checks.values())]
         before = store.version(table)
         with pytest.raises(WriteRefused) as caught:
             store.replace(table, frame(session, table, rows), COMMIT)
@@ -205,3 +207,70 @@ def test_a_lake_of_another_schema_is_refused_with_every_difference(session: Sess
 def test_a_lake_that_cannot_be_written_is_refused(session: Session) -> None:
     with pytest.raises(LakeError, match="cannot be written"):
         Store(settings("/proc/lake"), session).check_writable()
+
+
+def write_files(store: Store, table: Table, rows: list[dict[str, Any]], where: Where, part: str = "all") -> None:
+    writer = Writer(table, store.place(table))
+    writer.write(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
+    reports = pa.Table.from_batches([writer.close()])
+    store.commit_files(table, reports, Commit("test", "run", "files", part), where)
+
+
+def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, session: Session) -> None:
+    def lists(model: str, pids: range, first: int) -> list[dict[str, Any]]:
+        return [{"model": model, "pid": pid, "track_ids": [first, 2], "scores": [0.5, 0.25]} for pid in pids]
+
+    table = RECOMMENDATIONS
+    # a file by another writer that holds rows of both models and of all pids: what is outside must stay
+    everything = [*lists("a", range(10), 1), *lists("b", range(10), 1)]
+    store.replace(table, frame(session, table, everything).coalesce(1), COMMIT)
+    before = store.version(table)
+    write_files(store, table, lists("a", range(3, 6), 7), Where((("model", "a"),), "pid", 3, 7), part="a:3")
+    assert store.version(table) == before + 1  # type: ignore[operator]
+    found = {(row["model"], row["pid"]): row["track_ids"][0] for row in store.read(table).collect()}
+    expected = {("a", pid): 7 if 3 <= pid < 6 else 1 for pid in range(10) if pid != 6}
+    assert found == {**expected, **{("b", pid): 1 for pid in range(10)}}
+    assert store.parts_done(table, "files") == {"a:3"}
+    state = store.state(table)
+    assert state is not None
+    assert (state.rows, state.commit and state.commit.part) == (19, "a:3")
+    # the readers' way to skip files: the new one has pids 3 to 5 alone
+    plan = store.read(table).where("model = 'a' AND pid = 8").inputFiles()
+    assert len(plan) == 1
+
+
+def test_a_range_that_is_emptied_is_a_commit_too(store: Store) -> None:
+    write_files(store, HOLDOUT, [{"pid": 1, "train": [1], "test": []}], Where())
+    write_files(store, HOLDOUT, [], Where(), part="nothing")
+    state = store.state(HOLDOUT)
+    assert state is not None
+    assert state.rows == 0
+    assert store.parts_done(HOLDOUT, "files") >= {"nothing"}
+
+
+def test_files_with_rows_that_break_the_declaration_are_not_committed(store: Store) -> None:
+    rows = [
+        {"model": "a", "pid": 1, "track_ids": [1, 2], "scores": [0.5]},
+        {"model": "a", "pid": None, "track_ids": [1], "scores": [0.5]},
+    ]
+    before = store.version(RECOMMENDATIONS)
+    with pytest.raises(WriteRefused) as caught:
+        write_files(store, RECOMMENDATIONS, rows, Where())
+    text = str(caught.value)
+    assert "a_score_for_each_track (size(track_ids) = size(scores)): broken by 1 row(s), such as model/pid a/1" in text
+    assert "pid is not null: broken by 1 row(s)" in text
+    assert store.version(RECOMMENDATIONS) == before
+
+
+@pytest.mark.parametrize("table", [table for table in TABLES if table.checks], ids=lambda table: table.name)
+def test_a_check_says_the_same_in_sql_and_on_arrow(session: Session, table: Table) -> None:
+    good = good_row(table)
+    rows = [good, *({**good, **breaking(check.sql)} for check in table.checks.values())]
+    rows += [{**good, **dict.fromkeys(breaking(check.sql))} for check in table.checks.values()]
+    data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
+    spark = session().createDataFrame(data)
+    for check in table.checks.values():
+        by_sql = [bool(row[0]) for row in spark.selectExpr(f"coalesce({check.sql}, false)").collect()]
+        on_arrow = check.holds(data).fill_null(False).to_pylist()
+        assert on_arrow == by_sql
+        assert not all(by_sql)

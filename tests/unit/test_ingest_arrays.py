@@ -30,8 +30,7 @@ from encore.mpd.ingest import (
     track_rows,
 )
 from encore.mpd.parse import TRACK_FIELDS, Limits
-from encore.store import arrow_schema
-from encore.tables import PLAYLISTS, TRACKS
+from encore.tables import PLAYLISTS, TRACKS, arrow_schema
 
 Record = dict[str, Any]
 

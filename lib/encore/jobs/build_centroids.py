@@ -10,7 +10,7 @@ import pyarrow as pa
 from encore.catalogue import row_numbers, vector_matrix
 from encore.job import JobContext
 from encore.ragged import Ragged
-from encore.rows import Kernel, map_rows
+from encore.rows import Kernel, RowMap
 from encore.similarity.kernel import centroids
 from encore.tables import HOLDOUT, PLAYLIST_CENTROIDS, TRACK_VECTORS, TRACKS
 
@@ -38,5 +38,5 @@ def run(ctx: JobContext) -> None:
     ctx.chunked(
         HOLDOUT,
         PLAYLIST_CENTROIDS,
-        lambda holdout, _: map_rows(holdout.select("pid", "train"), start, PLAYLIST_CENTROIDS, block=20_000),
+        lambda holdout, _: RowMap(holdout.select("pid", "train"), start, block=20_000),
     )

@@ -10,8 +10,7 @@ import pyarrow as pa
 from encore.features import vectors
 from encore.job import JobContext
 from encore.ragged import Ragged
-from encore.store import arrow_schema
-from encore.tables import AUDIO_FEATURES, FEATURES, TRACK_VECTORS, TRACKS, VECTOR_PARAMETERS
+from encore.tables import AUDIO_FEATURES, FEATURES, TRACK_VECTORS, TRACKS, VECTOR_PARAMETERS, arrow_schema
 
 READS = (TRACKS, AUDIO_FEATURES)
 WRITES = (VECTOR_PARAMETERS, TRACK_VECTORS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,8 @@ from encore.catalogue import artist_numbers, count_tracks
 from encore.evaluation.metrics import Metrics, Summary, evaluate
 from encore.job import JobContext
 from encore.ragged import Ragged
-from encore.rows import Kernel, Mapped, map_rows
-from encore.store import arrow_schema
-from encore.tables import HOLDOUT, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS
+from encore.rows import Kernel, RowMap
+from encore.tables import HOLDOUT, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
 
 READS = (RECOMMENDATIONS, HOLDOUT, TRACKS)
 WRITES = (PLAYLIST_METRICS,)
@@ -32,52 +32,97 @@ def run(ctx: JobContext) -> None:
     n_tracks, models = ctx.n_rows(TRACKS), ctx.config.recommend.models
     artist_of, _ = artist_numbers(ctx.read(TRACKS), n_tracks)
     artists = ctx.ship(artist_of=artist_of)
-    ctx.chunked(HOLDOUT, PLAYLIST_METRICS, lambda holdout, _: _metrics(ctx, holdout, artists))
-    rows = ctx.store.read(PLAYLIST_METRICS).toArrow()
+    covered = {model: np.zeros(n_tracks, np.bool_) for model in models}
+    skipped = ctx.chunked(
+        HOLDOUT, PLAYLIST_METRICS, lambda holdout, pids: _metrics(ctx, holdout, pids, artists, covered)
+    )
     for model in models:
-        summary = _summary(rows.filter(pc.equal(rows["model"], model)), n_tracks, _covered(ctx, model, n_tracks))
+        for low, high in skipped:
+            covered[model] |= _covered(ctx, model, n_tracks, low, high)
+        rows = ctx.store.read(PLAYLIST_METRICS).where(f"model = '{model}'").toArrow()
+        summary = _summary(rows, n_tracks, covered[model])
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
 
 
-def _metrics(ctx: JobContext, holdout: Any, artists: Any) -> Mapped:
+class Evaluation:
+    """The kernel: metrics of recommended lists, and which playlists and tracks they are of.
+
+    `pids` int64 (n,), rising: playlists with test tracks; `test`, n rows; `n_train` int32 (n,). `served[model]` bool
+    (n,): playlists that had a list; `covered[model]` bool (n_tracks,): tracks that were recommended to anyone.
+    """
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        artist_of: np.ndarray,
+        models: tuple[str, ...],
+        k: int,
+    ) -> None:
+        self._pids, self._n_train = arrays["pids"], arrays["n_train"]
+        self._test = Ragged(arrays["offsets"], arrays["values"])
+        self._artist_of, self._k = artist_of, k
+        self.served = {model: np.zeros(len(self._pids), np.bool_) for model in models}
+        self.covered = {model: np.zeros(len(artist_of), np.bool_) for model in models}
+
+    def __call__(self, rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
+        """See rows.Kernel: of rows of `recommendations`, of any models."""
+        lists = Ragged.from_arrow(rows["track_ids"])
+        at = np.searchsorted(self._pids, rows["pid"].to_numpy())
+        found = np.append(self._pids, -1)[at] == rows["pid"].to_numpy()
+        for model in self.served:
+            own = pc.equal(rows["model"], model).to_numpy()
+            self.served[model][at[own & found]] = True
+            self.covered[model][lists.values if own.all() else lists.take(np.flatnonzero(own)).values] = True
+        kept = np.flatnonzero(found)
+        lists = lists if len(kept) == len(rows) else lists.take(kept)
+        metrics = evaluate(lists, self._test.take(at[kept]), k=self._k, artist_of=self._artist_of)
+        return kept, _columns(metrics, self._n_train[at[kept]], lists.lengths)
+
+    def say(self) -> bytes:
+        """`served` and `covered`, as bits; `hear` reads them."""
+        packed = {f"served {model}": np.packbits(bits) for model, bits in self.served.items()}
+        packed |= {f"covered {model}": np.packbits(bits) for model, bits in self.covered.items()}
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, **packed)
+        return stream.getvalue()
+
+
+def hear(said: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarray:
+    """Set in `into` (bool) what any of the tasks said of a model; returns it."""
+    for text in said:
+        with np.load(io.BytesIO(text), allow_pickle=False) as packed:
+            into |= np.unpackbits(packed[f"{what} {model}"], count=len(into)).astype(np.bool_)
+    return into
+
+
+def _metrics(ctx: JobContext, holdout: Any, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
     """Metrics of a range of playlists. Their truth goes to every executor: the long lists stay where they are."""
     truth = holdout.where("size(test) > 0").selectExpr("pid", "test", "size(train) AS n_train").toArrow().sort_by("pid")
-    test, pids = Ragged.from_arrow(truth["test"]), truth["pid"].to_numpy()
+    test, tested = Ragged.from_arrow(truth["test"]), truth["pid"].to_numpy()
     n_train = truth["n_train"].to_numpy().astype(np.int32)
-    shipped = ctx.ship(pids=pids, offsets=test.offsets, values=test.values, n_train=n_train)
+    shipped = ctx.ship(pids=tested, offsets=test.offsets, values=test.values, n_train=n_train)
     k, models = ctx.config.recommend.k, ctx.config.recommend.models
 
     def start() -> Kernel:
-        arrays, artist_of = shipped.open(), artists.open()["artist_of"]
-        all_test = Ragged(arrays["offsets"], arrays["values"])
+        return Evaluation(shipped.open(), artists.open()["artist_of"], models, k)
 
-        def kernel(rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
-            own = rows["pid"].to_numpy()
-            at = np.searchsorted(arrays["pids"], own)
-            found = np.append(arrays["pids"], -1)[at] == own
-            at, kept = at[found], np.flatnonzero(found)
-            lists = Ragged.from_arrow(rows["track_ids"]).take(kept)
-            metrics = evaluate(lists, all_test.take(at), k=k, artist_of=artist_of)
-            return kept, _columns(metrics, arrays["n_train"][at], lists.lengths)
-
-        return kernel
+    def rest(said: list[bytes]) -> pa.Table:
+        parts = []
+        for model in models:
+            hear(said, "covered", model, covered[model])
+            missing = np.flatnonzero(~hear(said, "served", model, np.zeros(len(tested), np.bool_)))
+            parts.append(_unserved(model, missing, tested, test, n_train, k))
+        return pa.concat_tables(parts)
 
     low, high = (int(pids[0]), int(pids[-1])) if len(pids) else (0, -1)
     names = ", ".join(f"'{model}'" for model in models)
     recommended = ctx.read(RECOMMENDATIONS).where(f"model IN ({names}) AND pid BETWEEN {low} AND {high}")
-    served = map_rows(recommended.select("model", "pid", "track_ids"), start, PLAYLIST_METRICS, block=4096)
-    there = served.keys.toArrow()
-    without = [_unserved(model, there, pids, test, n_train, k) for model in models]
-    frame = served.frame.unionByName(ctx.spark.createDataFrame(pa.concat_tables(without)))
-    every = [pa.table({"model": pa.repeat(model, len(pids)), "pid": pids}) for model in models]
-    return Mapped(frame, ctx.spark.createDataFrame(pa.concat_tables(every)))
+    return RowMap(recommended.select("model", "pid", "track_ids"), start, block=4096, rest=rest)
 
 
-def _unserved(model: str, there: pa.Table, pids: np.ndarray, test: Ragged, n_train: np.ndarray, k: int) -> pa.Table:
+def _unserved(model: str, missing: np.ndarray, pids: np.ndarray, test: Ragged, n_train: np.ndarray, k: int) -> pa.Table:
     """Rows of the playlists for which a model had nothing to say: they count as zero, they are never dropped."""
-    served = there.filter(pc.equal(there["model"], model))["pid"].to_numpy()
-    missing = np.flatnonzero(~np.isin(pids, served))
     empty = Ragged.from_lengths(np.zeros(len(missing), np.int64), np.empty(0, np.int32))
     # with no recommendation no artist is met, so none has to be known
     metrics = evaluate(empty, test.take(missing), k=k, artist_of=None)
@@ -100,9 +145,12 @@ def _summary(rows: pa.Table, n_tracks: int, covered: np.ndarray) -> Summary:
     return replace(Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=n_tracks), covered=covered)
 
 
-def _covered(ctx: JobContext, model: str, n_tracks: int) -> np.ndarray:
-    """Which tracks a model recommended to anyone: bool (n_tracks,)."""
-    return count_tracks(ctx.read(RECOMMENDATIONS).where(f"model = '{model}'"), "track_ids", n_tracks) > 0
+def _covered(ctx: JobContext, model: str, n_tracks: int, low: int | None, high: int | None) -> np.ndarray:
+    """Which tracks a model recommended to anyone of a range of pids: bool (n_tracks,)."""
+    bounds = [f"model = '{model}'"]
+    bounds += [] if low is None else [f"pid >= {low}"]
+    bounds += [] if high is None else [f"pid < {high}"]
+    return count_tracks(ctx.read(RECOMMENDATIONS).where(" AND ".join(bounds)), "track_ids", n_tracks) > 0
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> None:

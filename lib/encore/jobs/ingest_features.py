@@ -13,8 +13,7 @@ from encore.errors import InputError
 from encore.features.provider import Fetched, provider
 from encore.job import JobContext
 from encore.progress import meter
-from encore.store import arrow_schema
-from encore.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS
+from encore.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
 WRITES = (AUDIO_FEATURES, QUARANTINE)

@@ -19,8 +19,7 @@ from encore.mpd import ingest
 from encore.mpd.parse import TRACK_FIELDS, Limits
 from encore.progress import meter
 from encore.rows import Kernel, Mapped, map_rows
-from encore.store import arrow_schema
-from encore.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS
+from encore.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 READS = (PLAYLISTS, TRACKS, INGEST_LEDGER)
 WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)

@@ -12,7 +12,7 @@ from encore.job import JobContext
 from encore.ragged import Ragged
 from encore.recommenders.base import Model, Train, recommend
 from encore.recommenders.registry import model
-from encore.rows import Kernel, map_rows
+from encore.rows import Kernel, RowMap
 from encore.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
 
 READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
@@ -65,13 +65,8 @@ def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:
     ctx.chunked(
         HOLDOUT,
         RECOMMENDATIONS,
-        lambda holdout, _: map_rows(
-            holdout.select("pid", "train"),
-            start,
-            RECOMMENDATIONS,
-            block=ROWS_A_BLOCK,
-            constant={"model": entry.name},
+        lambda holdout, _: RowMap(
+            holdout.select("pid", "train"), start, block=ROWS_A_BLOCK, constant={"model": entry.name}
         ),
-        prefix=entry.name,
-        where=f"model = '{entry.name}'",
+        model=entry.name,
     )

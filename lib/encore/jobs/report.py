@@ -21,7 +21,6 @@ from encore.errors import EnvironmentMissing
 from encore.evaluation.metrics import Metrics, Summary
 from encore.job import JobContext
 from encore.ragged import Ragged
-from encore.store import arrow_schema
 from encore.tables import (
     AUDIO_FEATURES,
     FEATURES,
@@ -32,6 +31,7 @@ from encore.tables import (
     QUARANTINE,
     TRACKS,
     Table,
+    arrow_schema,
 )
 from encore.tracking import git_commit
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from encore.job import JobContext
 from encore.ragged import Ragged
-from encore.rows import Kernel, map_rows
+from encore.rows import Kernel, RowMap
 from encore.splits.holdout import split
 from encore.tables import HOLDOUT, PLAYLISTS
 
@@ -32,5 +32,5 @@ def run(ctx: JobContext) -> None:
     ctx.chunked(
         PLAYLISTS,
         HOLDOUT,
-        lambda playlists, _: map_rows(playlists.select("pid", "track_ids"), start, HOLDOUT, block=20_000),
+        lambda playlists, _: RowMap(playlists.select("pid", "track_ids"), start, block=20_000),
     )

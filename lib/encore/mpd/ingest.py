@@ -31,8 +31,7 @@ from encore.mpd.parse import (
     refused_file,
 )
 from encore.ragged import Ragged
-from encore.store import arrow_type
-from encore.tables import PLAYLISTS, TRACKS
+from encore.tables import PLAYLISTS, TRACKS, arrow_type
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
