@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
@@ -21,6 +22,10 @@ from tests.s3server import s3_server as started_s3_server
 
 # tests import mlflow themselves: it must find the settings that it finds in a run
 os.environ.update(MLFLOW_SETTINGS)
+
+# the first example of a property may compile what it tests, and no test asserts a time
+hypothesis.settings.register_profile("encore", deadline=None)
+hypothesis.settings.load_profile("encore")
 
 ROOT = Path(__file__).resolve().parents[1]
 

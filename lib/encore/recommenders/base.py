@@ -75,11 +75,14 @@ def recommend(fitted: Fitted, pids: NDArray[np.int64], seeds: Ragged, k: int) ->
         raise ValueError(f"{len(pids)} pids but {len(seeds)} rows of seeds")
     if k < 1:
         raise ValueError(f"k: at least 1 expected, {k} found")
+    # compiled code is loaded where it runs: commands that import this module need not wait for it
+    from encore.recommenders.cut import without_seeds
+
     parts = [Ranked.empty(0)]
     for start in range(0, len(pids), _ROWS):
         stop = min(start + _ROWS, len(pids))
         own = seeds.slice(start, stop)
         # so many more than k are enough even if every seed is among the best
         found = fitted.candidates(pids[start:stop], own, k + own.distinct().lengths)
-        parts.append(found.where(~found.ids.isin(own)).head(k))
+        parts.append(without_seeds(found, own, k))
     return Ranked.concat(parts)

@@ -1,0 +1,92 @@
+"""The last step of every model, row by row in compiled code: take out what the playlist has, keep the k best."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from encore.ragged import Ragged, offsets_of
+from encore.similarity.kernel import Ranked
+
+
+def without_seeds(found: Ranked, seeds: Ragged, k: int) -> Ranked:
+    """The first k ids of each row that are not among the seeds of that row, with their scores.
+
+    `found` and `seeds` have n rows; seeds are integers of at most 32 bits, repeats do no harm. ValueError where the
+    numbers of rows or the types differ. Memory: the result, 8 bytes an id, beside `found`.
+    """
+    if len(found) != len(seeds):
+        raise ValueError(f"{len(found)} rows of ids but {len(seeds)} of seeds")
+    if found.ids.values.dtype != np.int32 or seeds.values.dtype.kind not in "iu" or seeds.values.dtype.itemsize > 4:
+        raise ValueError(f"integers of at most 32 bits expected, {found.ids.values.dtype}, {seeds.values.dtype} found")
+    own = seeds.values.astype(np.int32, copy=False)
+    room = offsets_of(np.minimum(found.ids.lengths, k))
+    ids, scores = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    lengths = np.zeros(len(found), np.int64)
+    _cut(found.ids.values, found.scores, found.ids.offsets, own, seeds.offsets, room, k, ids, scores, lengths)
+    offsets = offsets_of(lengths)
+    if offsets[-1] < room[-1]:
+        # only rows that fell short of k leave gaps
+        kept = np.arange(room[-1]) - np.repeat(room[:-1], np.diff(room)) < np.repeat(lengths, np.diff(room))
+        ids, scores = ids[kept], scores[kept]
+    return Ranked(Ragged(offsets, ids), scores)
+
+
+@numba.njit(cache=True, nogil=True)
+def _place(number: int, shift: int) -> int:
+    """A multiplicative hash of 32 - shift bits (Knuth, TAOCP 3, 6.4), in int64: numba makes floats of mixed signs."""
+    return int((np.int64(number) * 0x9E3779B1) & 0xFFFFFFFF) >> shift
+
+
+@numba.njit(cache=True, nogil=True)
+def _cut(
+    found: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    seeds: NDArray[np.int32],
+    seed_offsets: NDArray[np.int64],
+    room: NDArray[np.int64],
+    k: int,
+    out_ids: NDArray[np.int32],
+    out_scores: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+) -> None:
+    """Fill the results from place room[row] on, and `lengths`.
+
+    Seeds go into a table with open addressing, at least four places for each: nearly every look-up ends at once.
+    """
+    longest = 1
+    for row in range(len(lengths)):
+        longest = max(longest, seed_offsets[row + 1] - seed_offsets[row])
+    bits = 3
+    while (1 << bits) < 4 * longest:
+        bits += 1
+    table = np.empty(1 << bits, np.int32)
+    filled = np.zeros(1 << bits, np.uint8)
+    for row in range(len(lengths)):
+        own = seed_offsets[row + 1] - seed_offsets[row]
+        bits = 3
+        while (1 << bits) < 4 * own:
+            bits += 1
+        mask = (1 << bits) - 1
+        shift = 32 - bits
+        filled[: mask + 1] = 0
+        for i in range(seed_offsets[row], seed_offsets[row + 1]):
+            at = _place(seeds[i], shift)
+            while filled[at] and table[at] != seeds[i]:
+                at = (at + 1) & mask
+            table[at] = seeds[i]
+            filled[at] = 1
+        end = room[row]
+        for i in range(offsets[row], offsets[row + 1]):
+            if end - room[row] == k:
+                break
+            at = _place(found[i], shift)
+            while filled[at] and table[at] != found[i]:
+                at = (at + 1) & mask
+            if not filled[at]:
+                out_ids[end] = found[i]
+                out_scores[end] = scores[i]
+                end += 1
+        lengths[row] = end - room[row]
