@@ -108,13 +108,30 @@ class Items:
 
         Raises ValueError where shapes, types or order are others, or where a number is not finite.
         """
-        _check_matrix("items", vectors)
-        if ids.shape != (len(vectors),) or ids.dtype != np.int32:
-            raise ValueError(f"item_ids: int32 ({len(vectors)},) expected, {ids.dtype} {ids.shape} found")
-        if (ids[1:] <= ids[:-1]).any():
-            raise ValueError("item_ids: strictly ascending ids expected")
+        check_items(ids, vectors)
         norms = _norms(vectors)
         return cls(ids, vectors, np.ascontiguousarray(_units(vectors, norms).T), norms)
+
+
+def check_items(ids: NDArray[Any], vectors: NDArray[Any]) -> None:
+    """Raise ValueError unless ids are int32 (V,), strictly ascending, and vectors float32 (V, d), finite."""
+    _check_matrix("items", vectors)
+    if ids.shape != (len(vectors),) or ids.dtype != np.int32:
+        raise ValueError(f"item_ids: int32 ({len(vectors)},) expected, {ids.dtype} {ids.shape} found")
+    if (ids[1:] <= ids[:-1]).any():
+        raise ValueError("item_ids: strictly ascending ids expected")
+
+
+def check_queries(queries: NDArray[Any], d: int, size: int, k: int | NDArray[Any]) -> I64:
+    """How many of `size` items each query gets, int64 (q,): min(k, size). Raises ValueError unless queries are
+    float32 (q, d), finite, and k is one number or (q,), at least 0."""
+    _check_matrix("queries", queries)
+    if queries.shape[1] != d:
+        raise ValueError(f"queries: {d} dimensions as the items expected, {queries.shape[1]} found")
+    wanted = np.broadcast_to(np.asarray(k), (len(queries),)).astype(np.int64)
+    if (wanted < 0).any():
+        raise ValueError(f"k: at least 0 expected, {wanted.min()} found")
+    return np.minimum(wanted, size)
 
 
 def _check_matrix(name: str, matrix: NDArray[Any]) -> None:
@@ -200,16 +217,10 @@ def search(
     queries: NDArray[np.float32], items: Items, k: int | NDArray[Any], *, query_block: int, item_block: int
 ) -> Ranked:
     """`top_k` over items that are prepared already."""
-    _check_matrix("queries", queries)
     d, size = items.units.shape
-    if queries.shape[1] != d:
-        raise ValueError(f"queries: {d} dimensions as the items expected, {queries.shape[1]} found")
+    wanted = check_queries(queries, d, size, k)
     if query_block < 1 or item_block < 1:
         raise ValueError(f"blocks of at least 1 expected, {query_block} and {item_block} found")
-    wanted = np.broadcast_to(np.asarray(k), (len(queries),)).astype(np.int64)
-    if (wanted < 0).any():
-        raise ValueError(f"k: at least 0 expected, {wanted.min()} found")
-    wanted = np.minimum(wanted, size)
     # row of the block, score (32 bits) and place of the item share 64-bit keys
     rows = min(query_block, 1 << (32 - max(1, (size - 1).bit_length())))
     parts = [
