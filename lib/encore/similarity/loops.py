@@ -11,26 +11,28 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from encore.similarity.lanes import dots, hits_of_two, lowest, reached, scores
+from encore.similarity.lanes import dots, hits_of_two, lowest, prefetch, reached, scores
 
 LEAF = 16
 NODE = 256
 _SAMPLE = 256
 _POWER_ROUNDS = 6
-_CAP_ROUNDS = 32
+_CAP_ROUNDS = 128
 _BUCKETS = 256
 _FINE_BUCKETS = 1024
 _SAMPLED_NODES = 1024
 _RANK_BUCKETS = 1024
 _INSERTED = 24
-_TOGETHER = 256
-_TILE = 16
-_NO_NODE = 2**31 - 1
+_TOGETHER = 512
+_AHEAD = 4
+_TILE = 8
 _LEAST_NORM, _MOST_NORM = 2.0**-100, 2.0**100
 
 # Divisions by zero are as in IEEE arithmetic. Only sums whose rounding a margin covers may be reordered.
 _EXACT = {"cache": True, "nogil": True, "error_model": "numpy"}
 _LOOSE = {**_EXACT, "fastmath": True}
+# for what is called once a leaf: an array is passed as seven words
+_INLINE = {**_EXACT, "forceinline": True}
 
 
 # --- build --------------------------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def bound(query, low, margin, slack, d, cap_width, rows, columns):
 # --- seed ---------------------------------------------------------------------------------------------------
 
 
-@njit(**_EXACT)
+@njit(**_INLINE)
 def count_up(cosine, histogram):
     """Count a cosine in its bucket."""
     bucket = int((cosine + np.float32(1)) * np.float32(_BUCKETS / 2))
@@ -334,7 +336,7 @@ def aim_at_nodes(start, stop, n_seeds, d, node_caps, rows, columns, histograms, 
 def aim_at_leaves(start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_nodes):
     """Aim queries start..stop - 1 at about n_seeds leaves each, of the nearest centres in the nodes aimed at.
 
-    The nodes are written to seeds[query, :n_nodes[query], 0], ascending.
+    The nodes are written to seeds[query, :n_nodes[query]], ascending.
     """
     cap_width = node_caps.shape[1]
     flat = node_caps.reshape(-1)
@@ -350,50 +352,36 @@ def aim_at_leaves(start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, 
             while found != 0:
                 query = block + lowest(found)
                 found &= found - 1
-                if n_nodes[query] < seeds.shape[1] - 1:
-                    seeds[query, n_nodes[query], 0] = node
+                if n_nodes[query] < seeds.shape[1]:
+                    seeds[query, n_nodes[query]] = node
                     n_nodes[query] += 1
                     at = node * LEAF * cap_width
                     dots(leaf_caps, at, rows, query * cap_width, cap_width, sums, 0)
                     for lane in range(LEAF):
                         count_up(sums[lane], histograms[query])
     for query in range(start, stop):
-        seeds[query, n_nodes[query], 0] = _NO_NODE
         rows[query * cap_width + d + 2] = -cut_off(histograms[query], n_seeds)
 
 
 @njit(**_EXACT)
-def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes, approx, leaf_of):
-    """Approximate scores of all items of the leaves aimed at, sixteen a leaf, and the leaves' numbers.
-
-    Which of a node's leaves they are is written to seeds[query, :, 1], a bit each. Returns their number.
-    """
+def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes, masks, approx, leaf_of):
+    """Approximate scores of all items of the leaves aimed at, sixteen a leaf, into `approx`; returns how many."""
     for i in range(n_nodes):
-        at = seeds[query, i, 0] * LEAF * cap_width
-        seeds[query, i, 1] = reached(leaf_caps, at, rows, query * cap_width, cap_width)
+        at = seeds[query, i] * LEAF * cap_width
+        masks[i] = reached(leaf_caps, at, rows, query * cap_width, cap_width)
     n = 0
     for i in range(n_nodes):
-        mask = np.int64(seeds[query, i, 1])
+        mask = masks[i]
         while mask != 0 and n < len(leaf_of):
-            leaf_of[n] = seeds[query, i, 0] * LEAF + lowest(mask)
+            leaf_of[n] = seeds[query, i] * LEAF + lowest(mask)
             mask &= mask - 1
             n += 1
-        # leaves for which there was no room are left to the scan
-        seeds[query, i, 1] &= ~mask
     for i in range(n):
+        # a leaf is somewhere in memory, and is asked for a little ahead
+        prefetch(leaves, leaf_of[min(i + _AHEAD, n - 1)] * LEAF * (width + 1), width + 1)
         at = leaf_of[i] * LEAF * (width + 1)
         scores(leaves, at, rows, query * cap_width, width, approx, i * LEAF)
-    return n
-
-
-@njit(**_EXACT)
-def at_least(approx, n, low, chosen):
-    """The numbers i < n of approx[i] >= low, and of NaN, ascending, into `chosen`; returns how many."""
-    found = 0
-    for i in range(n):
-        chosen[found] = i
-        found += not approx[i] < low
-    return found
+    return n * LEAF
 
 
 @njit(**_EXACT)
@@ -417,30 +405,35 @@ def kth_of(approx, n, k, counts, buckets):
 # --- rank ---------------------------------------------------------------------------------------------------
 
 
-@njit(**_EXACT)
-def rank(query, length, item, width, vectors, leaves, ids, score, bits):
-    """A number that ascends as score descends, then as id ascends.
+@njit(**_INLINE)
+def exact(n, items, of_query, width, vectors, lengths, leaves, dots_, squares, result):
+    """The scores of n pairs of item and query, as `kernel` defines them: float64, from left to right, not fused."""
+    for i in range(n):
+        at = items[i] // LEAF * LEAF * (width + 1) + items[i] % LEAF
+        query = of_query[i]
+        dot, square = 0.0, 0.0
+        for c in range(vectors.shape[1]):
+            x = np.float64(leaves[at + c * LEAF])
+            dot += np.float64(vectors[query, c]) * x
+            square += x * x
+        dots_[i], squares[i] = dot, square
+    for i in range(n):
+        length = lengths[of_query[i]] * np.sqrt(squares[i])
+        # added to 0, -0.0 becomes 0.0
+        result[i] = (np.float32(dots_[i] / length) if length > 0 else np.float32(0)) + np.float32(0)
 
-    The score is the one that `kernel` defines: float64, from left to right, not fused. `score` and `bits` are
-    one element of memory, seen as float32 and int32.
-    """
-    at = item // LEAF * LEAF * (width + 1) + item % LEAF
-    dot, square = 0.0, 0.0
-    for c in range(vectors.shape[1]):
-        x = np.float64(leaves[at + c * LEAF])
-        dot += np.float64(vectors[query, c]) * x
-        square += x * x
-    length *= np.sqrt(square)
-    # added to 0, -0.0 becomes 0.0
-    score[0] = (np.float32(dot / length) if length > 0 else np.float32(0)) + np.float32(0)
+
+@njit(**_INLINE)
+def number_of(bits, identity):
+    """A number that ascends as the score with these bits descends, then as the id ascends."""
     # the bits of a negative number ascend as it descends
-    ascending = np.int64(bits[0]) if bits[0] >= 0 else np.int64(bits[0]) ^ 0x7FFFFFFF
-    return (~ascending << 32) | (np.int64(ids[item]) + 0x80000000)
+    ascending = np.int64(bits) if bits >= 0 else np.int64(bits) ^ 0x7FFFFFFF
+    return (~ascending << 32) | (np.int64(identity) + 0x80000000)
 
 
-@njit(**_EXACT)
+@njit(**_INLINE)
 def read(number):
-    """Id, and bits of the score, that `rank` made a number of."""
+    """Id, and bits of the score, that `number_of` made a number of."""
     ascending = ~(number >> 32)
     bits = ascending if ascending >= 0 else ascending ^ 0x7FFFFFFF
     return np.int32((number & 0xFFFFFFFF) - 0x80000000), np.int32(bits)
@@ -483,19 +476,10 @@ def sort(numbers, n, result, starts):
         begin = end
 
 
-@njit(**_EXACT)
-def keep_best(numbers, n, k, sorted_numbers, starts, score, bits):
-    """Keep the k least of numbers[:n], in order; returns the score of the last."""
-    sort(numbers, n, sorted_numbers, starts)
-    numbers[:k] = sorted_numbers[:k]
-    bits[0] = read(numbers[k - 1])[1]
-    return score[0]
-
-
 # --- scan ---------------------------------------------------------------------------------------------------
 
 
-@njit(**_EXACT)
+@njit(**_INLINE)
 def reaching(node, start, stop, cap_width, columns, flat, active, masks):
     """Which of the queries start..stop - 1 reach the node's cap, into `active`; returns their number.
 
@@ -517,57 +501,50 @@ def reaching(node, start, stop, cap_width, columns, flat, active, masks):
     return found
 
 
-@njit(**_EXACT)
-def advance(query, seeds, next_seed):
-    """Step to the query's next node with seeds: next_seed[query] is the node, its leaves' bits and the step."""
-    at = next_seed[query, 2] + 1
-    next_seed[query, 0], next_seed[query, 1], next_seed[query, 2] = seeds[query, at, 0], seeds[query, at, 1], at
-
-
-@njit(**_EXACT)
-def leaves_reached(node, n, cap_width, rows, leaf_caps, seeds, next_seed, active, masks, visitors, n_visitors):
-    """For each leaf of a node, which of the n active queries reach its cap, into visitors[leaf]; returns how many.
-
-    Seeds were scored before and do not count. The lists are filled up to an even number with -1.
-    """
+@njit(**_INLINE)
+def leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks):
+    """Which leaves of the node each of the n active queries reaches, a bit each, into `masks`."""
     at = node * LEAF * cap_width
     for i in range(n):
         masks[i] = reached(leaf_caps, at, rows, active[i] * cap_width, cap_width)
-    n_visitors[:] = 0
-    for i in range(n):
-        query, mask = active[i], masks[i]
-        # the pointer passes seeds in nodes that were not reached after all
-        while next_seed[query, 0] < node:
-            advance(query, seeds, next_seed)
-        if next_seed[query, 0] == node:
-            mask &= ~next_seed[query, 1]
-        while mask != 0:
-            leaf = lowest(mask)
-            mask &= mask - 1
-            visitors[leaf, n_visitors[leaf]] = query
-            n_visitors[leaf] += 1
-    total = 0
-    for leaf in range(LEAF):
-        total += n_visitors[leaf]
-    return total
 
 
-@njit(**_EXACT)
-def hits_of(node, width, cap_width, rows, leaves, low, visitors, n_visitors, pairs, masks):
-    """Leaf, query and the bits of the items that reach the query's `low`, where there are any; returns how many."""
+@njit(**_INLINE)
+def visitors_of(leaf, n, active, masks, visitors):
+    """The active queries whose bit is set for this leaf, into `visitors`; returns their number."""
     found = 0
-    for leaf in range(LEAF):
-        at = (node * LEAF + leaf) * LEAF * (width + 1)
-        n = n_visitors[leaf]
-        if n % 2 == 1:
-            visitors[leaf, n] = visitors[leaf, n - 1]
-        for i in range(0, n, 2):
-            first, second = visitors[leaf, i], visitors[leaf, i + 1]
-            mask = hits_of_two(leaves, at, rows, first * cap_width, second * cap_width, width, low[first], low[second])
-            pairs[found, 0], pairs[found, 1], masks[found] = leaf, first, mask & 0xFFFF
-            found += (mask & 0xFFFF) != 0
-            pairs[found, 0], pairs[found, 1], masks[found] = leaf, second, mask >> 16
-            found += ((mask >> 16) != 0) & (i + 1 < n)
+    for i in range(n):
+        visitors[found] = active[i]
+        found += (masks[i] >> leaf) & 1
+    return found
+
+
+@njit(**_INLINE)
+def hits_of(leaf, n, width, cap_width, rows, leaves, low, visitors, hits):
+    """The bits of the items that reach the visitor's `low`, for each of n visitors of a leaf, into `hits`."""
+    at = leaf * LEAF * (width + 1)
+    visitors[n] = visitors[max(0, n - 1)]
+    for i in range(0, n, 2):
+        first, second = visitors[i], visitors[i + 1]
+        both = hits_of_two(leaves, at, rows, first * cap_width, second * cap_width, width, low[first], low[second])
+        hits[i], hits[i + 1] = both & 0xFFFF, both >> 16
+
+
+@njit(**_INLINE)
+def list_hits(leaf, n, n_items, visitors, hits, chosen, items, of_query, found):
+    """Append items and queries, of the hits of a leaf, to two lists of `found` elements; returns how many there are
+    now."""
+    some = 0
+    for i in range(n):
+        chosen[some] = i
+        some += hits[i] != 0
+    for j in range(some):
+        query, mask = visitors[chosen[j]], hits[chosen[j]]
+        while mask != 0:
+            items[found], of_query[found] = leaf * LEAF + lowest(mask), query
+            mask &= mask - 1
+            # the last leaf is filled up with zeros
+            found += items[found] < n_items
     return found
 
 
@@ -575,39 +552,47 @@ def hits_of(node, width, cap_width, rows, leaves, low, visitors, n_visitors, pai
 def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries, offsets, out_ids, out_scores, work):
     """Search for the queries of groups first..last - 1, of `size` each.
 
-    tree: leaves, leaf_caps, node_caps, ids. queries: order (q,), units (q, width) in that order, vectors
-    (q, d), norms (q,), wanted (q,), at least 1 and at most `room` - NODE. Writes to out_ids and out_scores from
-    offsets[query] on. Adds to work: items scored, leaves bounded, nodes bounded, lists cut.
+    tree: leaves, leaf_caps, node_caps, ids. queries: order (q,), and in that order units (q, width), vectors (q, d),
+    norms (q,), wanted (q,), at least 1 and at most `room` - 2 NODE. Writes to out_ids and out_scores from
+    offsets[order[query]] on. Adds to work: leaves scored, nodes bounded, nodes compared, lists cut.
     """
     leaves, leaf_caps, node_caps, ids = tree
-    order, units, vectors, lengths, wanted = queries
-    n_items, d = len(ids), vectors.shape[1]
+    order, all_units, all_vectors, all_lengths, all_wanted = queries
+    n_items, d = len(ids), all_vectors.shape[1]
     n_nodes, cap_width = node_caps.shape
-    width = units.shape[1]
+    width = all_units.shape[1]
     flat = node_caps.reshape(-1)
     rows, columns = np.zeros(size * cap_width, np.float32), np.zeros(size * cap_width, np.float32)
     numbers, counts, low = np.empty((size, room), np.int64), np.zeros(size, np.int64), np.empty(size, np.float32)
-    sums = np.empty(LEAF, np.float32)
-    histograms, fine = np.empty((size, _BUCKETS), np.int32), np.empty(_FINE_BUCKETS, np.int32)
-    seeds, n_seed_nodes = np.empty((size, n_seeds + 1, 2), np.int32), np.zeros(size, np.int64)
+    histograms, fine, sums = (
+        np.empty((size, _BUCKETS), np.int32),
+        np.empty(_FINE_BUCKETS, np.int32),
+        np.empty(LEAF, np.float32),
+    )
+    seeds, n_seed_nodes = np.empty((size, n_seeds), np.int32), np.zeros(size, np.int64)
     approx, leaf_of = np.empty(2 * n_seeds * LEAF, np.float32), np.empty(2 * n_seeds, np.int64)
-    chosen = np.empty(2 * n_seeds * LEAF, np.int32)
+    buckets, seed_masks = np.empty(2 * n_seeds * LEAF, np.int32), np.empty(n_seeds, np.int64)
+    active, masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
+    visitors, hits, chosen = (
+        np.empty(_TOGETHER + 1, np.int64),
+        np.empty(_TOGETHER + 1, np.int64),
+        np.empty(_TOGETHER, np.int64),
+    )
+    items, of_query = np.empty(_TOGETHER * NODE + 1, np.int64), np.empty(_TOGETHER * NODE + 1, np.int64)
+    dots_, squares = np.empty(_TOGETHER * NODE, np.float64), np.empty(_TOGETHER * NODE, np.float64)
+    results = np.empty(_TOGETHER * NODE, np.float32)
+    bits, out_bits = results.view(np.int32), out_scores.view(np.int32)
     sorted_numbers, starts = np.empty(room, np.int64), np.empty(_RANK_BUCKETS + 1, np.int64)
-    active, masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER * LEAF + 2, np.int64)
-    visitors, n_visitors = np.empty((LEAF, _TOGETHER + 1), np.int64), np.empty(LEAF, np.int64)
-    pairs, next_seed = np.empty((_TOGETHER * LEAF + 2, 2), np.int64), np.empty((size, 3), np.int64)
-    score = np.empty(1, np.float32)
-    bits = score.view(np.int32)
-    out_bits = out_scores.view(np.int32)
     for group in range(first, last):
         begin = group * size
         here = min(size, len(order) - begin)
+        units, vectors = all_units[begin : begin + here], all_vectors[begin : begin + here]
+        lengths, wanted = all_lengths[begin : begin + here], all_wanted[begin : begin + here]
         for query in range(here):
             for c in range(d):
-                unit = units[begin + query, c]
-                rows[query * cap_width + c] = unit
-                columns[query // LEAF * LEAF * cap_width + c * LEAF + query % LEAF] = unit
-            counts[query], low[query] = 0, -4
+                rows[query * cap_width + c] = units[query, c]
+                columns[query // LEAF * LEAF * cap_width + c * LEAF + query % LEAF] = units[query, c]
+            counts[query] = 0
         for start in range(0, here, _TOGETHER):
             stop = min(here, start + _TOGETHER)
             aim_at_nodes(start, stop, n_seeds // 4, d, node_caps, rows, columns, histograms, sums)
@@ -615,57 +600,51 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                 start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_seed_nodes
             )
         for query in range(here):
-            row = order[begin + query]
-            k = wanted[row]
             n = score_seeds(
-                query, width, cap_width, leaves, leaf_caps, rows, seeds, n_seed_nodes[query], approx, leaf_of
+                query,
+                width,
+                cap_width,
+                leaves,
+                leaf_caps,
+                rows,
+                seeds,
+                n_seed_nodes[query],
+                seed_masks,
+                approx,
+                leaf_of,
             )
-            work[0] += n
-            low[query] = max(np.float32(-3), kth_of(approx, n * LEAF, k, fine, chosen) - 2 * error)
-            for i in range(at_least(approx, n * LEAF, low[query], chosen)):
-                item = leaf_of[chosen[i] // LEAF] * LEAF + chosen[i] % LEAF
-                if item < n_items:
-                    numbers[query, counts[query]] = rank(
-                        row, lengths[row], item, width, vectors, leaves, ids, score, bits
-                    )
-                    counts[query] += 1
-                if counts[query] > room - NODE:
-                    last = keep_best(numbers[query], counts[query], k, sorted_numbers, starts, score, bits)
-                    counts[query], low[query] = k, max(low[query], last - error)
-                    work[3] += 1
+            low[query] = kth_of(approx, n, wanted[query], fine, buckets) - 2 * error
             bound(query, low[query], error, slack, d, cap_width, rows, columns)
-            next_seed[query, 2] = -1
-            advance(query, seeds, next_seed)
+            work[0] += n // LEAF
         work[2] += n_nodes * here
         for tile in range(0, n_nodes, _TILE):
             for start in range(0, here, _TOGETHER):
                 stop = min(here, start + _TOGETHER)
                 for node in range(tile, min(tile + _TILE, n_nodes)):
                     n = reaching(node, start, stop, cap_width, columns, flat, active, masks)
+                    leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks)
                     work[1] += n
-                    work[0] += leaves_reached(
-                        node, n, cap_width, rows, leaf_caps, seeds, next_seed, active, masks, visitors, n_visitors
-                    )
-                    n = hits_of(node, width, cap_width, rows, leaves, low, visitors, n_visitors, pairs, masks)
-                    for i in range(n):
-                        leaf, query, hits = node * LEAF + pairs[i, 0], pairs[i, 1], masks[i]
-                        row = order[begin + query]
-                        while hits != 0:
-                            item = leaf * LEAF + lowest(hits)
-                            hits &= hits - 1
-                            if item < n_items:
-                                numbers[query, counts[query]] = rank(
-                                    row, lengths[row], item, width, vectors, leaves, ids, score, bits
-                                )
-                                counts[query] += 1
+                    found = 0
+                    for leaf in range(node * LEAF, node * LEAF + LEAF):
+                        n_visitors = visitors_of(leaf % LEAF, n, active, masks, visitors)
+                        work[0] += n_visitors
+                        hits_of(leaf, n_visitors, width, cap_width, rows, leaves, low, visitors, hits)
+                        found = list_hits(leaf, n_visitors, n_items, visitors, hits, chosen, items, of_query, found)
+                    exact(found, items, of_query, width, vectors, lengths, leaves, dots_, squares, results)
+                    for i in range(found):
+                        query = of_query[i]
+                        numbers[query, counts[query]] = number_of(bits[i], ids[items[i]])
+                        counts[query] += 1
                         if counts[query] > room - NODE:
-                            k = wanted[row]
-                            last = keep_best(numbers[query], counts[query], k, sorted_numbers, starts, score, bits)
-                            counts[query], low[query] = k, max(low[query], last - error)
+                            k = wanted[query]
+                            sort(numbers[query], counts[query], sorted_numbers, starts)
+                            numbers[query, :k] = sorted_numbers[:k]
+                            bits[0] = read(numbers[query, k - 1])[1]
+                            counts[query], low[query] = k, max(low[query], results[0] - error)
                             bound(query, low[query], error, slack, d, cap_width, rows, columns)
                             work[3] += 1
         for query in range(here):
-            row = order[begin + query]
             sort(numbers[query], counts[query], sorted_numbers, starts)
-            for i in range(wanted[row]):
-                out_ids[offsets[row] + i], out_bits[offsets[row] + i] = read(sorted_numbers[i])
+            start = offsets[order[begin + query]]
+            for i in range(wanted[query]):
+                out_ids[start + i], out_bits[start + i] = read(sorted_numbers[i])

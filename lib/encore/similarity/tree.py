@@ -226,7 +226,7 @@ def _prepared(loops: Any, queries: F32, asked: I32, wanted: I64) -> tuple[NDArra
     d = queries.shape[1]
     padded = np.zeros((len(units), even(d)), dtype=np.float32)
     padded[:, :d] = units
-    return asked, padded, read_only(np.ascontiguousarray(queries)), norms, wanted
+    return asked, padded, queries[asked], norms[asked], wanted[asked]
 
 
 def _sizes(n: int, most: int, items: int) -> tuple[int, int, int]:
