@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from encore.similarity import compiled, kernel, tree
+from encore.similarity import compiled, index, kernel, tree
 from encore.similarity.kernel import Items, Ranked
 from encore.similarity.tree import LEAF, NODE, Tree
 from tests.reference import top_k_slow
@@ -236,7 +236,7 @@ def test_misuse_is_refused() -> None:
 
 def test_numba_is_imported_only_to_search() -> None:
     code = (
-        "import sys; from encore.similarity import compiled, kernel, tree; import encore.recommenders.registry;"
+        "import sys; from encore.similarity import compiled, index, kernel, tree; import encore.recommenders.registry;"
         "assert not {'numba', 'llvmlite'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -268,3 +268,46 @@ def test_one_process_compiles_and_others_wait(tmp_path: Path) -> None:
     assert second.poll() is None
     first.communicate()
     assert second.communicate(timeout=20)[0] == b"in\n"
+
+
+def test_an_index_says_why_it_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, ids = clustered(8000, 12, seed=1), np.arange(8000, dtype=np.int32)
+    chosen = index.build(ids, items)
+    assert (chosen.method, "% of the items" in chosen.reason) == ("tree", True)
+    few = index.build(ids[:100], items[:100])
+    assert (few.method, few.reason) == ("brute", f"100 items, fewer than {index.FEWEST_ITEMS}")
+    wide = np.random.default_rng(0).standard_normal((5000, index.MOST_DIMENSIONS + 1)).astype(np.float32)
+    assert index.build(ids[:5000], wide).reason == "513 dimensions, more than 512"
+    # of items without any order, a tree scores all: that pays only against the sorting of brute force
+    scattered = np.ascontiguousarray(wide[:, :40])
+    assert index.build(ids[:5000], scattered).method == "tree"
+    monkeypatch.setattr(index, "SORTING", 0)
+    assert index.build(ids[:5000], scattered).method == "brute"
+    assert index.build(ids, clustered(8000, 3, seed=1)).method == "tree"
+    assert [index.build(ids, items, method).method for method in ("tree", "brute")] == ["tree", "brute"]
+
+
+@pytest.mark.parametrize("method", ["tree", "brute"])
+def test_an_index_of_either_method_finds_the_same_also_when_loaded(method: index.Method) -> None:
+    items, ids = adversarial(3000, 5), np.arange(3000, dtype=np.int32) * 2
+    built = index.build(ids, items, method, query_block=7, item_block=100)
+    queries, k = items[:70], np.arange(70)
+    expected = brute(queries, ids, items, k)
+    loaded = index.Index.load({**built.arrays, "other": ids})
+    assert (loaded.method, len(loaded)) == (method, 3000)
+    for found in (built.search(queries, k), built.search(queries, k, threads=2), loaded.search(queries, k)):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("method", ["tree", "brute"])
+def test_items_that_come_in_blocks_are_ranked_as_one(method: index.Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "_MERGED_VALUES", 100)
+    items, ids = adversarial(2000, 4), np.arange(2000, dtype=np.int32) * 3
+    queries, k = items[:50], np.arange(50) * 20
+    # an id of a block may lie between two of another, and equal items in different blocks
+    cuts = [slice(start, None, 5) for start in range(5)]
+    blocks = [(ids[cut], np.ascontiguousarray(items[cut])) for cut in cuts]
+    assert_same(index.search_blocks(queries, iter(blocks), k, method=method), brute(queries, ids, items, k))
+    assert index.search_blocks(queries, iter([]), k).ids.tolist() == [[]] * 50
+    with pytest.raises(ValueError, match="k: at least 0"):
+        index.search_blocks(queries, iter(blocks), -1)

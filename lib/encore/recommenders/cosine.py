@@ -8,41 +8,33 @@ from numpy.typing import NDArray
 from encore.config import RecommendConfig
 from encore.ragged import Ragged
 from encore.recommenders.base import Arrays, Fitted, Model, Train
-from encore.similarity import kernel
-from encore.similarity.kernel import Items, Ranked
+from encore.similarity import index, kernel
+from encore.similarity.kernel import Ranked
 
 
 class Cosine:
     """The score is the cosine of centroid and vector, as `kernel` defines both. Without any vector: an empty
     row.
 
-    Arrays: `ids` int32 (V,), `vectors` float32 (V, d), `units` float32 (d, V), `norms` float64 (V,):
-    kernel.Items; `row_of` int32 (n_tracks,): row of each track in `vectors`, -1 without.
+    Arrays: those of index.Index; `vectors` float32 (V, d) and `row_of` int32 (n_tracks,): row of each track in
+    `vectors`, -1 without.
     """
 
     def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
         self.arrays = arrays
-        self._items = Items(arrays["ids"], arrays["vectors"], arrays["units"], arrays["norms"])
-        self._query_block = config.query_block
-        self._item_block = config.item_block
+        self._index = index.Index.load(arrays, query_block=config.query_block, item_block=config.item_block)
 
     def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
         """See Fitted."""
-        means, counts = kernel.centroids(seeds, self.arrays["row_of"], self._items.vectors)
+        means, counts = kernel.centroids(seeds, self.arrays["row_of"], self.arrays["vectors"])
         return self.nearest(means, np.where(counts > 0, n, 0))
 
     def nearest(self, centroids: NDArray[np.float32], n: NDArray[np.int64]) -> Ranked:
         """The n[i] tracks most similar to centroid i, float32 (rows, d); 0 of them: an empty row."""
-        if len(self._items.ids) == 0:
+        if len(self._index) == 0:
             return Ranked.empty(len(centroids))
         asked = np.flatnonzero(n > 0)
-        found = kernel.search(
-            centroids[asked],
-            self._items,
-            n[asked],
-            query_block=self._query_block,
-            item_block=self._item_block,
-        )
+        found = self._index.search(centroids[asked], n[asked])
         lengths = np.zeros(len(n), dtype=np.int64)
         lengths[asked] = found.ids.lengths
         return Ranked(Ragged.from_lengths(lengths, found.ids.values), found.scores)
@@ -54,17 +46,10 @@ def fit(train: Train, config: RecommendConfig) -> Fitted:
     ids = train.vector_ids
     if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < train.n_tracks:
         raise ValueError(f"vector ids: 0 to {train.n_tracks - 1} expected, {ids[0]} to {ids[-1]} found")
-    items = Items.of(ids, train.vectors)
+    built = index.build(ids, train.vectors, query_block=config.query_block, item_block=config.item_block)
     row_of = np.full(train.n_tracks, -1, dtype=np.int32)
     row_of[ids] = np.arange(len(ids), dtype=np.int32)
-    arrays: Arrays = {
-        "ids": items.ids,
-        "vectors": items.vectors,
-        "units": items.units,
-        "norms": items.norms,
-        "row_of": row_of,
-    }
-    return Cosine(arrays, config)
+    return Cosine({**built.arrays, "vectors": train.vectors, "row_of": row_of}, config)
 
 
 MODEL = Model(name="cosine", needs=("vector_ids", "vectors"), fit=fit, load=Cosine)
