@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from encore.similarity import compiled, index, kernel, tree
+from encore import compiling
+from encore.similarity import index, kernel, tree
 from encore.similarity.kernel import Items, Ranked
 from encore.similarity.tree import LEAF, NODE, Tree
 from tests.reference import top_k_slow
@@ -244,20 +245,20 @@ def test_numba_is_imported_only_to_search() -> None:
 
 def test_compiled_code_goes_where_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "named"))
-    assert compiled.cache_folder() == tmp_path / "named"
+    assert compiling.cache_folder() == tmp_path / "named"
     monkeypatch.delenv("NUMBA_CACHE_DIR")
-    own = Path(compiled.__file__).parent / "__pycache__"
-    assert compiled.cache_folder() == own
+    own = Path(compiling.__file__).parent / "__pycache__"
+    assert compiling.cache_folder() == own
     writable = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != own and writable(path, mode))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert compiled.cache_folder() == tmp_path / f"encore-compiled-{os.getuid()}"
+    assert compiling.cache_folder() == tmp_path / f"encore-compiled-{os.getuid()}"
 
 
 def test_one_process_compiles_and_others_wait(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    code = "import sys; from pathlib import Path; from encore.similarity import compiled\n" + (
-        "with compiled._locked(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from encore import compiling\n" + (
+        "with compiling.locked(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(path)]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

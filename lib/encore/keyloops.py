@@ -1,0 +1,88 @@
+"""The loops of `keys`, compiled by numba. Import it through `keys.loops()` only: numba is slow to import."""
+
+# numba gives the functions here their types
+# mypy: ignore-errors
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_COMPILED = {"cache": True, "nogil": True}
+
+
+@njit(**_COMPILED)
+def pack(texts, skip, allowed, words):
+    """The 22 bytes of each row of `texts` from `skip` on as three numbers, the first byte the highest: `words` (n, 3).
+    False, and words that mean nothing, where a byte is not `allowed`."""
+    for i in range(len(texts)):
+        at = skip
+        for w in range(3):
+            word = np.uint64(0)
+            for _ in range(8 if w < 2 else 6):
+                byte = texts[i, at]
+                if not allowed[byte]:
+                    return False
+                word = (word << np.uint64(8)) | np.uint64(byte)
+                at += 1
+            words[i, w] = word
+    return True
+
+
+@njit(**_COMPILED)
+def _slot(a, b, c, mask):
+    """A well mixed number of three words, from 0 to `mask`."""
+    h = a * np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ (h >> np.uint64(32))) + b
+    h = h * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(29))) + c
+    h = h * np.uint64(0x94D049BB133111EB)
+    return (h ^ (h >> np.uint64(32))) & mask
+
+
+@njit(**_COMPILED)
+def fill(slots, words, n):
+    """Put codes 0..n-1 into empty `slots` (-1: empty), of which there are more, and a power of two."""
+    mask = np.uint64(len(slots) - 1)
+    for code in range(n):
+        at = _slot(words[code, 0], words[code, 1], words[code, 2], mask)
+        while slots[at] >= 0:
+            at = (at + np.uint64(1)) & mask
+        slots[at] = code
+
+
+@njit(**_COMPILED)
+def look_up(slots, words, n, wanted, adds, codes):
+    """The code of each of `wanted` (m, 3) into `codes`; what is not there is -1, or where `adds`, is added as code n,
+    n + 1 and so on. Returns how many there are then."""
+    mask = np.uint64(len(slots) - 1)
+    for i in range(len(wanted)):
+        a, b, c = wanted[i, 0], wanted[i, 1], wanted[i, 2]
+        at = _slot(a, b, c, mask)
+        code = slots[at]
+        while code >= 0 and (words[code, 0] != a or words[code, 1] != b or words[code, 2] != c):
+            at = (at + np.uint64(1)) & mask
+            code = slots[at]
+        if code < 0 and adds:
+            words[n, 0], words[n, 1], words[n, 2] = a, b, c
+            slots[at] = code = n
+            n += 1
+        codes[i] = code
+    return n
+
+
+@njit(**_COMPILED)
+def keep_best(codes, missing, pids, counts, start, best_missing, best_pid, best_row, n_rows):
+    """Of each code the row with the fewest `missing`, then the lowest pid, then that which came first.
+
+    Rows have the numbers start, start + 1 and so on; best_row is -1 where there is none yet. `counts` are added up in
+    n_rows.
+    """
+    for i in range(len(codes)):
+        code = codes[i]
+        n_rows[code] += counts[i]
+        if (
+            best_row[code] < 0
+            or missing[i] < best_missing[code]
+            or (missing[i] == best_missing[code] and pids[i] < best_pid[code])
+        ):
+            best_missing[code], best_pid[code], best_row[code] = missing[i], pids[i], start + i
