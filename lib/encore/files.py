@@ -23,7 +23,7 @@ from botocore.exceptions import (
 )
 
 from encore.config import S3Config
-from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, LakeError, PassingFailure
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,18 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
 
 
 def write_bytes(url: str, data: Any, s3: S3Config) -> None:
-    """Put an object into S3; a reader sees all of it or nothing."""
+    """Write a file with its folders, or an object into S3, of which a reader sees all or nothing.
+
+    Raises LakeError, or what `s3_error` makes of S3's answer, with the URL.
+    """
+    if not is_s3(url):
+        try:
+            os.makedirs(os.path.dirname(url), exist_ok=True)
+            with open(url, "wb") as handle:
+                handle.write(data)
+        except OSError as error:
+            raise LakeError(f"{url}: cannot be written: {error.strerror}") from error
+        return
     bucket, key = split_s3(url)
     try:
         s3_client(s3).put_object(Bucket=bucket, Key=key, Body=memoryview(data).tobytes())

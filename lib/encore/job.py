@@ -20,7 +20,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,12 +37,13 @@ import structlog
 import encore
 from encore import rows, shipping
 from encore.config import Config
+from encore.datafiles import REPORT, Writer
 from encore.errors import LakeError, WriteRefused
 from encore.graph import Node
 from encore.progress import Meter, meter
 from encore.session import start_session
-from encore.store import Commit, Store, Where
-from encore.tables import JOB_RUNS, Table
+from encore.store import Among, Commit, Store, Where
+from encore.tables import JOB_RUNS, Table, arrow_schema
 from encore.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -135,12 +136,15 @@ class JobContext:
 
     def read(self, table: Table) -> DataFrame:
         """A declared table as it was when the job started; one that the job itself writes, as it is now."""
+        self._may_read(table)
+        return self.store.read(table, None if table in self.writes else self.versions[table.name])
+
+    def _may_read(self, table: Table) -> None:
         if table not in self.reads:
             raise LakeError(f"{self.name} reads {table.name}, which it does not declare")
         if table not in self.writes and table.name not in self.versions:
             writer = next((job for job in JOBS if table in job_module(job).WRITES), "another job")
             raise LakeError(f"the lake {self.store.path} has no table {table.name} yet", remedy=f"run {writer} first")
-        return self.store.read(table, None if table in self.writes else self.versions[table.name])
 
     def n_rows(self, table: Table) -> int:
         """Rows of a declared table that another job wrote, as the log says."""
@@ -188,8 +192,26 @@ class JobContext:
         """Replace the rows `where` by what tasks make of a source and write, in one commit; returns their reports."""
         self._may_write(table)
         reports = rows.write_rows(work, table, self.store.place(table))
-        self.store.commit_files(table, reports, self.commit(part), where)
+        self.commit_files(table, reports, where, part=part)
         return reports
+
+    def commit_files(self, table: Table, reports: pa.Table, where: Where | Among, *, part: str = "all") -> None:
+        """Replace the rows `where` by those of files that were written (`datafiles.REPORT`), in one commit."""
+        self._may_write(table)
+        self.store.commit_files(table, reports, self.commit(part), where)
+
+    def write(self, table: Table, parts: Iterable[pa.Table], where: Where | Among) -> None:
+        """Replace the rows `where` by rows that the driver itself has, in one commit, without Spark."""
+        self._may_write(table)
+        writer = Writer(table, self.store.place(table))
+        for rows_ in parts:
+            writer.write(rows_.select(table.names).cast(arrow_schema(table)))
+        self.commit_files(table, pa.Table.from_batches([writer.close()], REPORT), where)
+
+    def stream(self, table: Table, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of a declared table as `read` has it, in parts of bounded size, without Spark."""
+        self._may_read(table)
+        return self.store.stream(table, columns, None if table in self.writes else self.versions[table.name])
 
     def chunked(
         self,

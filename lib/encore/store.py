@@ -10,7 +10,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,11 +85,44 @@ class Where:
     high: int | None = None
 
     def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
-        """Of a file whose values are from low to high: whether some of its rows are inside, and some outside."""
+        """Whether rows of a file may be inside, and outside, whose values are from low to high (None: unknown)."""
+        if self.low is None and self.high is None:
+            return True, False
+        if low is None or high is None:
+            return True, True
         above = self.low is None or high >= self.low
         below = self.high is None or low < self.high
         whole = (self.low is None or low >= self.low) and (self.high is None or high < self.high)
         return above and below, not whole
+
+    def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Which values are outside."""
+        found = pa.chunked_array([pa.repeat(False, len(column))])
+        if self.low is not None:
+            found = pc.or_(found, pc.less(column, self.low))
+        if self.high is not None:
+            found = pc.or_(found, pc.greater_equal(column, self.high))
+        return found
+
+
+@dataclass(frozen=True)
+class Among:
+    """Rows of a table: those of some partition values whose `column`, of text or whole numbers, is one of `values`."""
+
+    column: str
+    values: pa.Array
+    partition: tuple[tuple[str, str], ...] = ()
+
+    def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
+        """As `Where.sides`."""
+        if low is None or high is None:
+            return len(self.values) > 0, True
+        between = pc.and_(pc.greater_equal(self.values, low), pc.less_equal(self.values, high))
+        return bool(pc.any(between, min_count=0).as_py()), True
+
+    def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """As `Where.outside`."""
+        return pc.invert(pc.is_in(column, value_set=self.values))
 
 
 class Store:
@@ -212,6 +245,27 @@ class Store:
         # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
         return pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
 
+    def stream(self, table: Table, columns: Sequence[str], version: int | None = None) -> Iterator[pa.Table]:
+        """Some columns of a table, row group after row group, without Spark. Raises LakeError where it is not there.
+
+        Much faster than through Spark for what the driver itself needs of the columns of millions of rows.
+        """
+        found = self._delta(table)
+        if found is None:
+            raise LakeError(f"{self.uri(table)}: the table is not there")
+        if version is not None:
+            found.load_as_version(version)
+        schema = pa.schema([arrow_schema(table).field(name) for name in columns])
+        for path in pa.table(found.get_add_actions(flatten=True))["path"].to_pylist():
+            file = self._data_file(table, path)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, list(columns)).cast(schema)
+
+    def _data_file(self, table: Table, path: str) -> pq.ParquetFile:
+        """A data file, by its path in the log; one in S3 is held in memory."""
+        url = f"{self.place(table).uri}/{unquote(path)}"
+        return pq.ParquetFile(pa.BufferReader(read_bytes(url, self._config.s3)) if is_s3(url) else url)
+
     def register_views(self) -> list[str]:
         """Make every table that is there, and the views over them, known to Spark SQL by name; returns the names."""
         spark, names = self._spark(), []
@@ -276,7 +330,7 @@ class Store:
                 writer = writer.option("replaceWhere", where)
             writer.save(self.uri(table))
 
-    def commit_files(self, table: Table, reports: pa.Table, commit: Commit, where: Where) -> None:
+    def commit_files(self, table: Table, reports: pa.Table, commit: Commit, where: Where | Among) -> None:
         """Replace the rows `where` by those of files that tasks wrote (`datafiles.REPORT`), in one commit.
 
         Raises WriteRefused, and commits nothing, where a task met rows that break the declaration. Rows outside of
@@ -302,10 +356,13 @@ class Store:
             if any(partition[name] != value for name, value in where.partition):
                 continue
             low, high = (file.get(f"{end}.{where.column}") for end in ("min", "max"))
-            inside, outside = (True, True) if low is None or high is None else where.sides(low, high)
+            inside, outside = where.sides(low, high)
             if inside or not file["num_records"]:
-                if outside and (where.low is not None or where.high is not None):
-                    kept.write(self._rows_outside(table, file["path"], partition, where))
+                if outside and file["num_records"]:
+                    rows = self._rows_outside(table, file["path"], partition, where)
+                    if rows is None:
+                        continue
+                    kept.write(rows)
                 actions.append(RemoveAction(file["path"], True, now, file["size_bytes"], partition))
         rewritten = pa.Table.from_batches([kept.close()])
         for row in [*reports.to_pylist(), *rewritten.to_pylist()]:
@@ -330,18 +387,18 @@ class Store:
         """Where workers write files of a table."""
         return Place(self.uri(table).replace("s3a://", "s3://", 1), self._config.s3)
 
-    def _rows_outside(self, table: Table, path: str, partition: dict[str, str], where: Where) -> pa.Table:
-        url = f"{self.place(table).uri}/{unquote(path)}"
-        rows = pq.read_table(pa.BufferReader(read_bytes(url, self._config.s3)))
+    def _rows_outside(
+        self, table: Table, path: str, partition: dict[str, str], where: Where | Among
+    ) -> pa.Table | None:
+        """The rows of a file that are outside; None where all are, and the file may stay as it is."""
+        file = self._data_file(table, path)
+        outside = where.outside(file.read([where.column])[where.column])
+        if pc.all(outside, min_count=0).as_py():
+            return None
+        rows = file.read().filter(outside)
         for name, value in partition.items():
             rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
-        column = rows[where.column]
-        outside = pa.repeat(False, rows.num_rows)
-        if where.low is not None:
-            outside = pc.or_(outside, pc.less(column, where.low))
-        if where.high is not None:
-            outside = pc.or_(outside, pc.greater_equal(column, where.high))
-        return rows.filter(outside).select(table.names).cast(arrow_schema(table))
+        return rows.select(table.names).cast(arrow_schema(table))
 
     def append(self, table: Table, frame: DataFrame, commit: Commit, keys: DataFrame | None = None) -> None:
         """Add the frame's rows in one commit. The caller sees to it that their keys are new."""

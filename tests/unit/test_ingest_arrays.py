@@ -6,31 +6,39 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encore.config import S3Config
+from encore.datafiles import Place
+from encore.errors import LakeError
 from encore.files import SourceFile, list_files
+from encore.keys import id_words
 from encore.mpd.ingest import (
-    SCRATCH_SCHEMA,
+    FILES,
+    Aside,
     Ids,
+    Parsing,
+    TaskTracks,
+    Writing,
     assign_ids,
     by_number,
     losers,
     parse_run,
-    playlist_columns,
     tasks_of,
-    track_rows,
+    write_run,
 )
 from encore.mpd.parse import TRACK_FIELDS, Limits
-from encore.tables import PLAYLISTS, TRACKS, arrow_schema
+from encore.tables import PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
 
 Record = dict[str, Any]
 
@@ -127,19 +135,29 @@ def test_the_first_owner_keeps_a_playlist(
 # ids ----------------------------------------------------------------------------------------------------------------
 
 
-def candidates(*rows: tuple[int, int, str, int, int, int]) -> pa.Table:
-    """Rows of task, code, uri, first_pid, n_missing, n_rows."""
-    names = ("task", "code", "track_uri", "first_pid", "n_missing", "n_rows")
-    types = (pa.int32(), pa.int32(), pa.string(), pa.int64(), pa.int32(), pa.int64())
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-    return pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=list(names))
+def uri(name: str) -> str:
+    """A URI for a short name; they are ordered as the names are."""
+    return f"spotify:track:{name * 22}"[:36]
+
+
+def candidates(*tasks: list[tuple[str, int, int, int]]) -> list[TaskTracks]:
+    """Of each task name, first_pid, n_missing and n_rows of each of its tracks."""
+    found = []
+    for rows in tasks:
+        names, pids, missing, counts = zip(*rows, strict=True) if rows else ((), (), (), ())
+        words = id_words(pa.array([uri(name) for name in names], pa.string()))
+        assert words is not None
+        found.append(
+            TaskTracks(words, np.array(pids, np.int64), np.array(missing, np.int8), np.array(counts, np.int32))
+        )
+    return found
 
 
 def held(*rows: tuple[int, str, int, int]) -> pa.Table:
     """Rows of track_id, uri, first_pid, n_missing of the table."""
     names, types = (
         ("track_id", "track_uri", "first_pid", "n_missing"),
-        (pa.int32(), pa.string(), pa.int64(), pa.int32()),
+        (pa.int32(), pa.string(), pa.int64(), pa.int8()),
     )
     columns = list(zip(*rows, strict=True)) if rows else [()] * 4
     return pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=list(names))
@@ -150,41 +168,53 @@ def lists(ids: Ids) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def test_frequent_tracks_get_the_first_ids_and_equals_go_by_uri() -> None:
-    found = assign_ids(candidates((0, 0, "d", 1, 0, 1), (0, 1, "c", 1, 0, 5), (0, 2, "a", 1, 0, 1)), 1, held())
+    found = assign_ids(candidates([("d", 1, 0, 1), ("c", 1, 0, 5), ("a", 1, 0, 1)]), held())
     assert lists(found) == ([[2, 0, 1]], [[2, 0, 1]])
-    assert (found.n_new, found.n_changed) == (3, 0)
+    assert (found.n_new, found.changed.tolist()) == (3, [])
+
+
+def test_uris_are_ordered_as_texts_to_the_last_letter() -> None:
+    names = sorted({f"{a}{'x' * n}{b}" + "0" * (20 - n) for a in "0Az" for b in "0Zaz" for n in range(21)})
+    rows = [(name, 1, 0, 1) for name in names]
+    assert lists(assign_ids(candidates(rows[::-1]), held()))[0] == [list(range(len(names)))[::-1]]
 
 
 def test_occurrences_are_counted_over_all_tasks() -> None:
-    rows = [(0, 0, "a", 1, 0, 3), (0, 1, "b", 1, 0, 2), (1, 0, "b", 9, 0, 2)]
-    assert lists(assign_ids(candidates(*rows), 2, held())) == ([[1, 0], [0]], [[1, 0], [-1]])
+    rows = [("a", 1, 0, 3), ("b", 1, 0, 2)], [("b", 9, 0, 2)]
+    assert lists(assign_ids(candidates(*rows), held())) == ([[1, 0], [0]], [[1, 0], [-1]])
 
 
 def test_the_best_record_of_all_tasks_becomes_the_row() -> None:
-    rows = [(0, 0, "a", 5, 0, 1), (1, 0, "a", 3, 0, 1), (2, 0, "a", 1, 2, 1)]
-    assert lists(assign_ids(candidates(*rows), 3, held())) == ([[0], [0], [0]], [[-1], [0], [-1]])
+    rows = [("a", 5, 0, 1)], [("a", 3, 0, 1)], [("a", 1, 2, 1)]
+    assert lists(assign_ids(candidates(*rows), held())) == ([[0], [0], [0]], [[-1], [0], [-1]])
 
 
 def test_known_tracks_keep_their_ids_and_new_ones_go_on_after_the_highest() -> None:
-    existing = held((0, "x", 1, 0), (4, "y", 1, 0), (2, "z", 1, 0))
-    rows = [(0, 0, "new", 9, 0, 100), (0, 1, "y", 9, 0, 1), (0, 2, "newer", 9, 0, 1)]
-    found = assign_ids(candidates(*rows), 1, existing)
+    existing = held((0, uri("x"), 1, 0), (4, uri("y"), 1, 0), (2, uri("z"), 1, 0))
+    rows = [("new", 9, 0, 100), ("y", 9, 0, 1), ("newer", 9, 0, 1)]
+    found = assign_ids(candidates(rows), existing)
     assert lists(found) == ([[5, 4, 6]], [[5, -1, 6]])
-    assert (found.n_new, found.n_changed) == (2, 0)
+    assert (found.n_new, found.changed.tolist()) == (2, [])
 
 
 @pytest.mark.parametrize(
     ("first_pid", "n_missing", "is_better"), [(5, 1, False), (4, 1, True), (9, 0, True), (6, 1, False), (0, 2, False)]
 )
 def test_a_better_record_replaces_the_row_of_a_known_track(first_pid: int, n_missing: int, is_better: bool) -> None:
-    found = assign_ids(candidates((0, 0, "x", first_pid, n_missing, 1)), 1, held((7, "x", 5, 1)))
+    found = assign_ids(candidates([("x", first_pid, n_missing, 1)]), held((7, uri("x"), 5, 1)))
     assert lists(found) == ([[7]], [[7 if is_better else -1]])
-    assert (found.n_new, found.n_changed) == (0, int(is_better))
+    assert (found.n_new, found.changed.tolist()) == (0, [7] if is_better else [])
 
 
 def test_a_task_without_tracks_has_no_ids() -> None:
-    assert lists(assign_ids(candidates((1, 0, "a", 1, 0, 1)), 3, held())) == ([[], [0], []], [[], [0], []])
-    assert lists(assign_ids(candidates(), 2, held((3, "a", 1, 0)))) == ([[], []], [[], []])
+    found = assign_ids(candidates([], [("a", 1, 0, 1)], []), held())
+    assert lists(found) == ([[], [0], []], [[], [0], []])
+    assert lists(assign_ids(candidates([], []), held((3, uri("a"), 1, 0)))) == ([[], []], [[], []])
+
+
+def test_a_table_with_something_else_for_a_uri_is_refused() -> None:
+    with pytest.raises(LakeError, match="22 letters or digits expected"):
+        assign_ids(candidates([("a", 1, 0, 1)]), held((0, "spotify:track:x", 1, 0)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,36 +228,35 @@ def test_ids_do_not_depend_on_tasks(
     records: list[tuple[str, int, int]], known: set[str], n_tasks: int, random_: random.Random
 ) -> None:
     """The same records, each of its own playlist, spread over tasks in any way and rows in any order."""
-    existing = held(*((i, uri, 3, 1) for i, uri in enumerate(sorted(known))))
-    expected = {uri: i for i, uri in enumerate(sorted(known))}
+    existing = held(*((i, uri(name), 3, 1) for i, name in enumerate(sorted(known))))
+    expected = {name: i for i, name in enumerate(sorted(known))}
     counts: Counter[str] = Counter()
-    for uri, _, n_rows in records:
-        counts[uri] += n_rows
-    for uri, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        expected.setdefault(uri, len(expected))
-    best = {uri: min((m, pid) for pid, (u, m, _) in enumerate(records) if u == uri) for uri in counts}
+    for name, _, n_rows in records:
+        counts[name] += n_rows
+    for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        expected.setdefault(name, len(expected))
+    best = {name: min((m, pid) for pid, (u, m, _) in enumerate(records) if u == name) for name in counts}
 
     tasks: list[dict[str, tuple[int, int, int]]] = [{} for _ in range(n_tasks)]
-    for pid, (uri, missing, n_rows) in enumerate(records):
+    for pid, (name, missing, n_rows) in enumerate(records):
         own = random_.choice(tasks)
-        before = own.get(uri)
+        before = own.get(name)
         m, p = min((missing, pid), before[:2]) if before else (missing, pid)
-        own[uri] = (m, p, n_rows + (before[2] if before else 0))
-    rows = [(t, c, u, p, m, n) for t, own in enumerate(tasks) for c, (u, (m, p, n)) in enumerate(own.items())]
-    random_.shuffle(rows)
-    found = assign_ids(candidates(*rows), n_tasks, existing)
+        own[name] = (m, p, n_rows + (before[2] if before else 0))
+    rows = [[(name, p, m, n) for name, (m, p, n) in own.items()] for own in tasks]
+    found = assign_ids(candidates(*rows), existing)
 
     written = {}
     for t, own in enumerate(tasks):
-        assert found.of_task[t].tolist() == [expected[uri] for uri in own]
-        for code, (uri, (m, p, _)) in enumerate(own.items()):
+        assert found.of_task[t].tolist() == [expected[name] for name in own]
+        for code, (name, (m, p, _)) in enumerate(own.items()):
             if found.writes[t][code] >= 0:
-                assert found.writes[t][code] == expected[uri]
-                assert uri not in written, "one row a track"
-                written[uri] = (m, p)
-    assert written == {uri: b for uri, b in best.items() if uri not in known or b < (1, 3)}
+                assert found.writes[t][code] == expected[name]
+                assert name not in written, "one row a track"
+                written[name] = (m, p)
+    assert written == {name: b for name, b in best.items() if name not in known or b < (1, 3)}
     assert found.n_new == len(set(best) - known)
-    assert found.n_changed == len(set(written) & known)
+    assert sorted(found.changed.tolist()) == sorted(expected[name] for name in set(written) & known)
 
 
 # both passes --------------------------------------------------------------------------------------------------------
@@ -297,28 +326,61 @@ def plain(contents: dict[str, list[Any]]) -> tuple[dict[int, Record], dict[int, 
     return playlists, tracks
 
 
-def first_pass(runs: Sequence[Sequence[SourceFile]], known: dict[str, str] | None = None) -> pa.Table:
-    parts = [part for task, run in enumerate(runs) for part in parse_run(task, run, LIMITS, S3, known or {}, {})]
-    assert all(part.schema.equals(SCRATCH_SCHEMA) for part in parts)
-    return pa.concat_tables(parts)
+@dataclass(frozen=True)
+class Passes:
+    """Both passes, without Spark, in a folder."""
+
+    folder: Path
+
+    @property
+    def aside(self) -> Aside:
+        return Aside(str(self.folder / "aside"), S3)
+
+    def first(
+        self,
+        runs: Sequence[Sequence[SourceFile]],
+        digests: dict[str, str] | None = None,
+        taken: dict[str, list[int]] | None = None,
+    ) -> pa.Table:
+        """What the first one says of the files."""
+        parsing = Parsing(LIMITS, self.aside, digests or {}, taken or {})
+        about = pa.concat_tables([parse_run(task, run, parsing) for task, run in enumerate(runs)])
+        assert about.schema.equals(FILES)
+        return about
+
+    def second(self, about: pa.Table, existing: pa.Table) -> dict[Table, pa.Table]:
+        """The rows that the second one writes, by table."""
+        scratch = list(dict.fromkeys(about["scratch"].to_pylist()))
+        ids = assign_ids((TaskTracks.read(self.aside, name) for name in scratch), existing)
+        for name, own, rows in zip(scratch, ids.of_task, ids.writes, strict=True):
+            self.aside.write(f"{name}/ids", pa.table({"track_id": own, "writes": rows}))
+        tables = {t.name: t for t in (PLAYLISTS, TRACKS, QUARANTINE)}
+        places = {name: Place(str(self.folder / name), S3) for name in tables}
+        written: dict[Table, list[pa.Table]] = {t: [arrow_schema(t).empty_table()] for t in tables.values()}
+        for task in range(len(scratch)):
+            for name, reports in write_run(task, Writing(self.aside, scratch, "s", places)):
+                for path in reports.column("path").to_pylist():
+                    rows = pq.ParquetFile(self.folder / name / path).read()
+                    if "stage" not in rows.column_names and name == QUARANTINE.name:
+                        rows = rows.append_column("stage", pa.repeat("s", rows.num_rows))
+                    written[tables[name]].append(rows.select(tables[name].names).cast(arrow_schema(tables[name])))
+        return {table: pa.concat_tables(parts) for table, parts in written.items()}
+
+    def both(self, runs: Sequence[Sequence[SourceFile]], existing: pa.Table) -> dict[Table, pa.Table]:
+        return self.second(self.first(runs), existing)
+
+    def tracks(self, about: pa.Table) -> list[str]:
+        names = dict.fromkeys(about["scratch"].to_pylist())
+        return [uri for name in names for uri in self.aside.read(f"{name}/names")["track_uri"].to_pylist()]
+
+    def refused(self, about: pa.Table) -> list[Record]:
+        names = dict.fromkeys(about["scratch"].to_pylist())
+        return [row for name in names for row in self.aside.read(f"{name}/refused").to_pylist()]
 
 
-def of_kind(scratch: pa.Table, kind: str) -> pa.Table:
-    return scratch.filter(pa.compute.equal(scratch["kind"], kind))
-
-
-def second_pass(scratch: pa.Table, n_tasks: int, existing: pa.Table) -> tuple[pa.Table, pa.Table]:
-    found = assign_ids(of_kind(scratch, "track"), n_tasks, existing)
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in found.writes])])
-    tracks = track_rows(of_kind(scratch, "track"), np.concatenate(found.writes), offsets)
-    starts, parts, at = {}, [np.empty(0, np.int32)], 0
-    for row in of_kind(scratch, "file").to_pylist():
-        starts[row["slice"]] = at
-        parts.append(found.of_task[row["task"]][np.array(row["codes"], np.int64)])
-        at += len(row["codes"])
-    rows = of_kind(scratch, "playlist")
-    columns = playlist_columns(rows, np.concatenate(parts), starts)
-    return pa.table({"pid": rows["pid"], **columns}).select(PLAYLISTS.names), tracks
+@pytest.fixture
+def passes(tmp_path: Path) -> Passes:
+    return Passes(tmp_path / "passes")
 
 
 def by_key(table: pa.Table, key: str) -> dict[int, Record]:
@@ -338,19 +400,20 @@ def groupings(files: list[SourceFile]) -> list[list[list[SourceFile]]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_both_passes_give_the_tables_of_plain_python_for_any_grouping(tmp_path: Path, seed: int) -> None:
+def test_both_passes_give_the_tables_of_plain_python_for_any_grouping(
+    tmp_path: Path, passes: Passes, seed: int
+) -> None:
     contents = random_slices(seed)
     expected_playlists, expected_tracks = plain(contents)
     assert sorted(expected_tracks) == list(range(len(expected_tracks))), "ids are dense"
     for runs in groupings(write(tmp_path, contents)):
-        playlists, tracks = second_pass(first_pass(runs), len(runs), held())
-        assert playlists.schema.names == list(PLAYLISTS.names)
-        assert playlists.cast(arrow_schema(PLAYLISTS)).num_rows == len(expected_playlists)
-        assert by_key(playlists, "pid") == expected_playlists
-        assert by_key(tracks.select(TRACKS.names).cast(arrow_schema(TRACKS)), "track_id") == expected_tracks
+        made = passes.both(runs, held())
+        assert by_key(made[PLAYLISTS], "pid") == expected_playlists
+        assert by_key(made[TRACKS], "track_id") == expected_tracks
+        assert made[QUARANTINE].num_rows == sum(r["pid"] == "bad" for own in contents.values() for r in own)
 
 
-def test_later_files_keep_the_ids_that_were_given(tmp_path: Path) -> None:
+def test_later_files_keep_the_ids_that_were_given(tmp_path: Path, passes: Passes) -> None:
     contents = random_slices(3)
     names = sorted(contents)
     old, new = {n: contents[n] for n in names[:3]}, {n: contents[n] for n in names[3:]}
@@ -359,15 +422,15 @@ def test_later_files_keep_the_ids_that_were_given(tmp_path: Path) -> None:
         *((i, r["track_uri"], r["first_pid"], sum(r[n] is None for n in TRACK_FIELDS)) for i, r in before.items())
     )
     files = [file for file in write(tmp_path, contents) if file.name in new]
-    playlists, tracks = second_pass(first_pass([files]), 1, existing)
-    table = {**before, **by_key(tracks, "track_id")}
+    made = passes.both([files], existing)
+    table = {**before, **by_key(made[TRACKS], "track_id")}
     assert sorted(table) == list(range(len(table)))
     assert all(table[i]["track_uri"] == row["track_uri"] for i, row in before.items())
     whole_playlists, whole_tracks = plain(contents)
     for row in whole_tracks.values():
         (own,) = (r for r in table.values() if r["track_uri"] == row["track_uri"])
         assert {**own, "track_id": row["track_id"]} == row, "the best record of all files, old and new"
-    for pid, row in by_key(playlists, "pid").items():
+    for pid, row in by_key(made[PLAYLISTS], "pid").items():
         assert [table[i]["track_uri"] for i in row["track_ids"]] == [
             whole_tracks[i]["track_uri"] for i in whole_playlists[pid]["track_ids"]
         ]
@@ -376,11 +439,11 @@ def test_later_files_keep_the_ids_that_were_given(tmp_path: Path) -> None:
 # what a task says of its files --------------------------------------------------------------------------------------
 
 
-def test_a_file_row_tells_size_digest_and_counts(tmp_path: Path) -> None:
+def test_a_file_row_tells_size_digest_and_counts(tmp_path: Path, passes: Passes) -> None:
     good = {"pid": 1, "tracks": [{"track_uri": URIS[0]}]}
     (file,) = write(tmp_path, {"one.json": [good, {"pid": 2}]})
     content = (tmp_path / "one.json").read_bytes()
-    (row,) = of_kind(first_pass([[file]]), "file").to_pylist()
+    (row,) = passes.first([[file]]).to_pylist()
     assert {name: row[name] for name in ("slice", "size_bytes", "modified_ns", "status")} == {
         "slice": "one.json",
         "size_bytes": len(content),
@@ -388,13 +451,13 @@ def test_a_file_row_tells_size_digest_and_counts(tmp_path: Path) -> None:
         "status": "ingested",
     }
     assert row["digest"] == f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
-    assert (row["n_playlists"], row["n_quarantined"], row["codes"]) == (1, 1, [0])
+    assert (row["n_playlists"], row["n_quarantined"], row["pids"]) == (1, 1, [1])
 
 
-def test_a_refused_record_has_a_row_with_its_reason(tmp_path: Path) -> None:
+def test_a_refused_record_has_a_row_with_its_reason(tmp_path: Path, passes: Passes) -> None:
     (file,) = write(tmp_path, {"one.json": [{"pid": 2}]})
-    (row,) = of_kind(first_pass([[file]]), "refused").to_pylist()
-    assert (row["slice"], row["record"], row["pid"], row["reason"]) == ("one.json", "playlist 0", 2, "tracks_missing")
+    (row,) = passes.refused(passes.first([[file]]))
+    assert (row["source"], row["record"], row["pid"], row["reason"]) == ("one.json", "playlist 0", 2, "tracks_missing")
     assert row["payload"] == '{"pid": 2}'
 
 
@@ -407,39 +470,39 @@ def test_a_refused_record_has_a_row_with_its_reason(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_and_the_others_go_in(
-    tmp_path: Path, name: str, content: bytes | None, reason: str
+    tmp_path: Path, passes: Passes, name: str, content: bytes | None, reason: str
 ) -> None:
     (good,) = write(tmp_path, {"a.json": [{"pid": 1, "tracks": [{"track_uri": URIS[0]}]}]})
     if content is not None:
         (tmp_path / name).write_bytes(content)
     bad = SourceFile(str(tmp_path / name), name, 15, 0)
-    scratch = first_pass([[bad, good]])
-    status = {row["slice"]: row["status"] for row in of_kind(scratch, "file").to_pylist()}
-    assert status == {name: "refused", "a.json": "ingested"}
-    (row,) = of_kind(scratch, "refused").to_pylist()
-    assert (row["slice"], row["record"], row["reason"]) == (name, "file", reason)
-    assert of_kind(scratch, "playlist")["slice"].to_pylist() == ["a.json"]
+    about = passes.first([[bad, good]])
+    status = {row["slice"]: (row["status"], row["pids"]) for row in about.to_pylist()}
+    assert status == {name: ("refused", []), "a.json": ("ingested", [1])}
+    (row,) = passes.refused(about)
+    assert (row["source"], row["record"], row["reason"]) == (name, "file", reason)
+    assert passes.second(about, held())[PLAYLISTS]["slice"].to_pylist() == ["a.json"]
 
 
-def test_a_file_of_a_known_digest_gives_its_file_row_alone(tmp_path: Path) -> None:
+def test_a_file_of_a_known_digest_gives_its_file_row_alone(tmp_path: Path, passes: Passes) -> None:
     files = write(tmp_path, {"a.json": [{"pid": 1, "tracks": [{"track_uri": URIS[0]}]}], "b.json": []})
-    digests = {row["slice"]: row["digest"] for row in of_kind(first_pass([files]), "file").to_pylist()}
-    scratch = first_pass([files], {"a.json": digests["a.json"], "b.json": "xxh3:other"})
-    status = {row["slice"]: (row["status"], row["codes"]) for row in of_kind(scratch, "file").to_pylist()}
+    digests = {row["slice"]: row["digest"] for row in passes.first([files]).to_pylist()}
+    about = passes.first([files], {"a.json": digests["a.json"], "b.json": "xxh3:other"})
+    status = {row["slice"]: (row["status"], row["pids"]) for row in about.to_pylist()}
     assert status == {"a.json": ("same", []), "b.json": ("ingested", [])}
-    assert of_kind(scratch, "playlist").num_rows == of_kind(scratch, "track").num_rows == 0
+    assert passes.tracks(about) == []
 
 
-def test_playlists_that_are_taken_are_refused_and_leave_no_track(tmp_path: Path) -> None:
+def test_playlists_that_are_taken_are_refused_and_leave_no_track(tmp_path: Path, passes: Passes) -> None:
     records = [{"pid": pid, "tracks": [{"track_uri": URIS[pid]}]} for pid in (1, 2)]
     (file,) = write(tmp_path, {"a.json": records})
-    scratch = pa.concat_tables(parse_run(0, [file], LIMITS, S3, {}, {"a.json": [2], "b.json": [1]}))
-    assert of_kind(scratch, "playlist")["pid"].to_pylist() == [1]
-    assert of_kind(scratch, "track")["track_uri"].to_pylist() == [URIS[1]]
-    assert of_kind(scratch, "refused")["reason"].to_pylist() == ["pid_duplicate"]
+    about = passes.first([[file]], taken={"a.json": [2], "b.json": [1]})
+    assert about["pids"].to_pylist() == [[1]]
+    assert passes.tracks(about) == [URIS[1]]
+    assert [row["reason"] for row in passes.refused(about)] == ["pid_duplicate"]
 
 
-def test_the_digest_of_an_object_is_its_entity_tag(tmp_path: Path) -> None:
+def test_the_digest_of_an_object_is_its_entity_tag(tmp_path: Path, passes: Passes) -> None:
     (file,) = write(tmp_path, {"a.json": []})
     tagged = SourceFile(file.url, file.name, file.size, file.modified_ns, etag="abc")
-    assert of_kind(first_pass([[tagged]]), "file")["digest"].to_pylist() == ["etag:abc"]
+    assert passes.first([[tagged]])["digest"].to_pylist() == ["etag:abc"]

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encore.mpd import parse
-from encore.mpd.parse import PLAYLIST_FIELDS, TRACK_FIELDS, Limits, Refused, Slice, join_tracks, parse_slice
+from encore.mpd.parse import PLAYLIST_FIELDS, TRACK_FIELDS, Limits, Refused, Slice, parse_slice
+from encore.mpd.tracks import DistinctTracks
+from encore.ragged import Ragged
 from encore.tables import REASONS
 
 Record = dict[str, Any]
@@ -57,13 +59,30 @@ def plain_tracks(playlists: Sequence[Record]) -> dict[str, Record]:
 
 
 def playlists_of(parsed: Slice) -> list[Record]:
-    uris = parsed.tracks["track_uri"].to_pylist()
-    lists = [[uris[code] for code in row] for row in parsed.codes.to_arrow().to_pylist()]
+    tracks = DistinctTracks()
+    return with_uris(parsed, tracks.add(parsed), tracks)
+
+
+def with_uris(parsed: Slice, codes: Ragged, tracks: DistinctTracks) -> list[Record]:
+    uris = tracks.table()["track_uri"].to_pylist()
+    lists = [[uris[code] for code in row] for row in codes.tolist()]
     return [{**row, "tracks": own} for row, own in zip(parsed.playlists.to_pylist(), lists, strict=True)]
 
 
-def tracks_of(table: pa.Table) -> dict[str, Record]:
-    rows = {row.pop("track_uri"): row for row in table.to_pylist()}
+def tracks_of(*parsed: Slice) -> dict[str, Record]:
+    tracks = DistinctTracks()
+    for part in parsed:
+        tracks.add(part)
+    return rows_of(tracks)
+
+
+def rows_of(tracks: DistinctTracks) -> dict[str, Record]:
+    table = tracks.table()
+    numbers = zip(tracks.best.column("missing").tolist(), tracks.best.column("n_rows").tolist(), strict=True)
+    rows = {
+        row.pop("track_uri"): {**row, "n_missing": missing, "n_rows": n_rows}
+        for row, (missing, n_rows) in zip(table.to_pylist(), numbers, strict=True)
+    }
     assert len(rows) == table.num_rows, "a URI stands there twice"
     return rows
 
@@ -83,7 +102,7 @@ def playlist(pid: object = 7, *uris: object, **fields: object) -> Record:
 def whole_file(data: bytes, limits: Limits = LIMITS) -> Refused:
     found = parse_slice(data, limits)
     assert found.is_refused
-    assert (found.playlists.num_rows, len(found.codes), found.tracks.num_rows) == (0, 0, 0)
+    assert (found.playlists.num_rows, found.offsets.tolist(), len(found.records)) == (0, [0], 0)
     (refused,) = found.refused
     assert (refused.record, refused.pid) == ("file", None)
     return refused
@@ -164,9 +183,10 @@ def test_both_ways_agree_with_plain_python(playlists: list[Record], ascii_only: 
     for found in (fast, slow, parse_slice(data, LIMITS)):
         assert found.refused == []
         assert playlists_of(found) == [plain_playlist(record) for record in playlists]
-        assert tracks_of(found.tracks) == plain_tracks(playlists)
+        assert tracks_of(found) == plain_tracks(playlists)
     assert fast.playlists.equals(slow.playlists)
-    assert fast.tracks.equals(slow.tracks)
+    assert fast.records.equals(slow.records)
+    assert fast.words.tolist() == slow.words.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,7 +199,7 @@ def test_good_playlists_beside_bad_ones_are_as_they_are_alone(playlists: list[Re
     found, alone = parsed(*mixed), parsed(*playlists)
     assert len(found.refused) == len(bad)
     assert playlists_of(found) == playlists_of(alone)
-    assert tracks_of(found.tracks) == tracks_of(alone.tracks)
+    assert tracks_of(found) == tracks_of(alone)
 
 
 # good slices --------------------------------------------------------------------------------------------------------
@@ -190,13 +210,13 @@ def test_the_reduced_form_needs_pid_and_track_uri_alone() -> None:
     (row,) = playlists_of(found)
     assert (row.pop("pid"), row.pop("tracks")) == (3, [URIS[0]])
     assert set(row.values()) == {None}
-    assert tracks_of(found.tracks)[URIS[0]] == plain_tracks([playlist(3)])[URIS[0]]
+    assert tracks_of(found)[URIS[0]] == plain_tracks([playlist(3)])[URIS[0]]
 
 
 @pytest.mark.parametrize("data", [b'{"playlists":[]}', b' \n{"playlists" : [ ]}\n\n'])
 def test_a_slice_without_playlists_is_good_and_empty(data: bytes) -> None:
     found = parse_slice(data, LIMITS)
-    assert (found.refused, found.playlists.num_rows, found.tracks.num_rows) == ([], 0, 0)
+    assert (found.refused, found.playlists.num_rows, len(found.records)) == ([], 0, 0)
 
 
 def test_a_playlist_without_tracks_is_good() -> None:
@@ -269,9 +289,8 @@ def test_a_track_is_described_by_its_best_record(candidates: list[tuple[int, Rec
     lists: dict[int, list[Record]] = {}
     for pid, fields in candidates:
         lists.setdefault(pid, []).append(track(**fields))
-    found = parsed(*({"pid": pid, "tracks": tracks} for pid, tracks in lists.items())).tracks
-    assert found["track_name"].to_pylist() == [name]
-    assert found["n_rows"].to_pylist() == [len(candidates)]
+    (row,) = tracks_of(parsed(*({"pid": pid, "tracks": tracks} for pid, tracks in lists.items()))).values()
+    assert (row["track_name"], row["n_rows"]) == (name, len(candidates))
 
 
 @settings(max_examples=40, deadline=None)
@@ -284,11 +303,23 @@ def test_tracks_of_several_files_do_not_depend_on_files(playlists: list[Record],
     parts = [parsed(*shuffled[:cut]), parsed(*shuffled[cut:])]
     alone = [parsed(record) for record in shuffled] or [parsed()]
     for files in (parts, parts[::-1], alone):
-        joined, codes = join_tracks(part.tracks for part in files)
-        assert tracks_of(joined) == expected
-        uris = joined["track_uri"].to_pylist()
-        for part, rows in zip(files, codes, strict=True):
-            assert [uris[row] for row in rows] == part.tracks["track_uri"].to_pylist()
+        tracks = DistinctTracks()
+        codes = [tracks.add(part) for part in files]
+        assert rows_of(tracks) == expected
+        for part, own in zip(files, codes, strict=True):
+            assert with_uris(part, own, tracks) == playlists_of(part)
+
+
+def test_texts_are_taken_once_a_track_and_again_only_for_a_better_record() -> None:
+    first = parsed({"pid": 5, "tracks": [track(), track(), track(URIS[1])]})
+    same = parsed({"pid": 6, "tracks": [track(), track(URIS[1])]})
+    better = parsed({"pid": 4, "tracks": [track(), track(URIS[2])]})
+    tracks, taken = DistinctTracks(), []
+    for part in (first, same, better):
+        tracks.add(part)
+        taken.append(tracks._parts[-1].num_rows)
+    assert taken == [2, 0, 2]
+    assert [row["first_pid"] for row in tracks.table().to_pylist()] == [4, 5, 4]
 
 
 # files that are refused as a whole ----------------------------------------------------------------------------------
@@ -410,7 +441,7 @@ def test_a_playlist_is_refused_and_those_beside_it_go_in(
     assert detail in refused.detail
     assert not found.is_refused
     assert [(row["pid"], row["tracks"]) for row in playlists_of(found)] == [(1, [URIS[0]]), (2, [URIS[2]])]
-    assert set(tracks_of(found.tracks)) == {URIS[0], URIS[2]}, "a refused playlist leaves no trace"
+    assert set(tracks_of(found)) == {URIS[0], URIS[2]}, "a refused playlist leaves no trace"
 
 
 def test_the_first_of_two_playlists_of_one_pid_is_taken_even_after_a_bad_one() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -15,16 +14,18 @@ import pyarrow.compute as pc
 from encore.errors import InputError
 from encore.files import SourceFile, list_files
 from encore.job import JobContext
+from encore.keys import loops
 from encore.mpd import ingest
 from encore.mpd.parse import TRACK_FIELDS, Limits
 from encore.progress import meter
-from encore.rows import Kernel, Mapped, map_rows
+from encore.store import Among, Where
 from encore.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 READS = (PLAYLISTS, TRACKS, INGEST_LEDGER)
 WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
+IDENTITY = ("track_id", "track_uri", "first_pid")
 
 
 def source_files(ctx: JobContext) -> list[SourceFile]:
@@ -63,31 +64,53 @@ def run(ctx: JobContext) -> None:
     ctx.log.info("files", found=len(files), to_read=len(todo))
     if not todo:
         return
-    known = {} if ctx.force else {name: row["digest"] for name, row in ledger.items()}
-    limits = Limits(ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes)
+    # compiled here, so that workers on this machine find it
+    loops()
     runs = ingest.tasks_of(todo, ctx.config.ingest.slices_per_task, ctx.spark.sparkContext.defaultParallelism)
-    owners = ctx.read(PLAYLISTS).select("pid", "slice").toArrow() if ledger else arrow_schema(PLAYLISTS).empty_table()
     with ctx.store.scratch(STAGE) as place:
-        taken: dict[str, list[int]] = {}
-        with meter(ctx.name, "files", len(todo)) as shown:
-            while True:
-                parsed = ingest.parse_files(ctx.spark, runs, limits, ctx.config.s3, known, taken)
-                with ctx.watched(shown, len(todo)):
-                    parsed.write.mode("overwrite").option("compression", "zstd").parquet(place)
-                scratch = ctx.spark.read.schema(ingest.SCRATCH_DDL).parquet(place)
-                about = scratch.where("kind = 'file'").toArrow()
-                changed = [row["slice"] for row in about.to_pylist() if row["status"] != "same"]
-                others = owners.filter(pc.invert(pc.is_in(owners["slice"], pa.array(changed, pa.string()))))
-                lost = ingest.losers(scratch.where("kind = 'playlist'").select("pid", "slice").toArrow(), others)
-                if not lost:
-                    break
-                # Rare: two files claim a playlist. What the other one has of it must leave no trace, so read again.
-                for name, pids in lost.items():
-                    taken.setdefault(name, []).extend(pids)
+        aside = ingest.Aside(place, ctx.config.s3)
+        about, changed = _parse(ctx, runs, aside, ledger)
         if changed:
-            _write(ctx, scratch, about, changed, len(runs), is_first=not ledger)
+            _write(ctx, about, changed, aside, is_first=not ledger)
         _write_ledger(ctx, about, ledger)
     ctx.facts["files_read"] = len(changed)
+
+
+def _parse(
+    ctx: JobContext, runs: list[list[SourceFile]], aside: ingest.Aside, ledger: dict[str, dict[str, Any]]
+) -> tuple[pa.Table, list[str]]:
+    """The first pass: what it says of the files, and which of them are not the same as before."""
+    limits = Limits(ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes)
+    digests = {} if ctx.force else {name: row["digest"] for name, row in ledger.items()}
+    n_files = sum(map(len, runs))
+    taken: dict[str, list[int]] = {}
+    with meter(ctx.name, "files", n_files) as shown:
+        while True:
+            with ctx.watched(shown, n_files):
+                about = ingest.parse_files(ctx.spark, runs, ingest.Parsing(limits, aside, digests, taken))
+            changed = about.filter(pc.not_equal(about["status"], "same"))["slice"].to_pylist()
+            lost = ingest.losers(_owned(about), _others(ctx, changed, ledger))
+            if not lost:
+                return about, changed
+            # Rare: two files claim a playlist. What the other one has of it must leave no trace, so read again.
+            for name, pids in lost.items():
+                taken.setdefault(name, []).extend(pids)
+
+
+def _owned(about: pa.Table) -> pa.Table:
+    """`pid` and `slice` of the playlists that the first pass has taken."""
+    pids = about["pids"].combine_chunks()
+    slices = about["slice"].combine_chunks().dictionary_encode().take(pc.list_parent_indices(pids))
+    return pa.table({"pid": pids.flatten(), "slice": slices})
+
+
+def _others(ctx: JobContext, changed: list[str], ledger: dict[str, dict[str, Any]]) -> pa.Table:
+    """`pid` and `slice` of the playlists in the lake that are of other files."""
+    schema = pa.schema([("pid", pa.int64()), ("slice", pa.string())])
+    parts = ctx.stream(PLAYLISTS, schema.names) if ledger else ()
+    mine = pa.array(changed, pa.string())
+    kept = [part.filter(pc.invert(pc.is_in(part["slice"], mine))) for part in parts]
+    return pa.concat_tables([schema.empty_table(), *kept])
 
 
 def _is_new(ctx: JobContext, file: SourceFile, row: dict[str, Any] | None) -> bool:
@@ -98,73 +121,37 @@ def _is_new(ctx: JobContext, file: SourceFile, row: dict[str, Any] | None) -> bo
     return bool(row["size_bytes"] != file.size or row["modified_ns"] != file.modified_ns)
 
 
-def _write(
-    ctx: JobContext, scratch: Any, about: pa.Table, changed: Sequence[str], n_tasks: int, *, is_first: bool
-) -> None:
-    before = ctx.store.state(TRACKS)
-    # by what is there and not by the ledger: a first run that broke off has left tracks, and their ids stay
-    existing = ctx.read(TRACKS) if before and before.rows else None
-    columns = ("task", "code", "track_uri", "first_pid", "n_missing", "n_rows")
-    tracks = scratch.where("kind = 'track'")
-    ids = ingest.assign_ids(tracks.select(*columns).toArrow(), n_tasks, _existing(existing))
-
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in ids.writes])]).astype(np.int64)
-    shipped = ctx.ship(writes=np.concatenate([*ids.writes, np.empty(0, np.int32)]), offsets=offsets)
-    ddl = ", ".join(f"`{column.name}` {column.type}" for column in TRACKS.columns)
-
-    def make_tracks(batches: Any) -> Any:
-        arrays, schema = shipped.open(), arrow_schema(TRACKS)
-        for batch in batches:
-            rows = ingest.track_rows(pa.Table.from_batches([batch]), arrays["writes"], arrays["offsets"])
-            yield from rows.cast(schema).combine_chunks().to_batches()
-
-    made = tracks.select("task", "code", *(c for c in TRACKS.names if c != "track_id")).mapInArrow(make_tracks, ddl)
-    if existing is not None:
-        ctx.merge(TRACKS, made)
-    else:
-        ctx.append(TRACKS, made)
-
-    starts: dict[str, int] = {}
-    parts, at = [], 0
-    for name, task, codes in zip(about["slice"].to_pylist(), about["task"].to_pylist(), about["codes"], strict=True):
-        own = codes.values.to_numpy()
-        starts[name] = at
-        parts.append(ids.of_task[task][own])
-        at += len(own)
-    lookup = ctx.ship(ids=np.concatenate([*parts, np.empty(0, np.int32)]))
-
-    def start() -> Kernel:
-        array = lookup.open()["ids"]
-        return lambda rows: (None, ingest.playlist_columns(rows, array, starts))
-
-    source = scratch.where("kind = 'playlist'").select("codes", *(c for c in PLAYLISTS.names if c != "track_ids"))
-    names = ", ".join("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in changed)
-    playlists: Mapped = map_rows(source, start, PLAYLISTS, block=20_000)
-    ctx.replace(PLAYLISTS, playlists, where=None if is_first else f"slice IN ({names})")
-
-    refused = scratch.where("kind = 'refused'").selectExpr(
-        "slice AS source", "record", "pid", "reason", "detail", "payload", f"'{STAGE}' AS stage"
-    )
-    ctx.replace(QUARANTINE, refused, where=f"stage = '{STAGE}'" + ("" if is_first else f" AND source IN ({names})"))
+def _write(ctx: JobContext, about: pa.Table, changed: list[str], aside: ingest.Aside, *, is_first: bool) -> None:
+    """Ids, the second pass, and a commit a table."""
+    tasks = dict(zip(about["task"].to_pylist(), about["scratch"].to_pylist(), strict=True))
+    scratch = [tasks[task] for task in sorted(tasks)]
+    n_playlists = sum(about["n_playlists"].to_pylist())
+    ids = ingest.assign_ids((ingest.TaskTracks.read(aside, name) for name in scratch), _existing(ctx))
+    places = {table.name: ctx.store.place(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    with meter(f"{ctx.name} tables", "playlists", n_playlists) as shown, ctx.watched(shown, n_playlists):
+        written = ingest.write_files(ctx.spark, ids, ingest.Writing(aside, scratch, STAGE, places))
+    ctx.commit_files(TRACKS, written[TRACKS.name], Among("track_id", pa.array(ids.changed)))
+    mine, stage = pa.array(changed, pa.string()), (("stage", STAGE),)
+    ctx.commit_files(PLAYLISTS, written[PLAYLISTS.name], Where() if is_first else Among("slice", mine))
+    ctx.commit_files(QUARANTINE, written[QUARANTINE.name], Where(stage) if is_first else Among("source", mine, stage))
     ctx.facts["new_tracks"] = ids.n_new
 
 
-def _existing(tracks: Any | None) -> pa.Table:
-    if tracks is None:
-        schema = pa.schema(
-            [
-                ("track_id", pa.int32()),
-                ("track_uri", pa.string()),
-                ("first_pid", pa.int64()),
-                ("n_missing", pa.int32()),
-            ]
-        )
-        return schema.empty_table()
-    missing = " + ".join(f"int({name} IS NULL)" for name in TRACK_FIELDS)
-    return tracks.selectExpr("track_id", "track_uri", "first_pid", f"{missing} AS n_missing").toArrow()
+def _existing(ctx: JobContext) -> pa.Table:
+    """The tracks that are there: track_id, track_uri, first_pid, and how many of TRACK_FIELDS are null."""
+    schema = pa.schema([*(arrow_schema(TRACKS).field(name) for name in IDENTITY), ("n_missing", pa.int8())])
+    parts = [schema.empty_table()]
+    # by what is there and not by the ledger: a first run that broke off has left tracks, and their ids stay
+    for rows in ctx.stream(TRACKS, (*IDENTITY, *TRACK_FIELDS)):
+        missing = np.zeros(rows.num_rows, np.int8)
+        for name in TRACK_FIELDS:
+            missing += rows[name].is_null().to_numpy()
+        parts.append(rows.select(IDENTITY).append_column("n_missing", pa.array(missing)))
+    return pa.concat_tables(parts)
 
 
 def _write_ledger(ctx: JobContext, about: pa.Table, ledger: dict[str, dict[str, Any]]) -> None:
+    """The rows of these files: with a new time of change alone where they are the same as before."""
     now, rows = datetime.now(UTC), []
     for row in about.select([c for c in INGEST_LEDGER.names if c != "ingested_at"]).to_pylist():
         if row["status"] == "same":
@@ -173,8 +160,5 @@ def _write_ledger(ctx: JobContext, about: pa.Table, ledger: dict[str, dict[str, 
         else:
             row["ingested_at"] = now
         rows.append(row)
-    frame = ctx.spark.createDataFrame(pa.Table.from_pylist(rows, schema=arrow_schema(INGEST_LEDGER)))
-    if ledger:
-        ctx.merge(INGEST_LEDGER, frame)
-    else:
-        ctx.append(INGEST_LEDGER, frame)
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(INGEST_LEDGER))
+    ctx.write(INGEST_LEDGER, [table], Among("slice", about["slice"].combine_chunks()))

@@ -1,15 +1,19 @@
-"""Slices to `playlists` and `tracks` on Spark, in two passes and without a shuffle.
+"""Slices to the rows of `playlists`, `tracks` and `quarantine` on Spark, in two passes and without a shuffle.
 
-First pass: each Python task parses some files. Its rows go to a scratch place in the lake: playlists whose tracks are
-numbers within their file, the distinct tracks of the task, and what it has to say of each file. The driver then sees
-each distinct track of each task once, as a URI and four numbers, and gives ids. Second pass: a look-up in an array
-turns numbers within a file into ids, and the best record of each track becomes its row.
+First pass: each Python task parses some files and sets aside, in a scratch place, playlists whose tracks are the
+task's own codes, the ids of its distinct tracks, the names of these, and what it refused. To Spark it says a row a
+file. The driver then sees each distinct track of each task once, as an id and three numbers, and gives track_ids.
+Second pass: a look-up turns codes into track_ids, the best record of each track becomes its row, and the tasks write
+the tables' files.
+
+What is set aside is Arrow's own stream, compressed with LZ4: it is written and read once, at a gigabyte a second.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,54 +21,54 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+from numpy.typing import NDArray
 
 from encore.config import S3Config
-from encore.errors import InputError
-from encore.files import SourceFile, read_bytes
-from encore.mpd.parse import (
-    PLAYLIST_FIELDS,
-    TRACK_FIELDS,
-    Limits,
-    Refused,
-    join_tracks,
-    parse_slice,
-    refused_file,
-)
+from encore.datafiles import REPORT_DDL, Place, Writer
+from encore.errors import InputError, LakeError
+from encore.files import SourceFile, read_bytes, write_bytes
+from encore.keys import U64, BestRecords, id_words
+from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
+from encore.mpd.tracks import DistinctTracks
 from encore.ragged import Ragged
-from encore.tables import PLAYLISTS, TRACKS, arrow_type
+from encore.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
-TRACKS_A_ROW_GROUP = 50_000
+I32 = NDArray[np.int32]
 
-_FIELDS: dict[str, str] = {
-    "kind": "string",
-    "task": "int",
-    "slice": "string",
-    "pid": "bigint",
-    **{name: PLAYLISTS.column(name).type for name in PLAYLIST_FIELDS},
-    "codes": "array<int>",
-    "code": "int",
-    "track_uri": "string",
-    "first_pid": "bigint",
-    "n_missing": "int",
-    "n_rows": "bigint",
-    **{name: TRACKS.column(name).type for name in TRACK_FIELDS if name != "duration_ms"},
-    "size_bytes": "bigint",
-    "digest": "string",
-    "modified_ns": "bigint",
-    "n_playlists": "bigint",
-    "n_quarantined": "bigint",
-    "status": "string",
-    "record": "string",
-    "reason": "string",
-    "detail": "string",
-    "payload": "string",
-}
-SCRATCH_DDL = ", ".join(f"`{name}` {kind}" for name, kind in _FIELDS.items())
-SCRATCH_SCHEMA = pa.schema([(name, arrow_type(kind)) for name, kind in _FIELDS.items()])
-"""Rows of the first pass. `kind`: playlist, track (of a task), file (codes: its tracks' codes in the task), refused."""
+FILES_DDL = (
+    "task int, scratch string, slice string, size_bytes bigint, digest string, modified_ns bigint, "
+    "n_playlists bigint, n_quarantined bigint, status string, pids array<bigint>"
+)
+FILES = pa.schema(
+    [
+        ("task", pa.int32()),
+        ("scratch", pa.string()),
+        ("slice", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("digest", pa.string()),
+        ("modified_ns", pa.int64()),
+        ("n_playlists", pa.int64()),
+        ("n_quarantined", pa.int64()),
+        ("status", pa.string()),
+        ("pids", pa.list_(pa.int64())),
+    ]
+)
+"""What the first pass says: a row a file. `scratch`: name of what its task set aside; `status`: ingested, refused as a
+whole, or same, as it was when it was read before; `pids` of the playlists that were taken."""
+
+PLAYLISTS_ASIDE = pa.schema(
+    [
+        *(arrow_schema(PLAYLISTS).field(name) for name in PLAYLISTS.names if name != "track_ids"),
+        ("codes", pa.list_(pa.int32())),
+    ]
+)
+REFUSED_ASIDE = pa.schema([field for field in arrow_schema(QUARANTINE) if field.name != "stage"])
+
+WRITTEN_DDL = f"name string, {REPORT_DDL}"
+"""What the second pass says: the reports of the files it wrote, and of which table they are."""
 
 
 def by_number(files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -95,99 +99,100 @@ def tasks_of(files: Sequence[SourceFile], each: int, parallelism: int) -> list[l
     return runs
 
 
-def parse_files(
-    spark: SparkSession,
-    runs: Sequence[Sequence[SourceFile]],
-    limits: Limits,
-    s3: S3Config,
-    known: Mapping[str, str],
-    taken: Mapping[str, Sequence[int]],
-) -> DataFrame:
-    """The first pass, a task for each run of files. `known`: digests by file name, of files taken before; a file of
-    the same digest gives its `file` row alone, with status same. `taken`: pids by file name that are another file's."""
+@dataclass(frozen=True)
+class Aside:
+    """The scratch place: tables of Arrow, by name. Every task writes its own, and reads its own again."""
+
+    uri: str
+    s3: S3Config
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Set a table aside; a second one of that name takes its place."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+            stream.write_table(table)
+        write_bytes(f"{self.uri}/{name}.arrows", sink.getvalue(), self.s3)
+
+    def read(self, name: str) -> pa.Table:
+        """A table that was set aside."""
+        return pa.ipc.open_stream(read_bytes(f"{self.uri}/{name}.arrows", self.s3)).read_all()
+
+
+@dataclass(frozen=True)
+class Parsing:
+    """What every task of the first pass knows. `digests`: by file name, of files taken before; a file of the same
+    digest is not parsed again. `taken`: pids by file name that are another file's."""
+
+    limits: Limits
+    aside: Aside
+    digests: Mapping[str, str]
+    taken: Mapping[str, Sequence[int]]
+
+
+def parse_files(spark: SparkSession, runs: Sequence[Sequence[SourceFile]], parsing: Parsing) -> pa.Table:
+    """The first pass, a task for each run of files: a row of FILES a file."""
     files = [list(run) for run in runs]
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for task in batch.column(0).to_pylist():
-                for rows in parse_run(task, files[task], limits, s3, known, taken):
-                    yield from rows.combine_chunks().to_batches()
+                yield from parse_run(task, files[task], parsing).combine_chunks().to_batches()
 
-    return spark.range(0, len(files), 1, len(files)).mapInArrow(work, SCRATCH_DDL)
+    return spark.range(0, len(files), 1, len(files)).mapInArrow(work, FILES_DDL).toArrow()
 
 
-def parse_run(
-    task: int,
-    files: Sequence[SourceFile],
-    limits: Limits,
-    s3: S3Config,
-    known: Mapping[str, str],
-    taken: Mapping[str, Sequence[int]],
-) -> Iterator[pa.Table]:
-    """Rows of SCRATCH_SCHEMA of some files: playlists file by file, then the tracks of all of them, then the files."""
-    about: list[dict[str, Any]] = []
-    tracks: list[pa.Table] = []
+def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Table:
+    """Parse some files and set aside what is in them: rows of FILES, in the order of the files."""
+    # an attempt that failed may have left files of the same task
+    scratch = f"{task}-{uuid.uuid4().hex[:8]}"
+    tracks, about = DistinctTracks(), []
+    playlists, refused = [PLAYLISTS_ASIDE.empty_table()], [REFUSED_ASIDE.empty_table()]
     for file in files:
-        row = {"slice": file.name, "size_bytes": file.size, "modified_ns": file.modified_ns}
-        try:
-            data = read_bytes(file.url, s3)
-        except InputError as error:
-            parsed, digest = refused_file(Refused("file", None, "unreadable", str(error), None)), "unreadable"
-        else:
-            digest = f"etag:{file.etag}" if file.etag else f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
-            if known.get(file.name) == digest:
-                about.append({**row, "digest": digest, "n_playlists": 0, "n_quarantined": 0, "status": "same"})
-                tracks.append(refused_file(Refused("", None, "", "", None)).tracks)
-                continue
-            parsed = parse_slice(data, limits, frozenset(taken.get(file.name, ())))
-            del data
-        about.append(
-            {
-                **row,
-                "digest": digest,
-                "n_playlists": parsed.playlists.num_rows,
-                "n_quarantined": len(parsed.refused),
-                "status": "refused" if parsed.is_refused else "ingested",
-            }
-        )
-        tracks.append(parsed.tracks)
-        columns = {name: parsed.playlists[name] for name in parsed.playlists.column_names}
-        yield _scratch(
-            "playlist",
-            task,
-            parsed.playlists.num_rows,
-            slice=file.name,
-            codes=parsed.codes.to_arrow(),
-            **columns,
-        )
-        if parsed.refused:
-            fields = ("record", "pid", "reason", "detail", "payload")
-            values = {name: [getattr(record, name) for record in parsed.refused] for name in fields}
-            yield _scratch("refused", task, len(parsed.refused), slice=file.name, **values)
-    joined, codes = join_tracks(tracks)
-    for start in range(0, joined.num_rows, TRACKS_A_ROW_GROUP):
-        part = joined.slice(start, TRACKS_A_ROW_GROUP)
-        columns = {name: part[name] for name in part.column_names}
-        yield _scratch("track", task, part.num_rows, code=np.arange(start, start + part.num_rows), **columns)
-    for row, mine in zip(about, codes, strict=True):
-        yield _scratch("file", task, 1, codes=[mine], **{name: [value] for name, value in row.items()})
+        row, parsed = _parse_file(file, parsing)
+        if parsed is not None:
+            rows, codes = parsed.playlists, tracks.add(parsed)
+            rows = rows.append_column("slice", pa.repeat(file.name, rows.num_rows))
+            playlists.append(rows.append_column("codes", codes.to_arrow()).cast(PLAYLISTS_ASIDE))
+            refused.append(_refused_rows(file.name, parsed.refused))
+        pids = parsed.playlists["pid"].to_pylist() if parsed is not None else []
+        about.append({**row, "task": task, "scratch": scratch, "pids": pids})
+    parsing.aside.write(f"{scratch}/playlists", pa.concat_tables(playlists))
+    parsing.aside.write(f"{scratch}/refused", pa.concat_tables(refused))
+    parsing.aside.write(f"{scratch}/names", tracks.table())
+    parsing.aside.write(f"{scratch}/tracks", _tracks_aside(tracks.best))
+    return pa.Table.from_pylist(about, schema=FILES)
 
 
-def _scratch(kind: str, task: int, n: int, **columns: Any) -> pa.Table:
-    """`n` rows of SCRATCH_SCHEMA; text stands for a whole column, what is not given is null."""
-    values = {"kind": kind, "task": pa.scalar(task, pa.int32()), **columns}
-    arrays = []
-    for field in SCRATCH_SCHEMA:
-        value = values.get(field.name)
-        if value is None:
-            arrays.append(pa.nulls(n, field.type))
-        elif isinstance(value, (str, pa.Scalar)):
-            arrays.append(pa.repeat(value, n))
-        elif isinstance(value, (pa.Array, pa.ChunkedArray)):
-            arrays.append(value.cast(field.type))
-        else:
-            arrays.append(pa.array(value, field.type))
-    return pa.Table.from_arrays(arrays, schema=SCRATCH_SCHEMA)
+def _parse_file(file: SourceFile, parsing: Parsing) -> tuple[dict[str, Any], Slice | None]:
+    """What there is to say of a file, and what is in it; None where it is the same as before."""
+    row: dict[str, Any] = {"slice": file.name, "size_bytes": file.size, "modified_ns": file.modified_ns}
+    try:
+        data = read_bytes(file.url, parsing.aside.s3)
+    except InputError as error:
+        parsed, digest = refused_file(Refused("file", None, "unreadable", str(error), None)), "unreadable"
+    else:
+        digest = f"etag:{file.etag}" if file.etag else f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+        if parsing.digests.get(file.name) == digest:
+            return {**row, "digest": digest, "n_playlists": 0, "n_quarantined": 0, "status": "same"}, None
+        parsed = parse_slice(data, parsing.limits, frozenset(parsing.taken.get(file.name, ())))
+    return {
+        **row,
+        "digest": digest,
+        "n_playlists": parsed.playlists.num_rows,
+        "n_quarantined": len(parsed.refused),
+        "status": "refused" if parsed.is_refused else "ingested",
+    }, parsed
+
+
+def _refused_rows(source: str, refused: Sequence[Refused]) -> pa.Table:
+    rows = [{**record.__dict__, "source": source} for record in refused]
+    return pa.Table.from_pylist(rows, schema=REFUSED_ASIDE)
+
+
+def _tracks_aside(best: BestRecords) -> pa.Table:
+    ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(24), len(best), [None, pa.py_buffer(best.keys.words)])
+    numbers = {"pid": pa.int64(), "missing": pa.int8(), "n_rows": pa.int32()}
+    return pa.table({"id": ids, **{name: pa.array(best.column(name), kind) for name, kind in numbers.items()}})
 
 
 def losers(playlists: pa.Table, owners: pa.Table) -> dict[str, list[int]]:
@@ -210,91 +215,133 @@ def losers(playlists: pa.Table, owners: pa.Table) -> dict[str, list[int]]:
     return lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class TaskTracks:
+    """The distinct tracks of a task by code, arrays of one length n: `words` of the ids, uint64 (n, 3); of the record
+    that describes each best, `pids` int64 and `missing` int8; how often each occurs, `n_rows` int32."""
+
+    words: U64
+    pids: NDArray[np.int64]
+    missing: NDArray[np.int8]
+    n_rows: I32
+
+    @classmethod
+    def read(cls, aside: Aside, scratch: str) -> TaskTracks:
+        """Those that a task has set aside."""
+        table = aside.read(f"{scratch}/tracks").combine_chunks()
+        ids = table["id"].combine_chunks() if table.num_rows else None
+        words = np.empty((0, 3), np.uint64)
+        if ids is not None:
+            words = np.frombuffer(ids.buffers()[1], np.uint64, 3 * len(ids), ids.offset * 24).reshape(-1, 3)
+        return cls(words, table["pid"].to_numpy(), table["missing"].to_numpy(), table["n_rows"].to_numpy())
+
+
+@dataclass(frozen=True, eq=False)
 class Ids:
     """Ids of the tracks of the first pass. `of_task[t][c]`: id of code c of task t. `writes[t][c]`: the same where that
-    record becomes the track's row, else -1. `n_new`: tracks that were not there before; `n_changed`: rows that a better
-    record replaces."""
+    record becomes the track's row, else -1. `n_new`: tracks that were not there before; `changed`: ids, int32, of those
+    whose row a better record replaces."""
 
-    of_task: list[np.ndarray]
-    writes: list[np.ndarray]
+    of_task: list[I32]
+    writes: list[I32]
     n_new: int
-    n_changed: int
+    changed: I32
 
 
-def assign_ids(tracks: pa.Table, n_tasks: int, existing: pa.Table) -> Ids:
+def assign_ids(tasks: Iterable[TaskTracks], existing: pa.Table) -> Ids:
     """Give ids to the distinct tracks of all tasks: known ones keep theirs, new ones go on after the highest.
 
-    `tracks`: task, code, track_uri, first_pid, n_missing, n_rows of each track of each task, in any order; `existing`:
-    track_id, track_uri, first_pid, n_missing of the table. New tracks are ordered by how often they stand in the new
-    files, the most frequent first, then by URI: so the ids do not depend on tasks, and frequent tracks, having small
-    ids, cost little space.
+    `existing`: track_id, track_uri, first_pid, n_missing of the table. New tracks are ordered by how often they stand
+    in the new files, the most frequent first, then by URI: so the ids do not depend on tasks, and frequent tracks,
+    having small ids, cost little space. Raises LakeError where a track_uri of the table is none.
     """
-    encoded = tracks["track_uri"].combine_chunks().dictionary_encode()
-    uris, codes = encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False)
-    n = len(uris)
-    rows = np.bincount(codes, weights=tracks["n_rows"].to_numpy(), minlength=n).astype(np.int64)
-    missing, pids = tracks["n_missing"].to_numpy(), tracks["first_pid"].to_numpy()
-    order = np.lexsort((pids, missing))[::-1]
-    best = np.full(n, -1, np.int64)
-    best[codes[order]] = order
+    known = id_words(existing["track_uri"])
+    if known is None:
+        raise LakeError("tracks: track_uri: spotify:track: and 22 letters or digits expected, something else found")
+    best, n_known = BestRecords(), len(known)
+    pids, missing = existing["first_pid"].to_numpy(), existing["n_missing"].to_numpy().astype(np.int8)
+    best.add(known, missing, pids, np.zeros(n_known, np.int32))
+    starts, codes = [], []
+    for task in tasks:
+        starts.append(best.n_records)
+        codes.append(best.add(task.words, task.missing, task.pids, task.n_rows))
 
-    at = (
-        pc.index_in(uris, value_set=existing["track_uri"].combine_chunks()).fill_null(-1).to_numpy(zero_copy_only=False)
+    ids = np.empty(len(best), np.int32)
+    ids[:n_known] = existing["track_id"].to_numpy()
+    first, second, third = best.keys.words[n_known:].T
+    order = np.lexsort((third, second, first, -best.column("n_rows")[n_known:]))
+    next_id = int(ids[:n_known].max()) + 1 if n_known else 0
+    ids[n_known + order] = np.arange(next_id, next_id + len(order), dtype=np.int32)
+
+    row = best.column("row")
+    writes = [
+        np.where(row[own] == np.arange(start, start + len(own)), ids[own], np.int32(-1))
+        for start, own in zip(starts, codes, strict=True)
+    ]
+    changed = ids[:n_known][row[:n_known] >= n_known]
+    return Ids([ids[own] for own in codes], writes, len(order), changed)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What every task of the second pass knows: where its first pass left what (`scratch`, by task), which kinds of
+    quarantined rows these are (`stage`), and where the files of each table go, by its name."""
+
+    aside: Aside
+    scratch: Sequence[str]
+    stage: str
+    places: Mapping[str, Place]
+
+
+def write_files(spark: SparkSession, ids: Ids, writing: Writing) -> dict[str, pa.Table]:
+    """The second pass, a task for each of the first: reports of the files that were written, by name of the table."""
+    for scratch, own, rows in zip(writing.scratch, ids.of_task, ids.writes, strict=True):
+        writing.aside.write(f"{scratch}/ids", pa.table({"track_id": own, "writes": rows}))
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for task in batch.column(0).to_pylist():
+                for name, reports in write_run(task, writing):
+                    names = pa.repeat(name, reports.num_rows)
+                    yield pa.RecordBatch.from_arrays([names, *reports.columns], names=["name", *reports.schema.names])
+
+    n = len(writing.scratch)
+    written = spark.range(0, n, 1, n).mapInArrow(work, WRITTEN_DDL).toArrow()
+    return {name: written.filter(pc.equal(written["name"], name)).drop_columns(["name"]) for name in writing.places}
+
+
+def write_run(task: int, writing: Writing) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Write the rows of what a task of the first pass set aside; reports of the files, and of which table they are."""
+    aside, scratch = writing.aside, writing.scratch[task]
+    ids = aside.read(f"{scratch}/ids")
+    made = (
+        (TRACKS, track_rows(aside.read(f"{scratch}/names"), ids["writes"].to_numpy())),
+        (PLAYLISTS, playlist_rows(aside.read(f"{scratch}/playlists"), ids["track_id"].to_numpy())),
+        (QUARANTINE, quarantine_rows(aside.read(f"{scratch}/refused"), writing.stage)),
     )
-    known = at >= 0
-    ids = np.empty(n, np.int32)
-    existing_ids = existing["track_id"].to_numpy()
-    ids[known] = existing_ids[at[known]]
-    fresh = np.flatnonzero(~known)
-    by_uri = pc.sort_indices(
-        pa.table({"rows": -rows[fresh], "uri": uris.take(pa.array(fresh))}),
-        sort_keys=[("rows", "ascending"), ("uri", "ascending")],
-    ).to_numpy()
-    start = int(existing_ids.max()) + 1 if len(existing_ids) else 0
-    ids[fresh[by_uri]] = np.arange(start, start + len(fresh), dtype=np.int32)
-
-    better = np.zeros(n, bool)
-    mine = best[known]
-    old_missing, old_pids = (
-        existing["n_missing"].to_numpy()[at[known]],
-        existing["first_pid"].to_numpy()[at[known]],
-    )
-    better[known] = (missing[mine] < old_missing) | ((missing[mine] == old_missing) & (pids[mine] < old_pids))
-    writes_row = np.full(len(codes), -1, np.int32)
-    chosen = np.flatnonzero(~known | better)
-    writes_row[best[chosen]] = ids[chosen]
-
-    task, code = tracks["task"].to_numpy(), tracks["code"].to_numpy()
-    of_task, writes = [], []
-    for t in range(n_tasks):
-        rows_of = np.flatnonzero(task == t)
-        own, own_writes = np.empty(len(rows_of), np.int32), np.empty(len(rows_of), np.int32)
-        own[code[rows_of]] = ids[codes[rows_of]]
-        own_writes[code[rows_of]] = writes_row[rows_of]
-        of_task.append(own)
-        writes.append(own_writes)
-    return Ids(of_task, writes, len(fresh), int(better.sum()))
+    for table, rows in made:
+        writer = Writer(table, writing.places[table.name])
+        if rows.num_rows:
+            writer.write(rows)
+        yield table.name, writer.close()
 
 
-def track_rows(scratch: pa.Table, writes: np.ndarray, offsets: np.ndarray) -> pa.Table:
-    """Rows of `tracks` of those scratch rows (kind track) that a track's row is made of."""
-    ids = writes[offsets[scratch["task"].to_numpy()] + scratch["code"].to_numpy()]
-    chosen = scratch.filter(pa.array(ids >= 0))
-    columns = {"track_id": pa.array(ids[ids >= 0], pa.int32())}
-    columns.update({name: chosen[name] for name in TRACKS.names if name != "track_id"})
-    return pa.table(columns)
+def track_rows(names: pa.Table, writes: I32) -> pa.Table:
+    """Rows of `tracks`, by id: `writes` is, by code, the id of the track whose row is made of these names, or -1."""
+    codes = np.flatnonzero(writes >= 0)
+    codes = codes[np.argsort(writes[codes])]
+    chosen = names.take(pa.array(codes)).append_column("track_id", pa.array(writes[codes], pa.int32()))
+    return chosen.select(TRACKS.names).cast(arrow_schema(TRACKS))
 
 
-def playlist_columns(scratch: pa.Table, ids: np.ndarray, offsets: Mapping[str, int]) -> dict[str, Any]:
-    """Columns of `playlists` but its key, of scratch rows of kind playlist.
+def playlist_rows(aside: pa.Table, ids: I32) -> pa.Table:
+    """Rows of `playlists`: `ids` are those of the codes."""
+    codes = Ragged.from_arrow(aside["codes"])
+    track_ids = Ragged(codes.offsets, ids[codes.values]).to_arrow()
+    return aside.append_column("track_ids", track_ids).select(PLAYLISTS.names).cast(arrow_schema(PLAYLISTS))
 
-    `ids` from `offsets[slice]` on are the track ids of the codes of that file.
-    """
-    names = scratch["slice"].combine_chunks().dictionary_encode()
-    starts = np.array([offsets[name] for name in names.dictionary.to_pylist()], np.int64)
-    codes = Ragged.from_arrow(scratch["codes"])
-    base = np.repeat(starts[names.indices.to_numpy(zero_copy_only=False)], codes.lengths)
-    track_ids = Ragged(codes.offsets, ids[base + codes.values])
-    columns = {name: scratch[name] for name in PLAYLISTS.names if name not in ("pid", "track_ids")}
-    return {**columns, "track_ids": track_ids.to_arrow()}
+
+def quarantine_rows(aside: pa.Table, stage: str) -> pa.Table:
+    """Rows of `quarantine`."""
+    rows = aside.append_column("stage", pa.repeat(stage, aside.num_rows))
+    return rows.select(QUARANTINE.names).cast(arrow_schema(QUARANTINE))

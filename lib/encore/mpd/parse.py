@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
+from numpy.typing import NDArray
 
-from encore.ragged import Ragged
+from encore.keys import id_words
+from encore.ragged import I64, Ragged
+
+U64 = NDArray[np.uint64]
 
 TRACK_URI = re.compile(r"spotify:track:[0-9A-Za-z]{22}")
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
@@ -89,24 +93,33 @@ class Limits:
     payload_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
     """A parsed file.
 
-    `playlists`: pid and the fields of the table `playlists`, a row a good playlist, in the file's order. `codes`: of
-    each playlist, in playlist order, row numbers of `tracks`. `tracks`: track_uri (unique), first_pid, n_rows (how
-    often it stands in the file) and TRACK_FIELDS, each from the lowest pid that has it.
+    `playlists`: pid and the fields of the table `playlists`, a row a good playlist, in the file's order. Of their m
+    tracks, in the file's order too: `records`, structs with `track_uri` and TRACK_FIELDS; `words`, the ids in the URIs,
+    uint64 (m, 3); `pids` int64 (m,); `missing` int8 (m,), how many of TRACK_FIELDS are null. `offsets` int64: those of
+    playlist i are offsets[i] to offsets[i + 1] - 1. `order` int64 (m,): playlist order; None: as they are.
     """
 
     playlists: pa.Table
-    codes: Ragged
-    tracks: pa.Table
+    records: pa.StructArray
+    words: U64
+    pids: I64
+    missing: NDArray[np.int8]
+    offsets: I64
+    order: I64 | None
     refused: list[Refused] = field(default_factory=list)
 
     @property
     def is_refused(self) -> bool:
         """Whether the file as a whole was refused."""
         return any(refused.record == "file" for refused in self.refused)
+
+    def lists(self, values: NDArray[Any]) -> Ragged:
+        """Values of the tracks, (m,), as a row a playlist, in playlist order."""
+        return Ragged(self.offsets, values if self.order is None else values[self.order])
 
 
 class _NotClean(Exception):
@@ -169,64 +182,42 @@ def _is_utf8(data: bytes) -> bool:
 def _to_slice(playlists: pa.StructArray, refused: list[Refused]) -> Slice:
     """Arrays of a struct array of good playlists. Raises _NotClean for a malformed URI."""
     lists = playlists.field("tracks")
-    items = lists.flatten()
+    records = lists.flatten()
+    words = id_words(records.field("track_uri"))
+    if words is None:
+        raise _NotClean
     offsets = lists.offsets.to_numpy().astype(np.int64)
     offsets -= offsets[0]
-    rows = np.repeat(np.arange(len(playlists)), np.diff(offsets))
-    pids = playlists.field("pid").to_numpy()
-
-    encoded = items.field("track_uri").dictionary_encode()
-    uris = encoded.dictionary
-    if not pc.all(pc.match_substring_regex(uris, f"^{TRACK_URI.pattern}$"), min_count=0).as_py():
-        raise _NotClean
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    missing = np.zeros(len(items), np.int8)
+    missing = np.zeros(len(records), np.int8)
     for name in TRACK_FIELDS:
-        if items.field(name).null_count:
-            missing += items.field(name).is_null().to_numpy(zero_copy_only=False)
-    pid_of = pids[rows]
-    first = _best(codes, missing, pid_of, len(uris))
-    tracks: dict[str, Any] = {
-        "track_uri": uris,
-        "first_pid": pid_of[first],
-        "n_missing": missing[first],
-        "n_rows": np.bincount(codes, minlength=len(uris)).astype(np.int64),
-    }
-    for name in TRACK_FIELDS:
-        tracks[name] = items.field(name).take(pa.array(first))
-
-    order = _by_position(items.field("pos"), rows, offsets)
+        if records.field(name).null_count:
+            missing += records.field(name).is_null().to_numpy(zero_copy_only=False)
     fields: dict[str, Any] = {"pid": playlists.field("pid")}
     for name in PLAYLIST_FIELDS:
         fields[name] = playlists.field(name)
     fields["collaborative"] = pc.equal(fields["collaborative"], "true")
     fields["modified_at"] = fields["modified_at"].cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("us", "UTC"))
-    return Slice(pa.table(fields), Ragged(offsets, codes if order is None else codes[order]), pa.table(tracks), refused)
+    pids = np.repeat(playlists.field("pid").to_numpy(), np.diff(offsets))
+    order = _by_position(records.field("pos"), offsets)
+    return Slice(pa.table(fields), records, words, pids, missing, offsets, order, refused)
 
 
-def _best(codes: np.ndarray, missing: np.ndarray, pids: np.ndarray, n: int) -> np.ndarray:
-    """For each code 0..n-1 the row that describes it, int64 (n,): fewest fields missing, lowest pid, then first."""
-    if missing.any() or (np.diff(pids) < 0).any():
-        order = np.lexsort((np.arange(len(codes)), pids, missing))
-    else:
-        order = np.arange(len(codes))
-    found = np.full(n, -1, np.int64)
-    # of several values for one place the last one stays: so from the worst to the best
-    found[codes[order[::-1]]] = order[::-1]
-    return found
-
-
-def _by_position(pos: pa.Array, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
-    """The order of items by playlist and `pos`; by place where a playlist lacks a `pos`; None: as they are."""
-    place = np.arange(len(rows)) - offsets[rows] if len(rows) else np.empty(0, np.int64)
+def _by_position(pos: pa.Array, offsets: I64) -> I64 | None:
+    """The order of tracks by playlist and `pos`; by place where a playlist lacks a `pos`; None: as they are."""
+    if not pos.null_count:
+        given = pos.to_numpy()
+        falls = np.flatnonzero(given[1:] < given[:-1]) + 1
+        # `pos` begins anew with each playlist, and nowhere else
+        if np.isin(falls, offsets).all():
+            return None
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    place = np.arange(len(rows)) - offsets[rows]
     if pos.null_count:
         lacking = np.zeros(len(offsets) - 1, bool)
         lacking[rows[pos.is_null().to_numpy(zero_copy_only=False)]] = True
         key = np.where(lacking[rows], place, pos.fill_null(0).to_numpy())
     else:
         key = pos.to_numpy()
-    if not ((np.diff(key) < 0) & (np.diff(rows) == 0)).any():
-        return None
     return np.lexsort((place, key, rows))
 
 
@@ -359,20 +350,3 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
         plain["collaborative"] = str(plain["collaborative"]).lower()
     plain["tracks"] = [{field.name: track.get(field.name) for field in _TRACK} for track in record["tracks"]]
     return plain
-
-
-def join_tracks(parts: Iterable[pa.Table]) -> tuple[pa.Table, list[np.ndarray]]:
-    """Distinct tracks of several files' `tracks`, and for each file the row of each of its tracks there, int32.
-
-    n_rows are added up; the rest is of the record that describes the track best, as within one file.
-    """
-    held = list(parts)
-    whole = pa.concat_tables(held).combine_chunks()
-    encoded = whole["track_uri"].combine_chunks().dictionary_encode()
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    n = len(encoded.dictionary)
-    best = _best(codes, whole["n_missing"].to_numpy(), whole["first_pid"].to_numpy(), n)
-    joined = whole.take(pa.array(best))
-    counts = np.bincount(codes, weights=whole["n_rows"].to_numpy(), minlength=n).astype(np.int64)
-    joined = joined.set_column(joined.schema.get_field_index("n_rows"), "n_rows", pa.array(counts))
-    return joined, np.split(codes, np.cumsum([len(part) for part in held])[:-1])
