@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from encore.errors import LakeError
+from encore.keys import U64, id_words
 from encore.ragged import Ragged
+from encore.tables import Table
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -22,6 +25,16 @@ def vector_matrix(track_vectors: DataFrame) -> tuple[np.ndarray, np.ndarray]:
     vectors = rows.values.reshape(len(ids), -1) if len(ids) else np.empty((0, 0), np.float32)
     order = np.argsort(ids)
     return ids[order], np.ascontiguousarray(vectors[order])
+
+
+def track_words(table: Table, uris: pa.ChunkedArray) -> U64:
+    """The ids in URIs of tracks that stand in a table, uint64 (n, 3). LakeError where one is no URI of a track."""
+    words = id_words(uris)
+    if words is None:
+        raise LakeError(
+            f"{table.name}: track_uri: spotify:track: and 22 letters or digits expected, another text found"
+        )
+    return words
 
 
 def row_numbers(ids: np.ndarray, n_tracks: int) -> np.ndarray:

@@ -200,10 +200,14 @@ class JobContext:
         self._may_write(table)
         self.store.commit_files(table, reports, self.commit(part), where)
 
+    def writer(self, table: Table) -> Writer:
+        """A writer of files of a table, which show in the table once they are committed."""
+        self._may_write(table)
+        return Writer(table, self.store.place(table))
+
     def write(self, table: Table, parts: Iterable[pa.Table], where: Where | Among) -> None:
         """Replace the rows `where` by rows that the driver itself has, in one commit, without Spark."""
-        self._may_write(table)
-        writer = Writer(table, self.store.place(table))
+        writer = self.writer(table)
         for rows_ in parts:
             writer.write(rows_.select(table.names).cast(arrow_schema(table)))
         self.commit_files(table, pa.Table.from_batches([writer.close()], REPORT), where)

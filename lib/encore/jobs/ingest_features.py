@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from encore.catalogue import count_tracks
+from encore.catalogue import track_words
+from encore.datafiles import REPORT
 from encore.errors import InputError
 from encore.features.provider import Fetched, provider
 from encore.job import JobContext
+from encore.keys import KeyTable
 from encore.progress import meter
+from encore.ragged import Ragged
+from encore.store import Where
 from encore.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
@@ -46,24 +50,22 @@ def run(ctx: JobContext) -> None:
 
 
 def _take_all(ctx: JobContext, source: Any) -> None:
-    """Files: all that they hold, in place of what was there, in one commit."""
-    with ctx.store.scratch(STAGE) as place, meter(ctx.name, "tracks") as shown:
+    """Files: all that they hold, in place of what was there, in one commit. Nothing of it needs Spark."""
+    writer, refused = ctx.writer(AUDIO_FEATURES), ctx.writer(QUARANTINE)
+    with meter(ctx.name, "tracks") as shown:
         for fetched in source.fetch(iter(())):
-            for name, table in (("features", fetched.features), ("refused", fetched.refused)):
-                frame = ctx.spark.createDataFrame(table) if table.num_rows else None
-                if frame is not None:
-                    frame.coalesce(1).write.mode("append").parquet(f"{place}/{name}")
+            writer.write(fetched.features)
+            if fetched.refused.num_rows:
+                refused.write(_quarantine_rows(fetched.refused))
             shown.update(shown.done + fetched.features.num_rows)
-        ctx.replace(AUDIO_FEATURES, _scratch(ctx, f"{place}/features", arrow_schema(AUDIO_FEATURES)))
-        refused = [field for field in arrow_schema(QUARANTINE) if field.name not in ("pid", "stage")]
-        frame = _scratch(ctx, f"{place}/refused", pa.schema(refused))
-        ctx.replace(QUARANTINE, _quarantine(frame), where=f"stage = '{STAGE}'")
+    ctx.commit_files(AUDIO_FEATURES, pa.Table.from_batches([writer.close()], REPORT), Where())
+    ctx.commit_files(QUARANTINE, pa.Table.from_batches([refused.close()], REPORT), Where((("stage", STAGE),)))
 
 
-def _scratch(ctx: JobContext, place: str, schema: pa.Schema) -> Any:
-    empty = ctx.spark.createDataFrame(schema.empty_table())
-    empty.write.mode("append").parquet(place)
-    return ctx.spark.read.schema(empty.schema).parquet(place)
+def _quarantine_rows(refused: pa.Table) -> pa.Table:
+    rows = refused.append_column("pid", pa.nulls(refused.num_rows, pa.int64()))
+    rows = rows.append_column("stage", pa.repeat(STAGE, refused.num_rows))
+    return rows.select(QUARANTINE.names).cast(arrow_schema(QUARANTINE))
 
 
 def _quarantine(refused: Any) -> Any:
@@ -113,13 +115,16 @@ def _commit(ctx: JobContext, fetched: Fetched, number: int) -> None:
 
 
 def _report_coverage(ctx: JobContext) -> None:
+    """How much of the tracks, and of the rows of all playlists, has features."""
+    features = KeyTable()
+    for part in ctx.stream(AUDIO_FEATURES, ["track_uri"]):
+        features.add(track_words(AUDIO_FEATURES, part["track_uri"]))
     n = ctx.n_rows(TRACKS)
-    found = (
-        ctx.read(TRACKS).join(ctx.read(AUDIO_FEATURES).select("track_uri"), "track_uri", "left_semi").select("track_id")
-    )
-    covered = np.zeros(n, bool)
-    covered[found.toArrow()["track_id"].to_numpy()] = True
-    counts = count_tracks(ctx.read(PLAYLISTS), "track_ids", n)
+    covered, counts = np.zeros(n, bool), np.zeros(n, np.int64)
+    for part in ctx.stream(TRACKS, ["track_id", "track_uri"]):
+        covered[part["track_id"].to_numpy()] = features.find(track_words(TRACKS, part["track_uri"])) >= 0
+    for part in ctx.stream(PLAYLISTS, ["track_ids"]):
+        counts += np.bincount(Ragged.from_arrow(part["track_ids"]).values, minlength=n)
     rows = int(counts.sum())
     ctx.facts["coverage_tracks"] = float(covered.mean()) if n else 0.0
     ctx.facts["coverage_rows"] = float(counts[covered].sum() / rows) if rows else 0.0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,12 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from encore.catalogue import track_words
 from encore.config import S3Config
 from encore.datafiles import REPORT_DDL, Place, Writer
-from encore.errors import InputError, LakeError
+from encore.errors import InputError
 from encore.files import SourceFile, read_bytes, write_bytes
-from encore.keys import U64, BestRecords, id_words
+from encore.keys import U64, BestRecords
 from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
 from encore.mpd.tracks import DistinctTracks
 from encore.ragged import Ragged
@@ -147,8 +149,8 @@ def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Ta
     scratch = f"{task}-{uuid.uuid4().hex[:8]}"
     tracks, about = DistinctTracks(), []
     playlists, refused = [PLAYLISTS_ASIDE.empty_table()], [REFUSED_ASIDE.empty_table()]
-    for file in files:
-        row, parsed = _parse_file(file, parsing)
+    for file, content in _read_ahead(files, parsing.aside.s3):
+        row, parsed = _parse_file(file, content, parsing)
         if parsed is not None:
             rows, codes = parsed.playlists, tracks.add(parsed)
             rows = rows.append_column("slice", pa.repeat(file.name, rows.num_rows))
@@ -163,18 +165,33 @@ def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Ta
     return pa.Table.from_pylist(about, schema=FILES)
 
 
-def _parse_file(file: SourceFile, parsing: Parsing) -> tuple[dict[str, Any], Slice | None]:
+def _read_ahead(files: Sequence[SourceFile], s3: S3Config) -> Iterator[tuple[SourceFile, bytes | InputError]]:
+    """Files with their contents, or why there is none; while one is parsed, the next one is read."""
+
+    def read(file: SourceFile) -> bytes | InputError:
+        try:
+            return read_bytes(file.url, s3)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(read, file) for file in files[:1]]
+        for i, file in enumerate(files):
+            content = waiting.pop().result()
+            waiting += [reader.submit(read, following) for following in files[i + 1 : i + 2]]
+            yield file, content
+
+
+def _parse_file(file: SourceFile, content: bytes | InputError, parsing: Parsing) -> tuple[dict[str, Any], Slice | None]:
     """What there is to say of a file, and what is in it; None where it is the same as before."""
     row: dict[str, Any] = {"slice": file.name, "size_bytes": file.size, "modified_ns": file.modified_ns}
-    try:
-        data = read_bytes(file.url, parsing.aside.s3)
-    except InputError as error:
-        parsed, digest = refused_file(Refused("file", None, "unreadable", str(error), None)), "unreadable"
+    if isinstance(content, InputError):
+        parsed, digest = refused_file(Refused("file", None, "unreadable", str(content), None)), "unreadable"
     else:
-        digest = f"etag:{file.etag}" if file.etag else f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+        digest = f"etag:{file.etag}" if file.etag else f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
         if parsing.digests.get(file.name) == digest:
             return {**row, "digest": digest, "n_playlists": 0, "n_quarantined": 0, "status": "same"}, None
-        parsed = parse_slice(data, parsing.limits, frozenset(parsing.taken.get(file.name, ())))
+        parsed = parse_slice(content, parsing.limits, frozenset(parsing.taken.get(file.name, ())))
     return {
         **row,
         "digest": digest,
@@ -255,9 +272,7 @@ def assign_ids(tasks: Iterable[TaskTracks], existing: pa.Table) -> Ids:
     in the new files, the most frequent first, then by URI: so the ids do not depend on tasks, and frequent tracks,
     having small ids, cost little space. Raises LakeError where a track_uri of the table is none.
     """
-    known = id_words(existing["track_uri"])
-    if known is None:
-        raise LakeError("tracks: track_uri: spotify:track: and 22 letters or digits expected, something else found")
+    known = track_words(TRACKS, existing["track_uri"])
     best, n_known = BestRecords(), len(known)
     pids, missing = existing["first_pid"].to_numpy(), existing["n_missing"].to_numpy().astype(np.int8)
     best.add(known, missing, pids, np.zeros(n_known, np.int32))

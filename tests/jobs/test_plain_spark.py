@@ -1,0 +1,26 @@
+"""The peer of the benchmarks makes the same tables as `ingest_playlists`: what is compared does the same work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from encore.config import Config
+from encore.job import Session
+from encore.pipeline import plan, run_pipeline
+from tests import recompute
+from tests.bench.plain_spark import plain_ingest
+
+
+def test_plain_spark_writes_the_tables_that_encore_writes(
+    session: Session, generated: Path, lake_settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = lake_settings(f"raw.playlists={generated}")
+    run_pipeline(config, plan(only=["ingest_playlists"]), session=session)
+    other = tmp_path / "plain"
+    plain_ingest(session(), [str(path) for path in generated.glob("*.json")], str(other))
+    for name, key in (("playlists", "pid"), ("tracks", "track_id")):
+        own = {row[key]: row for row in recompute.table(Path(config.lake.path), name)}
+        plain = {row[key]: row for row in recompute.table(other, name)}
+        assert len(own) > 100
+        assert plain == own
