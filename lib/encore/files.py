@@ -8,8 +8,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
-from botocore.config import Config as BotoConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -50,6 +48,10 @@ def split_s3(url: str) -> tuple[str, str]:
 
 def s3_client(s3: S3Config) -> Any:
     """A boto3 client with credentials from the environment or the machine's role. ConfigError for a bad endpoint."""
+    # half a second that no worker should wait whose files are local
+    import boto3
+    from botocore.config import Config as BotoConfig
+
     try:
         return boto3.client(
             "s3",

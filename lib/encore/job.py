@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
 import encore
-from encore import rows, shipping
+from encore import costs, rows, shipping
 from encore.config import Config
 from encore.datafiles import REPORT, Writer
 from encore.errors import LakeError, WriteRefused
@@ -43,7 +44,7 @@ from encore.graph import Node
 from encore.progress import Meter, meter
 from encore.session import start_session
 from encore.store import Among, Commit, Store, Where
-from encore.tables import JOB_RUNS, Table, arrow_schema
+from encore.tables import JOB_COSTS, JOB_RUNS, Table, arrow_schema
 from encore.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class JobContext:
     force: bool = False
     versions: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    moved: costs.Moved = field(default_factory=costs.Moved)
 
     @property
     def spark(self) -> SparkSession:
@@ -199,6 +201,10 @@ class JobContext:
         """Replace the rows `where` by those of files that were written (`datafiles.REPORT`), in one commit."""
         self._may_write(table)
         self.store.commit_files(table, reports, self.commit(part), where)
+        self.moved.written_bytes += pc.sum(reports["size"]).as_py() or 0
+        self.moved.written_rows += sum(
+            json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist()
+        )
 
     def writer(self, table: Table) -> Writer:
         """A writer of files of a table, which show in the table once they are committed."""
@@ -287,13 +293,14 @@ class JobContext:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `status` done or up_to_date, seconds, and rows of each table that it wrote."""
+    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, and `costs.FIGURES`."""
 
     name: str
     status: str
     seconds: float
     rows: dict[str, int]
     facts: dict[str, Any]
+    cost: dict[str, Any] = field(default_factory=dict)
 
 
 def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, force: bool = False) -> JobResult:
@@ -313,9 +320,9 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
         "state": module.state(ctx) if hasattr(module, "state") else "",
     }
     ctx.fingerprint = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
-    if not force and _up_to_date(store, name, module.WRITES, ctx.fingerprint):
+    found = None if force else _up_to_date(store, name, module.WRITES, ctx.fingerprint)
+    if found is not None:
         ctx.log.info("up_to_date")
-        found = {table.name: state.rows for table in module.WRITES if (state := store.state(table))}
         return JobResult(name, "up_to_date", time.monotonic() - clock, found, {})
     if force:
         # parts that an earlier run of the same work has committed are done again too
@@ -327,6 +334,7 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
         "fingerprint": ctx.fingerprint,
     }
     error: BaseException | None = None
+    before = costs.newest(session()) if session.started else -1
     try:
         store.check_writable()
         tracking.prepare()
@@ -344,13 +352,15 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
             "seconds": seconds,
             "status": "failed" if error else "done",
             "inputs": list(ctx.versions.items()),
-            "outputs": [(table, state.data_version) for table, state in after.items()],
+            "outputs": [(table, state.version_for(name)) for table, state in after.items()],
             "rows": [(table, state.rows) for table, state in after.items()],
             "facts": json.dumps(ctx.facts, sort_keys=True),
             "error": None if error is None else "".join(traceback.format_exception_only(error)).strip()[:2000],
         }
-        _record(store, row, failed=error is not None)
-    result = JobResult(name, "done", seconds, {table: state.rows for table, state in after.items()}, ctx.facts)
+        _record(store, JOB_RUNS, row, failed=error is not None)
+    cost = {"seconds": seconds, **costs.row(costs.stages(session(), before) if session.started else [], ctx.moved)}
+    _record(store, JOB_COSTS, {**{name: row[name] for name in JOB_COSTS.key}, **cost}, failed=False)
+    result = JobResult(name, "done", seconds, {table: state.rows for table, state in after.items()}, ctx.facts, cost)
     tracking.log_job(result, ctx.versions)
     ctx.log.info("done", seconds=round(seconds, 3), **{f"rows_{table}": n for table, n in result.rows.items()})
     return result
@@ -363,23 +373,32 @@ def _state_or_none(store: Store, table: Table) -> Any:
         return None
 
 
-def _record(store: Store, row: dict[str, Any], *, failed: bool) -> None:
+def _record(store: Store, table: Table, row: dict[str, Any], *, failed: bool) -> None:
     try:
-        store.append_small(JOB_RUNS, [row])
+        store.append_small(table, [row])
     except LakeError:
         # a job that failed because the lake cannot be written must end with its own error, not with this one
         if not failed:
             raise
 
 
-def _up_to_date(store: Store, name: str, writes: Sequence[Table], fingerprint: str) -> bool:
+def _up_to_date(store: Store, name: str, writes: Sequence[Table], fingerprint: str) -> dict[str, int] | None:
+    """Rows of the job's tables where its last run was of this fingerprint and nothing has changed them since."""
     runs = store.read_small(JOB_RUNS).to_pylist()
     mine = [run for run in runs if run["job"] == name and run["status"] == "done"]
     if not mine:
-        return False
+        return None
     last = max(mine, key=lambda run: run["started_at"])
-    outputs = dict(last["outputs"])
-    return last["fingerprint"] == fingerprint and all(store.data_version(t) == outputs.get(t.name) for t in writes)
+    if last["fingerprint"] != fingerprint:
+        return None
+    outputs, rows_ = dict(last["outputs"]), {}
+    for table in writes:
+        state = store.state(table)
+        if (state.version_for(name) if state else None) != outputs.get(table.name):
+            return None
+        if state:
+            rows_[table.name] = state.rows
+    return rows_
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from encore.config import Config
+from encore.costs import SETTINGS as COST_SETTINGS
 from encore.errors import EnvironmentMissing
 from encore.files import is_s3
 
@@ -41,6 +42,7 @@ def spark_settings(config: Config) -> dict[str, str]:
     """All settings of the session but master and memory, by full name."""
     settings = {
         **DELTA_SETTINGS,
+        **COST_SETTINGS,
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
         "spark.sql.execution.arrow.pyspark.enabled": "true",

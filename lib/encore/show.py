@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 from encore.config import Config
 from encore.errors import LakeError
 from encore.store import Store
-from encore.tables import ALL, JOB_RUNS, VIEWS, Table
+from encore.tables import ALL, JOB_COSTS, JOB_RUNS, VIEWS, Table
 
 
 def _no_spark() -> NoReturn:
@@ -57,7 +57,7 @@ def print_tables(config: Config, out: Console) -> None:
 
 
 def _recorder(table: Table) -> str:
-    return "every job" if table is JOB_RUNS else "-"
+    return "every job" if table in (JOB_RUNS, JOB_COSTS) else "-"
 
 
 def size(count: int) -> str:
@@ -95,8 +95,40 @@ def print_run(config: Config, out: Console) -> None:
             "\n".join(f"{t} {n:,}" for t, n in row["rows"]),
             remarks,
         )
+    _print_costs(open_store(config), rows, out)
     total = (rows[-1]["started_at"] - rows[0]["started_at"]).total_seconds() + rows[-1]["seconds"]
     grid.caption = f"{total:.1f} s in all; stages that were up to date are not listed"
+    out.print(grid)
+
+
+def _print_costs(store: Store, runs: list[dict[str, Any]], out: Console) -> None:
+    """What the jobs of a run cost, as Spark counted it; nothing where they ran before that was recorded."""
+    wanted = {(run["run_id"], run["job"], run["started_at"]) for run in runs}
+    rows = [row for row in store.read_small(JOB_COSTS).to_pylist() if tuple(row[n] for n in JOB_COSTS.key) in wanted]
+    if not rows:
+        return
+    grid = Grid("stage", title="costs", title_justify="left")
+    for name in (
+        "seconds",
+        "tasks",
+        "rows in",
+        "in",
+        "rows out",
+        "out",
+        "shuffled",
+        "spilled",
+        "JVM",
+        "Python",
+        "driver",
+    ):
+        grid.add_column(name, justify="right")
+    for row in sorted(rows, key=lambda row: row["started_at"]):
+        counts = [f"{row[name]:,}" for name in ("read_rows", "written_rows")]
+        moved = [size(row[name]) for name in ("read_bytes", "written_bytes")]
+        rest = [size(row[f"{n}_bytes"]) for n in ("shuffled", "spilled", "jvm", "python", "driver")]
+        between = [counts[0], moved[0], counts[1], moved[1]]
+        grid.add_row(row["job"], f"{row['seconds']:.1f}", f"{row['tasks']:,}", *between, *rest)
+    grid.caption = "JVM, Python, driver: peak resident memory; memory that workers map together counts for each"
     out.print(grid)
 
 

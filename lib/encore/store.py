@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalake
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -64,15 +64,25 @@ class Commit:
 
 @dataclass(frozen=True)
 class TableState:
-    """What the log says of a table: version, last version that changed rows, rows, files, bytes, last commit."""
+    """What the log says of a table: version, rows, files, bytes, last commit, and `changes`, the versions that changed
+    rows, newest first, with the job that made each (None: not a job of Encore)."""
 
     version: int
-    data_version: int
     rows: int
     files: int
     bytes: int
     commit: Commit | None
     changed_at_ms: int
+    changes: tuple[tuple[int, str | None], ...]
+
+    @property
+    def data_version(self) -> int:
+        """The last version that changed rows: optimising a table does not make what was derived from it stale."""
+        return self.changes[0][0] if self.changes else 0
+
+    def version_for(self, job: str) -> int:
+        """As `data_version`, but for what other jobs did to a table that several write."""
+        return next((version for version, by in self.changes if by is None or by == job), 0)
 
 
 @dataclass(frozen=True)
@@ -173,9 +183,9 @@ class Store:
         return found.version() if found else None
 
     def data_version(self, table: Table) -> int | None:
-        """The last version that changed rows: optimising a table does not make what was derived from it stale."""
-        found = self._delta(table)
-        return _data_version(found) if found else None
+        """The last version that changed rows; None where the table is not there."""
+        state = self.state(table)
+        return state.data_version if state else None
 
     def state(self, table: Table) -> TableState | None:
         """What the log says of a table; None where it is not there."""
@@ -183,16 +193,21 @@ class Store:
         if found is None:
             return None
         actions = pa.table(found.get_add_actions(flatten=True))
-        history = found.history(50)
-        commits = (Commit.parse(entry.get("userMetadata")) for entry in history)
+        history = found.history(100)
+        commits = [Commit.parse(entry.get("userMetadata")) for entry in history]
+        changes = [
+            (int(entry["version"]), commit.job if commit else None)
+            for entry, commit in zip(history, commits, strict=True)
+            if entry.get("operation") not in MAINTENANCE
+        ]
         return TableState(
             version=found.version(),
-            data_version=_data_version(found),
             rows=int(pc.sum(actions["num_records"]).as_py() or 0) if actions.num_rows else 0,
             files=actions.num_rows,
             bytes=int(pc.sum(actions["size_bytes"]).as_py() or 0) if actions.num_rows else 0,
             commit=next((commit for commit in commits if commit), None),
             changed_at_ms=int(history[0]["timestamp"]) if history else 0,
+            changes=tuple(changes),
         )
 
     def parts_done(self, table: Table, fingerprint: str) -> set[str]:
@@ -287,19 +302,21 @@ class Store:
         if found is not None:
             self._check_schema(table, found)
             return
-        with _spark_errors(table.name):
-            from delta.tables import DeltaTable as SparkDeltaTable
-
-            builder = SparkDeltaTable.createIfNotExists(self._spark()).location(self.uri(table))
-            for column in table.columns:
-                builder = builder.addColumn(column.name, column.type, nullable=column.nullable, comment=column.comment)
-            for name, check in table.checks.items():
-                builder = builder.property(f"delta.constraints.{name}", check.sql)
-            builder = builder.property("delta.dataSkippingNumIndexedCols", str(table.stats_columns))
-            builder = builder.property("encore.grain", table.grain).property("encore.layer", table.layer)
-            if table.partition_by:
-                builder = builder.partitionedBy(*table.partition_by)
-            builder.execute()
+        uri = self.uri(table).replace("s3a://", "s3://", 1)
+        try:
+            if not is_s3(uri):
+                os.makedirs(uri, exist_ok=True)
+            DeltaTable.create(
+                uri,
+                _delta_schema(table),
+                mode="ignore",
+                partition_by=list(table.partition_by),
+                configuration=_properties(table),
+                storage_options=self._options,
+                raise_if_key_not_exists=False,
+            )
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{uri}: cannot be made: {_first_line(error)}") from error
 
     def _check_schema(self, table: Table, found: DeltaTable) -> None:
         differences = _schema_differences(table, found)
@@ -501,6 +518,39 @@ class Store:
             raise
 
 
+def _delta_schema(table: Table) -> Schema:
+    """The declaration as Delta writes it in its log, comments included."""
+    fields = [
+        {"name": c.name, "type": _delta_type(c.type), "nullable": c.nullable, "metadata": {"comment": c.comment}}
+        for c in table.columns
+    ]
+    return Schema.from_json(json.dumps({"type": "struct", "fields": fields}))
+
+
+def _delta_type(ddl: str) -> str | dict[str, Any]:
+    if ddl.startswith("array<"):
+        return {"type": "array", "elementType": _delta_type(ddl[6:-1]), "containsNull": True}
+    if ddl.startswith("map<"):
+        key, value = ddl[4:-1].split(",")
+        return {
+            "type": "map",
+            "keyType": _delta_type(key),
+            "valueType": _delta_type(value),
+            "valueContainsNull": True,
+        }
+    return {"bigint": "long", "int": "integer"}.get(ddl, ddl)
+
+
+def _properties(table: Table) -> dict[str, str | None]:
+    """Checks, layout and meaning of a table."""
+    found: dict[str, str | None] = {f"delta.constraints.{name}": check.sql for name, check in table.checks.items()}
+    if table.checks:
+        # the first protocol that makes every writer enforce them
+        found["delta.minWriterVersion"] = "3"
+    found["delta.dataSkippingNumIndexedCols"] = str(table.stats_columns)
+    return {**found, "encore.grain": table.grain, "encore.layer": table.layer}
+
+
 def frame_differences(table: Table, frame: DataFrame) -> list[str]:
     """How a frame's names and types differ from a declaration; nothing is cast to fit."""
     declared = {column.name: column.type for column in table.columns}
@@ -566,13 +616,6 @@ def _same_type(found: pa.DataType, declared: pa.DataType) -> bool:
     if pa.types.is_map(declared):
         return bool(pa.types.is_map(found)) and _same_type(found.item_type, declared.item_type)
     return bool(found == declared)
-
-
-def _data_version(found: DeltaTable) -> int:
-    for entry in found.history(100):
-        if entry.get("operation") not in MAINTENANCE:
-            return int(entry["version"])
-    return 0
 
 
 def _first_line(error: BaseException) -> str:

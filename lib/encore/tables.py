@@ -408,6 +408,34 @@ JOB_RUNS = Table(
     ),
 )
 
+JOB_COSTS = Table(
+    name="job_costs",
+    layer="reporting",
+    grain="a job that ended and had work",
+    key=("run_id", "job", "started_at"),
+    columns=(
+        Column("run_id", "string", "The pipeline run that it was part of"),
+        Column("job", "string", "Its name"),
+        Column("started_at", "timestamp", "When it started, UTC"),
+        Column("seconds", "double", "How long it took"),
+        Column("stages", "bigint", "Stages that Spark ran"),
+        Column("tasks", "bigint", "Tasks that Spark started"),
+        Column("run_seconds", "double", "Seconds of all tasks together"),
+        Column("cpu_seconds", "double", "CPU of the JVM's task threads, seconds; Python workers are not in it"),
+        Column("gc_seconds", "double", "Garbage collection in tasks, seconds"),
+        Column("read_rows", "bigint", "Rows read from files and tables"),
+        Column("read_bytes", "bigint", "Bytes read from files and tables"),
+        Column("written_rows", "bigint", "Rows written"),
+        Column("written_bytes", "bigint", "Bytes written"),
+        Column("shuffled_rows", "bigint", "Records written for shuffles"),
+        Column("shuffled_bytes", "bigint", "Bytes written for shuffles"),
+        Column("spilled_bytes", "bigint", "Bytes spilled to disk"),
+        Column("jvm_bytes", "bigint", "Peak resident memory of the executor's JVM"),
+        Column("python_bytes", "bigint", "Peak resident memory of its Python workers; mapped pages count for each"),
+        Column("driver_bytes", "bigint", "Peak resident memory of the driver's Python process since it started"),
+    ),
+)
+
 ALL: tuple[Table, ...] = (
     INGEST_LEDGER,
     QUARANTINE,
@@ -421,6 +449,7 @@ ALL: tuple[Table, ...] = (
     RECOMMENDATIONS,
     PLAYLIST_METRICS,
     JOB_RUNS,
+    JOB_COSTS,
 )
 """All tables, in the order of the flow."""
 

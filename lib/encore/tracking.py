@@ -192,6 +192,7 @@ class Tracking:
             return
         metrics = {f"seconds.{result.name}": result.seconds}
         metrics |= {f"rows.{table}": float(n) for table, n in result.rows.items()}
+        metrics |= {f"cost.{result.name}.{name}": float(value) for name, value in result.cost.items()}
         metrics |= {
             f"{result.name}.{name}": float(value)
             for name, value in result.facts.items()

@@ -17,7 +17,7 @@ from encore.evaluation.metrics import MEANS
 from encore.job import JOBS, Session, job_module, run_job
 from encore.pipeline import plan, run_pipeline
 from encore.store import Store
-from encore.tables import ALL, JOB_RUNS, RECOMMENDATIONS
+from encore.tables import ALL, JOB_COSTS, JOB_RUNS, RECOMMENDATIONS
 from encore.tracking import Tracking
 from tests import recompute
 from tests.conftest import settings, write_slice
@@ -44,7 +44,7 @@ def contents(lake: Path) -> dict[str, list[str]]:
             for row in recompute.table(lake, table.name)
         )
         for table in ALL
-        if table is not JOB_RUNS
+        if table not in (JOB_RUNS, JOB_COSTS)
     }
 
 
@@ -147,25 +147,25 @@ def test_a_run_that_broke_off_goes_on_where_it_was(
     shutil.copytree(lake, tmp_path / "lake")
     own = configured(tmp_path / "lake", Path(config.raw.playlists), "split.seed=1", "run.chunk_playlists=100")
     written: list[str] = []
-    real = Store.replace
+    real = Store.commit_files
 
-    def replace(self: Store, table: Any, frame: Any, commit: Any, where: Any = None, keys: Any = None) -> None:
+    def commit_files(self: Store, table: Any, reports: Any, commit: Any, where: Any) -> None:
         if len(written) == 2:
             raise LakeError("the power went")
-        real(self, table, frame, commit, where, keys)
+        real(self, table, reports, commit, where)
         written.append(commit.part)
 
     job, tracking = "split_holdout", Tracking(own, "broken")
-    monkeypatch.setattr(Store, "replace", replace)
+    monkeypatch.setattr(Store, "commit_files", commit_files)
     with pytest.raises(LakeError, match="the power went"):
         run_job(job, own, session, tracking)
     assert written == ["0", "100"]
 
-    def counted(self: Store, table: Any, frame: Any, commit: Any, where: Any = None, keys: Any = None) -> None:
-        real(self, table, frame, commit, where, keys)
+    def counted(self: Store, table: Any, reports: Any, commit: Any, where: Any) -> None:
+        real(self, table, reports, commit, where)
         written.append(commit.part)
 
-    monkeypatch.setattr(Store, "replace", counted)
+    monkeypatch.setattr(Store, "commit_files", counted)
     run_job(job, own, session, tracking)
     assert written == ["0", "100", "200"]
     rows = {row["pid"]: row["test"] for row in recompute.table(tmp_path / "lake", "holdout")}

@@ -19,8 +19,8 @@ READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
 WRITES = (RECOMMENDATIONS,)
 SETTINGS = ("recommend",)
 
-ROWS_A_BLOCK = 4096
-"""Playlists to a result batch: with 500 ids and scores each, 16 MB."""
+ROWS_A_BLOCK = 16_384
+"""Playlists that a worker asks a model for at a time: with 500 ids and scores each, 65 MB of results."""
 
 
 def run(ctx: JobContext) -> None:

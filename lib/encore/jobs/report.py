@@ -25,6 +25,7 @@ from encore.tables import (
     AUDIO_FEATURES,
     FEATURES,
     INGEST_LEDGER,
+    JOB_COSTS,
     JOB_RUNS,
     PLAYLIST_METRICS,
     PLAYLISTS,
@@ -121,6 +122,9 @@ def run(ctx: JobContext) -> None:
         figures["features"] = plots.feature_distributions("How the tracks sound", rows)
         figures["variance_shares"] = plots.variance_shares(data.spreads(sample, features))
         figures["playlist_means"] = plots.feature_distributions("Playlists on average, and their tracks", beside)
+    costs = _costs(ctx)
+    if costs.num_rows:
+        figures["job_costs"] = plots.job_costs(costs)
     text = page.render(
         page.Content(
             token=_token(ctx),
@@ -147,6 +151,14 @@ def run(ctx: JobContext) -> None:
     write_page(path, text)
     ctx.facts |= {"page": str(path), "page_bytes": len(text.encode())}
     ctx.tracking.log_file(str(path), "report")
+
+
+def _costs(ctx: JobContext) -> pa.Table:
+    """The newest row of `job_costs` of each other job, in the order in which they ran."""
+    rows = sorted(ctx.store.read_small(JOB_COSTS).to_pylist(), key=lambda row: row["started_at"])
+    last = {row["job"]: row for row in rows if row["job"] != ctx.name}
+    ordered = sorted(last.values(), key=lambda row: row["started_at"])
+    return pa.Table.from_pylist(ordered, schema=arrow_schema(JOB_COSTS))
 
 
 def write_page(path: Path, text: str) -> None:

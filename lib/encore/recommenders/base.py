@@ -15,8 +15,9 @@ from encore.similarity.kernel import Ranked
 
 Arrays = dict[str, NDArray[Any]]
 
-_ROWS = 2048
-"""Playlists that are worked on at a time, so that memory does not grow with the number asked for at once."""
+_ROWS = 16_384
+"""Playlists that are worked on at a time, so that memory does not grow with the number asked for at once: with 500
+tracks and some dozens of seeds each, 75 MB. A search shares work among neighbours, so fewer would cost more."""
 
 
 @dataclass(frozen=True, eq=False)

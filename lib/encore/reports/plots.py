@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -347,6 +348,30 @@ def track_popularity(ranks: I64, frequencies: I64, times: I64, tracks: I64) -> F
             axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
             axis.set_minor_formatter(NullFormatter())
         ax.margins(0.05)
+    return figure
+
+
+def job_costs(costs: pa.Table) -> Figure:
+    """Of the jobs of a run, rows of `job_costs` in their order: seconds, bytes read and written, peak memory."""
+    figure, axes = _figure("What the jobs cost", WIDTH, 0.9 + 0.42 * max(2, costs.num_rows), columns=3, sharey=True)
+    panels = (
+        ("seconds", 1.0, {"seconds": "time"}),
+        ("GB", 1e9, {"read_bytes": "read", "written_bytes": "written"}),
+        ("GB, peak", 1e9, {"jvm_bytes": "JVM", "python_bytes": "Python workers", "driver_bytes": "driver"}),
+    )
+    places = np.arange(costs.num_rows)
+    for ax, (unit, scale, columns) in zip(axes.flat, panels, strict=True):
+        height = 0.8 / len(columns)
+        for i, (column, label) in enumerate(columns.items()):
+            at = places - 0.4 + height * (i + 0.5)
+            ax.barh(at, costs[column].to_numpy() / scale, height * 0.92, color=COLOURS[i], label=label)
+        ax.grid(False, axis="y")
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        _labels(ax, unit, "")
+        if len(columns) > 1:
+            ax.legend(loc="best", fontsize=7.5, frameon=False, labelcolor=INK)
+    axes[0, 0].set_yticks(places, costs["job"].to_pylist(), color=INK)
+    axes[0, 0].invert_yaxis()
     return figure
 
 

@@ -1,0 +1,126 @@
+"""The machine that a benchmark runs on: what is written down of it, and an environment that slows no peer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from encore.session import find_java
+from encore.tracking import git_commit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PACKAGES = (
+    "encore",
+    "pyspark",
+    "delta-spark",
+    "numpy",
+    "numba",
+    "pyarrow",
+    "scikit-learn",
+    "faiss-cpu",
+    "scipy",
+    "polars",
+    "duckdb",
+    "orjson",
+)
+FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "asimd", "sve")
+
+_STEERS = re.compile(r"(OPENBLAS|GOTO|MKL|OMP|BLIS|VECLIB|NUMEXPR|NUMBA|POLARS|NVPL_BLAS)_\w+")
+"""Variables that choose kernels or threads of the libraries that are compared."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def clean_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The environment without what steers BLAS kernels and threads; and the names that were taken out."""
+    removed = sorted(name for name in environment if _STEERS.fullmatch(name))
+    return {name: value for name, value in environment.items() if name not in removed}, removed
+
+
+def describe() -> dict[str, Any]:
+    """The machine, its load now, and the versions that are installed."""
+    info = _cpuinfo()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cores": cores(),
+        "flags": [flag for flag in FLAGS if flag in info.get("flags", info.get("Features", "")).split()],
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_free_gb": round(psutil.virtual_memory().available / 1e9, 1),
+        "os": platform.platform(),
+        "load_at_start": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "java": _java(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "git_commit": git_commit(),
+    }
+
+
+def blas() -> list[str]:
+    """The BLAS and OpenMP libraries that are loaded in this process, with the kernel that each has chosen."""
+    from threadpoolctl import threadpool_info
+
+    return [
+        " ".join(
+            str(entry[key])
+            for key in ("internal_api", "version", "architecture", "threading_layer")
+            if entry.get(key) is not None
+        )
+        + f" ({Path(entry['filepath']).parent.name.removesuffix('.libs')})"
+        for entry in threadpool_info()
+    ]
+
+
+def disturbing() -> str | None:
+    """A sentence where the machine is busy with other things than this; None where it is not."""
+    load = os.getloadavg()[0]
+    if load > 0.5 * cores():
+        return f"the load is {load:.1f} on {cores()} cores before anything has started: expect noise"
+    return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        name, sign, value = line.partition(":")
+        if sign:
+            found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def _java() -> str | None:
+    java = find_java()
+    if java is None:
+        return None
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    return said.splitlines()[0] if said else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def python(*arguments: str) -> list[str]:
+    """The command that runs a module with this interpreter."""
+    return [sys.executable, "-m", *arguments]

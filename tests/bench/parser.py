@@ -1,0 +1,208 @@
+"""Parsing slices in one thread: Encore's parser against orjson, the standard library, polars and DuckDB.
+
+All begin with a path whose file the system has in memory and end in arrays: a table of playlists, and the playlist and
+track URI of every row. Encore does more meanwhile: it checks every record and URI, keeps all fields of all tracks, and
+has the ids of the URIs as numbers. Peers are spared that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from encore.mpd.parse import Limits, parse_slice
+from tests.bench.data import in_order, slices_of
+from tests.bench.figures import Check, Found, figure, ratio
+from tests.bench.timing import Timed, check_threads, joined, timed
+
+LIMITS = Limits(max_tracks=10_000, payload_bytes=500)
+FIELDS = ("pid", "name", "collaborative", "modified_at", "num_tracks", "num_albums", "num_followers")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many slices of 1,000 playlists, and how often."""
+
+    slices: int = 8
+    repeats: int = 3
+
+
+QUICK = Sizes(slices=1, repeats=2)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What every parser ends with: playlists, and of each row the pid and the track's URI, in the file's order."""
+
+    playlists: int
+    pids: np.ndarray
+    uris: pa.Array
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Rows)
+            and self.playlists == other.playlists
+            and np.array_equal(self.pids, other.pids)
+            and self.uris.equals(other.uris)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def ours(path: Path) -> Any:
+    """Encore's parser, with everything that it does."""
+    return parse_slice(path.read_bytes(), LIMITS)
+
+
+def our_rows(parsed: Any) -> Rows:
+    """Rows of what `ours` gives, to compare with others; no part of what is measured."""
+    return Rows(parsed.playlists.num_rows, parsed.pids, _text(parsed.records.field("track_uri")))
+
+
+def _text(column: Any) -> pa.Array:
+    """A column of text as one array of one type."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    whole = pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+    return whole.cast(pa.string())
+
+
+def _by_loads(loads: Callable[[bytes], Any]) -> Callable[[Path], Rows]:
+    def parse(path: Path) -> Rows:
+        playlists = loads(path.read_bytes())["playlists"]
+        table = pa.table({name: [playlist.get(name) for playlist in playlists] for name in FIELDS})
+        lengths = [len(playlist["tracks"]) for playlist in playlists]
+        uris = pa.array([track["track_uri"] for playlist in playlists for track in playlist["tracks"]], pa.string())
+        return Rows(table.num_rows, np.repeat(table["pid"].to_numpy(), lengths), uris)
+
+    return parse
+
+
+def _polars(path: Path) -> Rows:
+    import polars as pl
+
+    track = pl.Struct(
+        {
+            "pos": pl.Int64,
+            "artist_name": pl.String,
+            "track_uri": pl.String,
+            "artist_uri": pl.String,
+            "track_name": pl.String,
+            "album_uri": pl.String,
+            "duration_ms": pl.Int64,
+            "album_name": pl.String,
+        }
+    )
+    whole = pl.Int64
+    playlist = pl.Struct(
+        {
+            "name": pl.String,
+            "collaborative": pl.String,
+            "pid": whole,
+            "modified_at": whole,
+            "num_tracks": whole,
+            "num_albums": whole,
+            "num_followers": whole,
+            "num_edits": whole,
+            "duration_ms": whole,
+            "num_artists": whole,
+            "description": pl.String,
+            "tracks": pl.List(track),
+        }
+    )
+    frame = pl.read_json(path, schema={"playlists": pl.List(playlist)}).explode("playlists").unnest("playlists")
+    table = frame.select(FIELDS)
+    rows = frame.select("pid", "tracks").explode("tracks").select("pid", pl.col("tracks").struct.field("track_uri"))
+    return Rows(table.height, rows["pid"].to_numpy(), rows["track_uri"].to_arrow())
+
+
+def _duckdb_connection() -> Any:
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute("SET threads = 1")
+    connection.execute("SET preserve_insertion_order = true")
+    return connection
+
+
+_TRACK = (
+    "STRUCT(pos BIGINT, artist_name VARCHAR, track_uri VARCHAR, artist_uri VARCHAR, track_name VARCHAR, "
+    "album_uri VARCHAR, duration_ms BIGINT, album_name VARCHAR)"
+)
+_PLAYLIST = (
+    "STRUCT(name VARCHAR, collaborative VARCHAR, pid BIGINT, modified_at BIGINT, num_tracks BIGINT, "
+    "num_albums BIGINT, num_followers BIGINT, num_edits BIGINT, duration_ms BIGINT, num_artists BIGINT, "
+    f"description VARCHAR, tracks {_TRACK}[])"
+)
+
+
+def _duckdb() -> Callable[[Path], Rows]:
+    connection = _duckdb_connection()
+
+    def parse(path: Path) -> Rows:
+        source = f"""read_json('{path}', format = 'unstructured', records = true,
+            columns = {{playlists: '{_PLAYLIST}[]'}}, maximum_object_size = {path.stat().st_size + 65536})"""
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE p AS SELECT unnest(playlists, recursive := false) p FROM {source}")
+        names = ", ".join(f"p.{name} AS {name}" for name in FIELDS)
+        table = connection.sql(f"SELECT {names} FROM p").to_arrow_table()
+        rows = connection.sql("SELECT p.pid AS pid, unnest(p.tracks).track_uri AS uri FROM p").to_arrow_table()
+        return Rows(table.num_rows, rows["pid"].to_numpy(), rows["uri"])
+
+    return parse
+
+
+PEERS: dict[str, tuple[str, Callable[[], Callable[[Path], Rows]]]] = {
+    "orjson": ("orjson.loads, then arrays", lambda: _by_loads(orjson.loads)),
+    "json": ("json.loads, then arrays", lambda: _by_loads(json.loads)),
+    "polars": ("polars read_json with a schema, explode", lambda: _polars),
+    "duckdb": ("DuckDB read_json with a schema, unnest", _duckdb),
+}
+
+
+def run(sizes: Sizes) -> Found:
+    """Figures parser.<who> in MB/s, and ratios parser.ours_over.<who>. POLARS_MAX_THREADS must be 1 from the start."""
+    files = in_order(slices_of(sizes.slices * 1000))
+    size = sum(path.stat().st_size for path in files) / 1e6
+    work = f"{len(files)} slices, {size:,.0f} MB, one thread"
+    parsers: dict[str, Callable[[Path], Any]] = {"ours": ours, **{name: make() for name, (_, make) in PEERS.items()}}
+    for parse in parsers.values():
+        parse(files[0])
+    times: dict[str, list[Timed]] = {name: [] for name in parsers}
+    for _ in range(sizes.repeats):
+        # in turns, so that a machine that is slower for a while is slower for all
+        for name, parse in parsers.items():
+            times[name].append(timed(lambda parse=parse: _each(parse, files), 1))
+    expected = our_rows(times["ours"][-1].result)
+    found = Found()
+    for name, repeats in times.items():
+        label, whole = PEERS[name][0] if name in PEERS else "", joined(repeats)
+        speed = [size / seconds for seconds in whole.seconds]
+        found += Found(
+            [figure(f"parser.{name}", "MB/s", speed, better="higher", work=work, note=label)],
+            [check_threads(f"parser.{name}", whole, 1)],
+        )
+        if name != "ours":
+            over = ratio(f"parser.ours_over.{name}", found["parser.ours"], found[f"parser.{name}"], note=label)
+            same = _normal(whole.result) == expected
+            detail = f"{len(expected.pids):,} rows of the last slice compared"
+            found += Found([over], [Check(f"parser.{name}.agrees", same, detail)])
+    return found
+
+
+def _each(parse: Callable[[Path], Any], files: Sequence[Path]) -> Any:
+    """Parse one file after the other, as a task does, and give the last result: none is held while the next is made."""
+    result: Any = None
+    for path in files:
+        result = None
+        result = parse(path)
+    return result
+
+
+def _normal(rows: Rows) -> Rows:
+    return Rows(rows.playlists, np.asarray(rows.pids), _text(rows.uris))

@@ -1,0 +1,268 @@
+"""Exact top-k by cosine: Encore's tree against scikit-learn, faiss, SciPy, and Encore's own brute force in NumPy.
+
+All in one process, on the same vectors and threads, and each with the same number of threads. Peers are exact too: the
+check of their answers against ours, in the same run, is what makes their time worth comparing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encore.similarity import compiled, kernel, tree
+from encore.similarity.kernel import Items, Ranked
+from encore.similarity.tree import Tree
+from tests.bench.data import Search, search_data
+from tests.bench.figures import Check, Found, figure, ratio
+from tests.bench.machine import blas, cores
+from tests.bench.timing import check_threads, timed
+
+F32 = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+SCORES_AGREE = 1e-6
+"""Between the sorted scores of two answers, both in float64 as `kernel` defines them."""
+LEAST_RECALL = 0.999
+"""Peers compute in float32, or by another formula, so ids within rounding of the last score may differ."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is searched: slices of 1,000 playlists that give the items, and queries of each contender. scikit-learn is
+    best with 2,048 queries at a time, faiss on two threads with 1,024. `seconds`: no repeat starts after them."""
+
+    slices: int = 1000
+    k: int = 500
+    queries: int = 65536
+    small: int = 256
+    batch: int = 2048
+    faiss: int = 1024
+    kernel: int = 128
+    kdtree: int = 32
+    repeats: int = 3
+    seconds: float = 20.0
+
+
+QUICK = Sizes(slices=10, queries=4096, batch=512, faiss=512, kernel=128, kdtree=32, seconds=5.0)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A contender. `build(vectors)` makes its index, `search(index, queries, k)` gives ids int64 (q, k), best first or
+    not; both may use as many threads as they are given by `threads(n)`."""
+
+    name: str
+    label: str
+    queries: int
+    build: Callable[[Search], Any]
+    search: Callable[[Any, F32, int, int], Ids]
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Every BLAS and OpenMP of this process uses so many threads."""
+    import faiss
+    from threadpoolctl import threadpool_limits
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def unit(vectors: F32) -> F32:
+    """Rows at unit length; zero rows stay zero."""
+    norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    return (vectors / np.where(norms == 0, 1.0, norms)).astype(np.float32)
+
+
+def _sklearn(metric: str) -> tuple[Callable[[Search], Any], Callable[[Any, F32, int, int], Ids]]:
+    def build(data: Search) -> Any:
+        from sklearn.neighbors import NearestNeighbors
+
+        return NearestNeighbors(algorithm="brute", metric=metric).fit(unit(data.vectors))
+
+    def search(index: Any, queries: F32, k: int, threads: int) -> Ids:
+        found: Ids = index.kneighbors(unit(queries), n_neighbors=k, return_distance=False)
+        return found
+
+    return build, search
+
+
+def _faiss_build(data: Search) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(data.vectors.shape[1])
+    index.add(unit(data.vectors))
+    return index
+
+
+def _faiss_search(index: Any, queries: F32, k: int, threads: int) -> Ids:
+    found: Ids = index.search(unit(queries), k)[1]
+    return found
+
+
+def _kdtree_build(data: Search) -> Any:
+    from scipy.spatial import cKDTree
+
+    return cKDTree(unit(data.vectors), leafsize=32)
+
+
+def _kdtree_search(index: Any, queries: F32, k: int, threads: int) -> Ids:
+    found: Ids = index.query(unit(queries), k=k, workers=threads)[1]
+    return found
+
+
+def _kernel_build(data: Search) -> Any:
+    return Items.of(data.ids, data.vectors)
+
+
+def _kernel_search(index: Any, queries: F32, k: int, threads: int) -> Ids:
+    found = kernel.search(queries, index, k, query_block=256, item_block=65536)
+    return found.ids.values.reshape(len(queries), -1).astype(np.int64)
+
+
+def peers(sizes: Sizes, metric: str) -> list[Peer]:
+    """Whom we compare with; scikit-learn by the metric that is faster here."""
+    return [
+        Peer("sklearn", f"scikit-learn brute, {metric}", sizes.batch, *_sklearn(metric)),
+        Peer("faiss", "faiss IndexFlatIP", sizes.faiss, _faiss_build, _faiss_search),
+        Peer("kernel", "Encore's own NumPy blocks", sizes.kernel, _kernel_build, _kernel_search),
+        Peer("kdtree", "SciPy cKDTree", sizes.kdtree, _kdtree_build, _kdtree_search),
+    ]
+
+
+def fastest_metric(data: Search, sizes: Sizes) -> tuple[str, dict[str, float]]:
+    """scikit-learn's metric for unit vectors that takes least on a few queries, and ms a query of each.
+
+    cosine, euclidean and sqeuclidean put unit vectors in the same order; they are computed in different ways.
+    """
+    n = max(16, sizes.batch // 16)
+    cost = {}
+    for metric in ("cosine", "euclidean", "sqeuclidean"):
+        build, search = _sklearn(metric)
+        index = build(data)
+        found = timed(lambda index=index, search=search: search(index, data.queries[:n], sizes.k, cores()), 1)
+        cost[metric] = found.seconds[0] / n * 1e3
+        del index
+    return min(cost, key=lambda name: cost[name]), cost
+
+
+def agreement(name: str, data: Search, queries: F32, ids: Ids, ours: Ranked) -> Check:
+    """Whether the ids that a peer found have our scores, and are ours but for those at the edge."""
+    q, k = ids.shape
+    theirs = np.sort(exact_scores(data.vectors, queries, ids), axis=1)[:, ::-1]
+    scores, mine = ours.scores.reshape(q, k), ours.ids.values.reshape(q, k)
+    off = float(np.abs(theirs - scores).max())
+    shared = [len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(ids, mine, strict=True)]
+    recall = sum(shared) / (q * k)
+    ok = off <= SCORES_AGREE and recall >= LEAST_RECALL
+    return Check(f"topk.{name}.agrees", ok, f"scores within {off:.1e}, {recall:.6f} of the ids, {q:,} queries")
+
+
+def exact_scores(vectors: F32, queries: F32, ids: Ids) -> NDArray[np.float32]:
+    """Cosines in float64, rounded to float32, of each query and its ids (q, k)."""
+    found = np.empty(ids.shape, np.float32)
+    norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1))
+    for row, (query, chosen) in enumerate(zip(queries.astype(np.float64), ids, strict=True)):
+        length = norms[chosen] * np.sqrt(query @ query)
+        found[row] = np.where(length == 0, 0.0, vectors[chosen].astype(np.float64) @ query / np.maximum(length, 1e-300))
+    return found
+
+
+def equal(name: str, ours: Ranked, twin: Ids, twin_scores: NDArray[np.float32] | None = None) -> Check:
+    """Whether our rows are, to the bit, those of our slow twin."""
+    same = np.array_equal(ours.ids.values, twin.reshape(-1))
+    if twin_scores is not None:
+        same = same and np.array_equal(ours.scores, twin_scores)
+    return Check(name, same, f"{len(ours):,} rows {'equal' if same else 'DIFFERENT'}")
+
+
+def run(sizes: Sizes) -> Found:
+    """Figures topk.<who>.t<threads> in ms a query, topk.<who>.build in seconds, and ratios topk.ours_over.<who>.t<n>."""
+    compiled.warm_up()
+    data = search_data(sizes.slices, sizes.queries)
+    n_items, d = data.vectors.shape
+    what = f"{n_items:,} items, d = {d}, k = {sizes.k}"
+    found = Found()
+
+    built = timed(lambda: Tree.of(data.ids, data.vectors), 2)
+    index: Tree = built.result
+    found += Found([figure("topk.ours.build", "s", built.seconds, work=what)])
+    rng = np.random.default_rng(0)
+    few = data.queries[np.sort(rng.choice(len(data.queries), sizes.small, replace=False))]
+    few = few[rng.permutation(len(few))]
+    for threads in (1, 2):
+        found += _ours(data, index, few, sizes, threads, what)
+
+    metric, cost = fastest_metric(data, sizes)
+    found += Found(facts={"topk.sklearn_ms_by_metric": cost, "topk.blas": blas()})
+    for peer in peers(sizes, metric):
+        found += _peer(peer, data, index, sizes, what, found)
+    return found
+
+
+def _ours(data: Search, index: Tree, few: F32, sizes: Sizes, threads: int, what: str) -> Found:
+    many = timed(lambda: tree.search_counted(data.queries, index, sizes.k, threads=threads), sizes.repeats, at_most=20)
+    small = timed(lambda: tree.search(few, index, sizes.k, threads=threads), max(5, sizes.repeats))
+    _, work = many.result
+    facts = {"topk.ours.share_scored": work.share} if threads == 1 else {}
+    return Found(
+        [
+            figure(
+                f"topk.ours.t{threads}",
+                "ms/query",
+                [s / len(data.queries) * 1e3 for s in many.seconds],
+                work=f"{what}, {len(data.queries):,} queries in the order of the playlists",
+            ),
+            figure(
+                f"topk.ours_small.t{threads}",
+                "ms/query",
+                [s / len(few) * 1e3 for s in small.seconds],
+                work=f"{what}, {len(few):,} queries in no order",
+            ),
+        ],
+        [check_threads(f"topk.ours.t{threads}", many, threads)],
+        facts,
+    )
+
+
+def _peer(peer: Peer, data: Search, index: Tree, sizes: Sizes, what: str, so_far: Found) -> Found:
+    # spread over the playlists, in no order: a brute search does not care, and a tree gets no neighbours as a gift
+    rng = np.random.default_rng(1)
+    queries = data.queries[rng.choice(len(data.queries), peer.queries, replace=False)]
+    with limited(cores()):
+        built = timed(lambda: peer.build(data), 1)
+    found = Found([figure(f"topk.{peer.name}.build", "s", built.seconds, work=f"{what}, {peer.label}")])
+    for threads in (1, 2):
+        with limited(threads):
+            peer.search(built.result, queries[:8], sizes.k, threads)
+            many = timed(
+                lambda threads=threads: peer.search(built.result, queries, sizes.k, threads),
+                sizes.repeats,
+                at_most=sizes.seconds,
+            )
+        name = f"topk.{peer.name}.t{threads}"
+        theirs = figure(
+            name,
+            "ms/query",
+            [s / len(queries) * 1e3 for s in many.seconds],
+            work=f"{what}, {len(queries):,} queries",
+            note=peer.label,
+        )
+        ours = so_far[f"topk.ours.t{threads}"]
+        found += Found([theirs, ratio(f"topk.ours_over.{peer.name}.t{threads}", theirs, ours, note=peer.label)])
+        found += Found(checks=[check_threads(name, many, threads)])
+    ours_same = tree.search(queries, index, sizes.k)
+    if peer.name == "kernel":
+        twin = kernel.search(queries, built.result, sizes.k, query_block=256, item_block=65536)
+        return found + Found(checks=[equal("topk.kernel.equal", ours_same, twin.ids.values, twin.scores)])
+    return found + Found(checks=[agreement(peer.name, data, queries, many.result, ours_same)])
