@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from encore.datafiles import Moved
 from encore.tables import JOB_COSTS
 
 if TYPE_CHECKING:
@@ -94,16 +95,6 @@ def _stage(entry: Mapping[str, Any]) -> Stage:
 def newest(spark: SparkSession) -> int:
     """The id of the newest stage, -1 before the first: what `stages` takes to see only those that come."""
     return max((stage.id for stage in stages(spark)), default=-1)
-
-
-@dataclass
-class Moved:
-    """Rows and bytes that workers read and wrote without Spark's knowledge; jobs add to it."""
-
-    read_rows: int = 0
-    read_bytes: int = 0
-    written_rows: int = 0
-    written_bytes: int = 0
 
 
 def driver_bytes() -> int:

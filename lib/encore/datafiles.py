@@ -33,7 +33,10 @@ GROUP_BYTES = 16 << 20
 FILE_BYTES = 128 << 20
 """Size on disk at which a file is ended and another one begun; of S3, what a writer holds."""
 
-REPORT_DDL = "path string, size bigint, modified_ms bigint, partition string, stats string, broken string, said binary"
+REPORT_DDL = (
+    "path string, size bigint, modified_ms bigint, partition string, stats string, broken string, said binary, "
+    "read_rows bigint, read_bytes bigint"
+)
 REPORT = pa.schema(
     [
         ("path", pa.string()),
@@ -43,11 +46,23 @@ REPORT = pa.schema(
         ("stats", pa.string()),
         ("broken", pa.string()),
         ("said", pa.binary()),
+        ("read_rows", pa.int64()),
+        ("read_bytes", pa.int64()),
     ]
 )
 """What a task reports: a row for each file (path in the table, bytes, ms since 1970; partition values and Delta's
 statistics as JSON), one for rows that break the declaration (`broken`: JSON, condition to count and example), and one
-with what its kernel had to say (`said`)."""
+with what its kernel had to say (`said`), and what it read (`read_rows`, `read_bytes`)."""
+
+
+@dataclass
+class Moved:
+    """Rows and bytes that Python processes read and wrote without Spark's knowledge."""
+
+    read_rows: int = 0
+    read_bytes: int = 0
+    written_rows: int = 0
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,13 +140,15 @@ class Writer:
             part = rows.filter(mask) if pc.sum(mask).as_py() < rows.num_rows else rows
             yield tuple(found[name] for name in names), part.drop_columns(list(names))
 
-    def close(self, said: bytes | None = None) -> pa.RecordBatch:
-        """End all files; the reports, with what the kernel has to say."""
+    def close(self, said: bytes | None = None, moved: Moved | None = None) -> pa.RecordBatch:
+        """End all files; the reports, with what the kernel has to say and what was read for it."""
         reports = [*self._closed, *(part.close() for part in self._open.values())]
         if self._broken:
             reports.append({"broken": json.dumps(self._broken)})
         if said is not None:
             reports.append({"said": said})
+        if moved is not None:
+            reports.append({"read_rows": moved.read_rows, "read_bytes": moved.read_bytes})
         return pa.RecordBatch.from_pylist(reports, schema=REPORT)
 
 

@@ -1,10 +1,12 @@
-"""Source files, on a local disk or in S3, behind three functions. Lake tables are not read here: that is store.py."""
+"""Source files, on a local disk or in S3, behind a few functions. What a table's files are store.py knows."""
 
 from __future__ import annotations
 
 import fnmatch
 import glob
+import io
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +155,76 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
     except (BotoCoreError, ClientError) as error:
         raise s3_error(url, error) from error
     return body
+
+
+def open_file(url: str, s3: S3Config) -> Any:
+    """A file for random access, as pyarrow reads it; of an object in S3 only what is asked for is fetched.
+
+    Raises InputError or PassingFailure with the URL.
+    """
+    # not for those that only list files
+    import pyarrow as pa
+
+    if is_s3(url):
+        return pa.PythonFile(_S3Object(url, s3), mode="r")
+    try:
+        return pa.OSFile(url.removeprefix("file://"))
+    except OSError as error:
+        raise InputError(f"{url}: {error.strerror or error}") from error
+
+
+class _S3Object(io.RawIOBase):
+    """An object in S3 that is read by ranges."""
+
+    def __init__(self, url: str, s3: S3Config) -> None:
+        self._url, self._client, self._at = url, s3_client(s3), 0
+        self._bucket, self._key = split_s3(url)
+        try:
+            self._size = int(self._client.head_object(Bucket=self._bucket, Key=self._key)["ContentLength"])
+        except (BotoCoreError, ClientError) as error:
+            raise s3_error(url, error) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._size, self._at + size)
+        if self._at >= end:
+            return b""
+        try:
+            found = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={self._at}-{end - 1}")
+            data: bytes = found["Body"].read()
+        except (BotoCoreError, ClientError) as error:
+            raise s3_error(self._url, error) from error
+        self._at += len(data)
+        return data
+
+
+def delete_folder(url: str, s3: S3Config) -> None:
+    """Delete a folder with all that is in it, or all objects of a prefix; nothing where nothing is there."""
+    if not is_s3(url):
+        shutil.rmtree(url, ignore_errors=True)
+        return
+    bucket, key = split_s3(url)
+    client = s3_client(s3)
+    try:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{key.rstrip('/')}/"):
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
+            if keys:
+                client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
 
 
 def write_bytes(url: str, data: Any, s3: S3Config) -> None:

@@ -38,17 +38,18 @@ import structlog
 import encore
 from encore import costs, rows, shipping
 from encore.config import Config
-from encore.datafiles import REPORT, Writer
+from encore.datafiles import REPORT, Moved, Writer
 from encore.errors import LakeError, WriteRefused
 from encore.graph import Node
 from encore.progress import Meter, meter
+from encore.scan import Among, Scan, Where
 from encore.session import start_session
-from encore.store import Among, Commit, Store, Where
+from encore.store import Commit, Store
 from encore.tables import JOB_COSTS, JOB_RUNS, Table, arrow_schema
 from encore.tracking import Tracking
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 JOBS: tuple[str, ...] = (
     "ingest_playlists",
@@ -120,7 +121,7 @@ class JobContext:
     force: bool = False
     versions: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    moved: costs.Moved = field(default_factory=costs.Moved)
+    moved: Moved = field(default_factory=Moved)
 
     @property
     def spark(self) -> SparkSession:
@@ -136,10 +137,14 @@ class JobContext:
         """What a commit of this job, for a part of its work, leaves in the table's log."""
         return Commit(self.name, self.run_id, self.fingerprint, part)
 
-    def read(self, table: Table) -> DataFrame:
-        """A declared table as it was when the job started; one that the job itself writes, as it is now."""
+    def scan(self, table: Table, columns: Sequence[str], where: Where | None = None) -> Scan:
+        """Columns of a declared table as it was when the job started; of one that the job itself writes, as it is."""
         self._may_read(table)
-        return self.store.read(table, None if table in self.writes else self.versions[table.name])
+        return self.store.scan(table, columns, None if table in self.writes else self.versions[table.name], where)
+
+    def stream(self, table: Table, columns: Sequence[str], where: Where | None = None) -> Iterator[pa.Table]:
+        """The rows of `scan`, in parts of bounded size, for the driver itself."""
+        return self.scan(table, columns, where).read(self.moved)
 
     def _may_read(self, table: Table) -> None:
         if table not in self.reads:
@@ -161,31 +166,6 @@ class JobContext:
         if table not in self.writes:
             raise LakeError(f"{self.name} writes {table.name}, which it does not declare")
 
-    def replace(
-        self, table: Table, frame: DataFrame | rows.Mapped, *, where: str | None = None, part: str = "all"
-    ) -> None:
-        """Replace the table's rows, or those `where`, in one commit."""
-        self._may_write(table)
-        if isinstance(frame, rows.Mapped):
-            self.store.replace(table, frame.frame, self.commit(part), where, frame.keys)
-        else:
-            self.store.replace(table, frame, self.commit(part), where)
-
-    def append(self, table: Table, frame: DataFrame, *, part: str = "all") -> None:
-        """Add rows with new keys in one commit."""
-        self._may_write(table)
-        self.store.append(table, frame, self.commit(part))
-
-    def merge(self, table: Table, frame: DataFrame, *, part: str = "all", delete: str | None = None) -> None:
-        """Update by key, insert what is new, delete what is under `delete` and not in the frame, in one commit."""
-        self._may_write(table)
-        self.store.merge(table, frame, self.commit(part), delete)
-
-    def delete(self, table: Table, where: str, *, part: str = "all") -> None:
-        """Delete rows under a condition."""
-        self._may_write(table)
-        self.store.delete(table, where, self.commit(part))
-
     def ship(self, **arrays: np.ndarray) -> shipping.Shipped:
         """Send arrays to every executor, once."""
         return shipping.ship(self.spark, arrays)
@@ -193,7 +173,7 @@ class JobContext:
     def write_rows(self, table: Table, work: rows.RowMap, where: Where, *, part: str = "all") -> pa.Table:
         """Replace the rows `where` by what tasks make of a source and write, in one commit; returns their reports."""
         self._may_write(table)
-        reports = rows.write_rows(work, table, self.store.place(table))
+        reports = rows.write_rows(self.spark, work, table, self.store.place(table))
         self.commit_files(table, reports, where, part=part)
         return reports
 
@@ -201,6 +181,8 @@ class JobContext:
         """Replace the rows `where` by those of files that were written (`datafiles.REPORT`), in one commit."""
         self._may_write(table)
         self.store.commit_files(table, reports, self.commit(part), where)
+        self.moved.read_rows += pc.sum(reports["read_rows"]).as_py() or 0
+        self.moved.read_bytes += pc.sum(reports["read_bytes"]).as_py() or 0
         self.moved.written_bytes += pc.sum(reports["size"]).as_py() or 0
         self.moved.written_rows += sum(
             json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist()
@@ -211,33 +193,33 @@ class JobContext:
         self._may_write(table)
         return Writer(table, self.store.place(table))
 
-    def write(self, table: Table, parts: Iterable[pa.Table], where: Where | Among) -> None:
+    def write(self, table: Table, parts: Iterable[pa.Table], where: Where | Among, *, part: str = "all") -> None:
         """Replace the rows `where` by rows that the driver itself has, in one commit, without Spark."""
         writer = self.writer(table)
         for rows_ in parts:
             writer.write(rows_.select(table.names).cast(arrow_schema(table)))
-        self.commit_files(table, pa.Table.from_batches([writer.close()], REPORT), where)
+        self.commit_files(table, pa.Table.from_batches([writer.close()], REPORT), where, part=part)
 
-    def stream(self, table: Table, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Columns of a declared table as `read` has it, in parts of bounded size, without Spark."""
-        self._may_read(table)
-        return self.store.stream(table, columns, None if table in self.writes else self.versions[table.name])
+    def append(self, table: Table, rows_: pa.Table, *, part: str = "all") -> None:
+        """Add rows that the driver has, whose keys are new, in one commit."""
+        key = table.key[-1]
+        self.write(table, [rows_], Among(key, pa.array([], arrow_schema(table).field(key).type)), part=part)
 
     def chunked(
         self,
         source: Table,
         target: Table,
-        make: Callable[[DataFrame, np.ndarray], rows.RowMap],
+        columns: Sequence[str],
+        make: Callable[[Scan, np.ndarray], rows.RowMap],
         *,
         model: str | None = None,
     ) -> list[tuple[int | None, int | None]]:
         """Write `target` from `source` in ranges of pids, a commit each; ranges that this work has done are skipped.
 
-        `make(frame, pids)` says how the rows of one range come of the source's rows of it and their sorted pids. Where
-        a `model` is named, its rows alone are replaced. Returns the ranges that were skipped: from a pid, below a pid.
+        `make(scan, pids)` says how the rows of one range come of the source's columns in it and their sorted pids.
+        Where a `model` is named, its rows alone are replaced. Returns the ranges that were skipped: from a pid, below
+        a pid.
         """
-        from pyspark.sql import functions as F
-
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
             raise WriteRefused(source.name, ["key pid repeats"])
@@ -256,16 +238,16 @@ class JobContext:
                     shown.update(shown.done + len(inside))
                     skipped.append((low, high))
                     continue
-                first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, -1)
-                frame = self.read(source).where(F.col("pid").between(first, last))
+                scan = self.scan(source, columns, Where((), "pid", start, start + step))
                 with self.watched(shown, len(inside)):
-                    self.write_rows(target, make(frame, inside), Where(partition, "pid", low, high), part=part)
+                    self.write_rows(target, make(scan, inside), Where(partition, "pid", low, high), part=part)
                 self.log.info("chunk_written", table=target.name, part=part, playlists=len(inside))
         return skipped
 
     def pids(self, table: Table) -> np.ndarray:
         """The sorted pids of a table that is keyed by them, int64."""
-        return np.sort(self.read(table).select("pid").toArrow()["pid"].to_numpy())
+        parts = [part["pid"].to_numpy() for part in self.stream(table, ["pid"])]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 
     @contextmanager
     def watched(self, shown: Meter, amount: int) -> Iterator[None]:

@@ -1,32 +1,27 @@
-"""From one row to one row: how every job after ingest works. Arrow batches in, Arrow batches out, nothing shuffled."""
+"""From one row to one row: how every job after ingest works. Tasks read files, compute, and write files.
+
+Spark gives the tasks their places and repeats those that fail; nothing is shuffled, and no row passes through the JVM.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
-from encore.datafiles import REPORT_DDL, Place, Writer
+from encore.datafiles import REPORT_DDL, Moved, Place, Writer
+from encore.scan import Scan
 from encore.tables import Table, arrow_schema
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import SparkSession
 
 Kernel = Callable[[pa.Table], tuple[np.ndarray | None, dict[str, Any]]]
 """Rows of a bounded number of playlists to columns of the result, and the places of the rows that they are of, rising;
 None: of all. The kernel does not say keys: a result row has those of its source row."""
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A frame that a kernel makes of a source, with the source's keys: unique there, so unique here."""
-
-    frame: DataFrame
-    keys: DataFrame
 
 
 @runtime_checkable
@@ -39,15 +34,14 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True)
 class RowMap:
-    """A kernel over the rows of a frame, whose results the tasks write to files themselves.
+    """A kernel over the rows of a scan, whose results the tasks write to files themselves.
 
-    `start` is called once in each Python task and returns the kernel, which is given `block` rows at a time; results
-    are written, and so held, `piece` rows at a time. `constant`: key columns of the target that are one value
-    throughout; `source` has the others. `tasks` a core is how finely Spark cuts the source. `rest` makes the rows
-    that the driver adds, of what the kernels had to say.
+    `start` is called once in each task and returns the kernel, which is given `block` rows at a time. `constant`: key
+    columns of the target that are one value throughout; `source` has the others. `tasks` a core is how finely the
+    source is cut. `rest` makes the rows that the driver adds, of what the kernels had to say.
     """
 
-    source: DataFrame
+    source: Scan
     start: Callable[[], Kernel]
     block: int
     constant: Mapping[str, str] = field(default_factory=dict)
@@ -55,72 +49,27 @@ class RowMap:
     rest: Callable[[list[bytes]], pa.Table] | None = None
 
 
-def write_rows(work: RowMap, target: Table, place: Place) -> pa.Table:
+def write_rows(spark: SparkSession, work: RowMap, target: Table, place: Place) -> pa.Table:
     """Do the work in tasks that write the files; the reports of all of them, of schema datafiles.REPORT."""
     start, block, constant = work.start, work.block, dict(work.constant)
+    parts = work.source.cut(work.tasks * spark.sparkContext.defaultParallelism)
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        kernel, wanted, writer = start(), arrow_schema(target), Writer(target, place)
-        for rows in blocks(batches, block):
-            kept, columns = kernel(rows)
-            writer.write(with_keys(rows, kept, columns, target, constant).select(wanted.names).cast(wanted))
-        yield writer.close(kernel.say() if isinstance(kernel, Speaker) else None)
+        for number in (number for batch in batches for number in batch.column(0).to_pylist()):
+            kernel, wanted, writer, moved = start(), arrow_schema(target), Writer(target, place), Moved()
+            for rows in blocks(parts[number].read(moved), block):
+                kept, columns = kernel(rows)
+                writer.write(with_keys(rows, kept, columns, target, constant).select(wanted.names).cast(wanted))
+            yield writer.close(kernel.say() if isinstance(kernel, Speaker) else None, moved)
 
-    with finely_cut(work.source, work.tasks):
-        reports = work.source.mapInArrow(write, REPORT_DDL).toArrow()
+    n = len(parts)
+    reports = spark.range(0, n, 1, max(1, n)).mapInArrow(write, REPORT_DDL).toArrow()
     if work.rest is None:
         return reports
     said = [value for value in reports["said"].to_pylist() if value is not None]
     writer = Writer(target, place)
     writer.write(work.rest(said).select(target.names).cast(arrow_schema(target)))
     return pa.concat_tables([reports, pa.Table.from_batches([writer.close()]).cast(reports.schema)])
-
-
-@contextmanager
-def finely_cut(frame: DataFrame, tasks: int) -> Iterator[None]:
-    """While a frame is read, files are cut into so many tasks a core where their row groups allow it.
-
-    With Spark's defaults a table of a few megabytes is one task, whatever is to be done for each of its rows.
-    """
-    spark = frame.sparkSession
-    wanted = {
-        "spark.sql.files.minPartitionNum": str(tasks * spark.sparkContext.defaultParallelism),
-        "spark.sql.files.openCostInBytes": str(64 << 10),
-    }
-    before = {name: spark.conf.get(name, None) for name in wanted}
-    for name, value in wanted.items():
-        spark.conf.set(name, value)
-    try:
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, old)
-
-
-def map_rows(
-    source: DataFrame, start: Callable[[], Kernel], target: Table, *, block: int, constant: dict[str, str] | None = None
-) -> Mapped:
-    """Apply a kernel to the rows of `source`, `block` rows at a time.
-
-    `start` is called once in each Python task and returns the kernel: what is costly to open is opened there.
-    `source` has the key columns of `target` but for those in `constant`, which are one value throughout.
-    """
-    from pyspark.sql import functions as F
-
-    fixed = constant or {}
-
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        kernel, wanted = start(), arrow_schema(target)
-        for rows in blocks(batches, block):
-            kept, columns = kernel(rows)
-            result = with_keys(rows, kept, columns, target, fixed)
-            yield from result.select(wanted.names).cast(wanted).combine_chunks().to_batches()
-
-    keys = source.select(*(F.lit(fixed[name]).alias(name) if name in fixed else name for name in target.key))
-    return Mapped(source.mapInArrow(work, target.ddl), keys)
 
 
 def with_keys(
@@ -139,18 +88,18 @@ def with_keys(
     return pa.table({**columns, **keys})
 
 
-def blocks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Batches of whatever size joined and cut into tables of `size` rows, the last one shorter."""
-    held: list[pa.RecordBatch] = []
+def blocks(parts: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Tables of whatever size joined and cut into tables of `size` rows, the last one shorter."""
+    held: list[pa.Table] = []
     count = 0
-    for batch in batches:
-        while batch.num_rows:
-            part = batch.slice(0, size - count)
-            batch = batch.slice(part.num_rows)
+    for rows in parts:
+        while rows.num_rows:
+            part = rows.slice(0, size - count)
+            rows = rows.slice(part.num_rows)
             held.append(part)
             count += part.num_rows
             if count == size:
-                yield pa.Table.from_batches(held)
+                yield pa.concat_tables(held)
                 held, count = [], 0
     if held:
-        yield pa.Table.from_batches(held)
+        yield pa.concat_tables(held)

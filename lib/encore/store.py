@@ -27,7 +27,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from encore.config import Config
 from encore.datafiles import Place, Writer, merge_broken
 from encore.errors import LakeError, WriteRefused
-from encore.files import is_s3, read_bytes
+from encore.files import delete_folder, is_s3, open_file
+from encore.scan import Among, Scan, Where, scan_of
 from encore.tables import ALL, VIEWS, Table, arrow_schema, arrow_type
 
 if TYPE_CHECKING:
@@ -83,56 +84,6 @@ class TableState:
     def version_for(self, job: str) -> int:
         """As `data_version`, but for what other jobs did to a table that several write."""
         return next((version for version, by in self.changes if by is None or by == job), 0)
-
-
-@dataclass(frozen=True)
-class Where:
-    """Rows of a table: those of some partition values, of `column` from `low` on and below `high` (None: no bound)."""
-
-    partition: tuple[tuple[str, str], ...] = ()
-    column: str = "pid"
-    low: int | None = None
-    high: int | None = None
-
-    def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
-        """Whether rows of a file may be inside, and outside, whose values are from low to high (None: unknown)."""
-        if self.low is None and self.high is None:
-            return True, False
-        if low is None or high is None:
-            return True, True
-        above = self.low is None or high >= self.low
-        below = self.high is None or low < self.high
-        whole = (self.low is None or low >= self.low) and (self.high is None or high < self.high)
-        return above and below, not whole
-
-    def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Which values are outside."""
-        found = pa.chunked_array([pa.repeat(False, len(column))])
-        if self.low is not None:
-            found = pc.or_(found, pc.less(column, self.low))
-        if self.high is not None:
-            found = pc.or_(found, pc.greater_equal(column, self.high))
-        return found
-
-
-@dataclass(frozen=True)
-class Among:
-    """Rows of a table: those of some partition values whose `column`, of text or whole numbers, is one of `values`."""
-
-    column: str
-    values: pa.Array
-    partition: tuple[tuple[str, str], ...] = ()
-
-    def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
-        """As `Where.sides`."""
-        if low is None or high is None:
-            return len(self.values) > 0, True
-        between = pc.and_(pc.greater_equal(self.values, low), pc.less_equal(self.values, high))
-        return bool(pc.any(between, min_count=0).as_py()), True
-
-    def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """As `Where.outside`."""
-        return pc.invert(pc.is_in(column, value_set=self.values))
 
 
 class Store:
@@ -210,6 +161,12 @@ class Store:
             changes=tuple(changes),
         )
 
+    def partitions(self, table: Table, column: str) -> set[str]:
+        """The values of a partition column that have rows; none where the table is not there."""
+        found = self._delta(table)
+        files = pa.table(found.get_add_actions(flatten=True)).to_pylist() if found else []
+        return {file[f"partition.{column}"] for file in files}
+
     def parts_done(self, table: Table, fingerprint: str) -> set[str]:
         """Parts of the work of this fingerprint that are the table's newest commits: a re-run skips them."""
         found = self._delta(table)
@@ -260,26 +217,28 @@ class Store:
         # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
         return pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
 
-    def stream(self, table: Table, columns: Sequence[str], version: int | None = None) -> Iterator[pa.Table]:
-        """Some columns of a table, row group after row group, without Spark. Raises LakeError where it is not there.
+    def scan(
+        self, table: Table, columns: Sequence[str], version: int | None = None, where: Where | None = None
+    ) -> Scan:
+        """Some columns of a table's rows, at a version or the newest, to be read from its files without Spark.
 
-        Much faster than through Spark for what the driver itself needs of the columns of millions of rows.
+        Raises LakeError where the table is not there, or where its files alone do not say what its rows are.
         """
         found = self._delta(table)
         if found is None:
             raise LakeError(f"{self.uri(table)}: the table is not there")
         if version is not None:
             found.load_as_version(version)
+        protocol = found.protocol()
+        if protocol.min_reader_version > 1:
+            features = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
+            raise LakeError(
+                f"{self.uri(table)}: plain data files expected, {features} found",
+                remedy="another program turned that on: drop the table, its job makes it again",
+            )
         schema = pa.schema([arrow_schema(table).field(name) for name in columns])
-        for path in pa.table(found.get_add_actions(flatten=True))["path"].to_pylist():
-            file = self._data_file(table, path)
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, list(columns)).cast(schema)
-
-    def _data_file(self, table: Table, path: str) -> pq.ParquetFile:
-        """A data file, by its path in the log; one in S3 is held in memory."""
-        url = f"{self.place(table).uri}/{unquote(path)}"
-        return pq.ParquetFile(pa.BufferReader(read_bytes(url, self._config.s3)) if is_s3(url) else url)
+        files = pa.table(found.get_add_actions(flatten=True)).to_pylist()
+        return scan_of(table.name, self.place(table), schema, where or Where(), table.partition_by, files)
 
     def register_views(self) -> list[str]:
         """Make every table that is there, and the views over them, known to Spark SQL by name; returns the names."""
@@ -325,27 +284,6 @@ class Store:
                 f"the lake {self.path} was made by another schema: {table.name}: " + "; ".join(differences),
                 remedy="choose another lake.path, or move this lake away",
             )
-
-    def replace(
-        self,
-        table: Table,
-        frame: DataFrame,
-        commit: Commit,
-        where: str | None = None,
-        keys: DataFrame | None = None,
-    ) -> None:
-        """Replace all rows, or those `where`, by the frame's, in one commit, after the checks of `_audit`.
-
-        `keys` may give the frame's keys where computing them from the frame itself would do its work twice.
-        """
-        self._audit(table, frame, keys)
-        with self._explained(table, frame):
-            writer = (
-                frame.select(*table.names).write.format("delta").mode("overwrite").option("userMetadata", commit.json())
-            )
-            if where is not None:
-                writer = writer.option("replaceWhere", where)
-            writer.save(self.uri(table))
 
     def commit_files(self, table: Table, reports: pa.Table, commit: Commit, where: Where | Among) -> None:
         """Replace the rows `where` by those of files that tasks wrote (`datafiles.REPORT`), in one commit.
@@ -408,49 +346,15 @@ class Store:
         self, table: Table, path: str, partition: dict[str, str], where: Where | Among
     ) -> pa.Table | None:
         """The rows of a file that are outside; None where all are, and the file may stay as it is."""
-        file = self._data_file(table, path)
-        outside = where.outside(file.read([where.column])[where.column])
-        if pc.all(outside, min_count=0).as_py():
-            return None
-        rows = file.read().filter(outside)
+        with open_file(f"{self.place(table).uri}/{unquote(path)}", self._config.s3) as source:
+            file = pq.ParquetFile(source, pre_buffer=True)
+            outside = where.outside(file.read([where.column])[where.column])
+            if pc.all(outside, min_count=0).as_py():
+                return None
+            rows = file.read().filter(outside)
         for name, value in partition.items():
             rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
         return rows.select(table.names).cast(arrow_schema(table))
-
-    def append(self, table: Table, frame: DataFrame, commit: Commit, keys: DataFrame | None = None) -> None:
-        """Add the frame's rows in one commit. The caller sees to it that their keys are new."""
-        self._audit(table, frame, keys)
-        with self._explained(table, frame):
-            writer = frame.select(*table.names).write.format("delta").mode("append")
-            writer.option("userMetadata", commit.json()).save(self.uri(table))
-
-    def merge(self, table: Table, frame: DataFrame, commit: Commit, delete: str | None = None) -> None:
-        """Update the rows whose keys the frame has, insert the others, in one commit.
-
-        `delete`: rows of the table under that condition which the frame does not have go, in the same commit.
-        """
-        self._audit(table, frame, None)
-        with self._explained(table, frame), self._metadata(commit):
-            from delta.tables import DeltaTable as SparkDeltaTable
-
-            match = " AND ".join(f"old.`{name}` = new.`{name}`" for name in table.key)
-            step = (
-                SparkDeltaTable.forPath(self._spark(), self.uri(table))
-                .alias("old")
-                .merge(frame.select(*table.names).alias("new"), match)
-                .whenMatchedUpdateAll()
-                .whenNotMatchedInsertAll()
-            )
-            if delete is not None:
-                step = step.whenNotMatchedBySourceDelete(delete)
-            step.execute()
-
-    def delete(self, table: Table, where: str, commit: Commit) -> None:
-        """Delete rows under a condition."""
-        with _spark_errors(table.name), self._metadata(commit):
-            from delta.tables import DeltaTable as SparkDeltaTable
-
-            SparkDeltaTable.forPath(self._spark(), self.uri(table)).delete(where)
 
     def append_small(self, table: Table, rows: list[dict[str, Any]]) -> None:
         """Add a few rows without Spark, making the table where it is not there. For the framework's own ledger."""
@@ -467,55 +371,11 @@ class Store:
     def scratch(self, name: str) -> Iterator[str]:
         """A place in the lake for what a job sets aside between two passes; it is gone when the block ends."""
         path = self.path if is_s3(self.path) else os.path.abspath(self.path)
-        place = f"{path.replace('s3://', 's3a://', 1)}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
+        place = f"{path}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
         try:
             yield place
         finally:
-            spark = self._spark()
-            jvm = spark.sparkContext._jvm
-            target = jvm.org.apache.hadoop.fs.Path(place)
-            target.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).delete(target, True)
-
-    @contextmanager
-    def _metadata(self, commit: Commit) -> Iterator[None]:
-        """Operations without writer options take the commit's metadata from the session."""
-        conf = self._spark().conf
-        conf.set("spark.databricks.delta.commitInfo.userMetadata", commit.json())
-        try:
-            yield
-        finally:
-            conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-
-    # checks --------------------------------------------------------------------------------------------------------
-
-    def _audit(self, table: Table, frame: DataFrame, keys: DataFrame | None) -> None:
-        """Names and types, then uniqueness of the key. Conditions on values are Delta's constraints, checked as it
-        writes and before it commits, so that the frame is computed once."""
-        differences = frame_differences(table, frame)
-        if differences:
-            raise WriteRefused(table.name, differences)
-        with _spark_errors(table.name):
-            repeated = repeated_keys((keys if keys is not None else frame).select(*table.key).toArrow())
-        if repeated:
-            raise WriteRefused(table.name, [_repeats(table, repeated)])
-
-    @contextmanager
-    def _explained(self, table: Table, frame: DataFrame) -> Iterator[None]:
-        """Turn a constraint's violation into an error that lists every broken condition, not the first alone."""
-        from py4j.protocol import Py4JJavaError
-        from pyspark.errors import PySparkException
-
-        try:
-            with _spark_errors(table.name):
-                yield
-        except LakeError as error:
-            cause = error.__cause__
-            text = str(cause) if isinstance(cause, (Py4JJavaError, PySparkException)) else ""
-            if "CONSTRAINT" in text or "NOT NULL" in text:
-                broken = broken_conditions(table, frame)
-                if broken:
-                    raise WriteRefused(table.name, broken) from cause
-            raise
+            delete_folder(place, self._config.s3)
 
 
 def _delta_schema(table: Table) -> Schema:
@@ -549,53 +409,6 @@ def _properties(table: Table) -> dict[str, str | None]:
         found["delta.minWriterVersion"] = "3"
     found["delta.dataSkippingNumIndexedCols"] = str(table.stats_columns)
     return {**found, "encore.grain": table.grain, "encore.layer": table.layer}
-
-
-def frame_differences(table: Table, frame: DataFrame) -> list[str]:
-    """How a frame's names and types differ from a declaration; nothing is cast to fit."""
-    declared = {column.name: column.type for column in table.columns}
-    found = {field.name: field.dataType.simpleString() for field in frame.schema.fields}
-    differences = [f"column {name} {declared[name]} is missing" for name in declared if name not in found]
-    differences += [f"column {name} {found[name]} is not declared" for name in found if name not in declared]
-    differences += [
-        f"column {name}: {declared[name]} expected, {found[name]} found"
-        for name in declared
-        if name in found and found[name] != declared[name]
-    ]
-    return differences
-
-
-def repeated_keys(keys: pa.Table) -> list[dict[str, Any]]:
-    """Keys that occur more than once, five at most, each with its `count_all`."""
-    counts = keys.group_by(keys.column_names, use_threads=False).aggregate([([], "count_all")])
-    return counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 5).to_pylist()
-
-
-def broken_conditions(table: Table, frame: DataFrame) -> list[str]:
-    """Every declared condition that some row breaks, with the number of rows and one of them, in one pass."""
-    from pyspark.sql import functions as F
-
-    conditions = {f"{c.name} is not null": f"`{c.name}` IS NOT NULL" for c in table.columns if not c.nullable}
-    conditions.update({f"{name} ({check.sql})": check.sql for name, check in table.checks.items()})
-    columns = []
-    for i, condition in enumerate(conditions.values()):
-        wrong = F.expr(f"NOT coalesce({condition}, false)")
-        columns.append(F.count_if(wrong).alias(f"n{i}"))
-        columns.append(F.first(F.when(wrong, F.struct(*table.key).cast("string")), ignorenulls=True).alias(f"row{i}"))
-    with _spark_errors(table.name):
-        row = frame.agg(*columns).collect()[0]
-    return [
-        f"{name}: broken by {row[f'n{i}']} row(s), such as {'/'.join(table.key)} {row[f'row{i}']}"
-        for i, name in enumerate(conditions)
-        if row[f"n{i}"]
-    ]
-
-
-def _repeats(table: Table, repeated: list[dict[str, Any]]) -> str:
-    shown = ", ".join(
-        "/".join(str(key[name]) for name in table.key) + f" ({key['count_all']} times)" for key in repeated
-    )
-    return f"key {'/'.join(table.key)} repeats: {shown}"
 
 
 def _schema_differences(table: Table, found: DeltaTable) -> list[str]:

@@ -21,7 +21,7 @@ SETTINGS = ()
 
 def run(ctx: JobContext) -> None:
     """`playlist_centroids` from `holdout.train` and `track_vectors`, which every executor has mapped."""
-    ids, vectors = vector_matrix(ctx.read(TRACK_VECTORS))
+    ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")))
     shipped = ctx.ship(row_of=row_numbers(ids, ctx.n_rows(TRACKS)), vectors=vectors)
 
     def start() -> Kernel:
@@ -38,5 +38,6 @@ def run(ctx: JobContext) -> None:
     ctx.chunked(
         HOLDOUT,
         PLAYLIST_CENTROIDS,
-        lambda holdout, _: RowMap(holdout.select("pid", "train"), start, block=20_000),
+        ("pid", "train"),
+        lambda holdout, _: RowMap(holdout, start, block=20_000),
     )

@@ -7,12 +7,11 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from encore.catalogue import track_words
+from encore.catalogue import features_by_track
 from encore.features import vectors
 from encore.job import JobContext
-from encore.keys import KeyTable
 from encore.ragged import Ragged
-from encore.store import Where
+from encore.scan import Where
 from encore.tables import AUDIO_FEATURES, FEATURES, TRACK_VECTORS, TRACKS, VECTOR_PARAMETERS, arrow_schema
 
 READS = (TRACKS, AUDIO_FEATURES)
@@ -44,18 +43,9 @@ def run(ctx: JobContext) -> None:
 
 
 def _features(ctx: JobContext) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, int32 (n,), ascending, of the tracks with features, and these, float64 (n, 11).
-
-    Both tables are read once, row group after row group, into arrays of their size; a track's features are found in a
-    table of ids. Spark would shuffle both by URI, which takes ten times as long.
-    """
-    keys, parts = KeyTable(), [np.empty((0, len(FEATURES)))]
-    for part in ctx.stream(AUDIO_FEATURES, ("track_uri", *FEATURES)):
-        keys.add(track_words(AUDIO_FEATURES, part["track_uri"]))
-        parts.append(np.column_stack([part[name].to_numpy() for name in FEATURES]))
-    features = np.concatenate(parts)
-    rows = np.full(ctx.n_rows(TRACKS), -1, np.int32)
-    for part in ctx.stream(TRACKS, ("track_id", "track_uri")):
-        rows[part["track_id"].to_numpy()] = keys.find(track_words(TRACKS, part["track_uri"]))
-    ids = np.flatnonzero(rows >= 0).astype(np.int32)
-    return ids, features[rows[ids]]
+    """Ids, int32 (n,), ascending, of the tracks with features, and these, float64 (n, 11)."""
+    tracks = ctx.stream(TRACKS, ("track_id", "track_uri"))
+    features = ctx.stream(AUDIO_FEATURES, ("track_uri", *FEATURES))
+    every = features_by_track(tracks, features, ctx.n_rows(TRACKS), np.float64)
+    ids = np.flatnonzero(~np.isnan(every[:, 0])).astype(np.int32)
+    return ids, every if len(ids) == len(every) else every[ids]

@@ -15,6 +15,7 @@ from encore.evaluation.metrics import Metrics, Summary, evaluate
 from encore.job import JobContext
 from encore.ragged import Ragged
 from encore.rows import Kernel, RowMap
+from encore.scan import Scan, Where
 from encore.tables import HOLDOUT, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
 
 READS = (RECOMMENDATIONS, HOLDOUT, TRACKS)
@@ -30,16 +31,22 @@ def state(ctx: JobContext) -> str:
 def run(ctx: JobContext) -> None:
     """`playlist_metrics`: a row for every playlist with test tracks and every model, and a child run for each model."""
     n_tracks, models = ctx.n_rows(TRACKS), ctx.config.recommend.models
-    artist_of, _ = artist_numbers(ctx.read(TRACKS), n_tracks)
+    artist_of, _ = artist_numbers(ctx.stream(TRACKS, ("track_id", "artist_uri")), n_tracks)
     artists = ctx.ship(artist_of=artist_of)
     covered = {model: np.zeros(n_tracks, np.bool_) for model in models}
     skipped = ctx.chunked(
-        HOLDOUT, PLAYLIST_METRICS, lambda holdout, pids: _metrics(ctx, holdout, pids, artists, covered)
+        HOLDOUT,
+        PLAYLIST_METRICS,
+        ("pid", "train", "test"),
+        lambda holdout, pids: _metrics(ctx, holdout, pids, artists, covered),
     )
     for model in models:
         for low, high in skipped:
-            covered[model] |= _covered(ctx, model, n_tracks, low, high)
-        rows = ctx.store.read(PLAYLIST_METRICS).where(f"model = '{model}'").toArrow()
+            lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], Where((("model", model),), "pid", low, high))
+            covered[model] |= count_tracks(lists, "track_ids", n_tracks) > 0
+        columns = (*Metrics._fields, "n_train", "n_recommended")
+        own = ctx.store.scan(PLAYLIST_METRICS, columns, where=Where((("model", model),)))
+        rows = pa.concat_tables([own.schema.empty_table(), *own.read()])
         summary = _summary(rows, n_tracks, covered[model])
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
@@ -96,11 +103,9 @@ def hear(said: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarr
     return into
 
 
-def _metrics(ctx: JobContext, holdout: Any, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
+def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
     """Metrics of a range of playlists. Their truth goes to every executor: the long lists stay where they are."""
-    truth = holdout.where("size(test) > 0").selectExpr("pid", "test", "size(train) AS n_train").toArrow().sort_by("pid")
-    test, tested = Ragged.from_arrow(truth["test"]), truth["pid"].to_numpy()
-    n_train = truth["n_train"].to_numpy().astype(np.int32)
+    tested, test, n_train = _truth(holdout)
     shipped = ctx.ship(pids=tested, offsets=test.offsets, values=test.values, n_train=n_train)
     k, models = ctx.config.recommend.k, ctx.config.recommend.models
 
@@ -115,10 +120,19 @@ def _metrics(ctx: JobContext, holdout: Any, pids: np.ndarray, artists: Any, cove
             parts.append(_unserved(model, missing, tested, test, n_train, k))
         return pa.concat_tables(parts)
 
-    low, high = (int(pids[0]), int(pids[-1])) if len(pids) else (0, -1)
-    names = ", ".join(f"'{model}'" for model in models)
-    recommended = ctx.read(RECOMMENDATIONS).where(f"model IN ({names}) AND pid BETWEEN {low} AND {high}")
-    return RowMap(recommended.select("model", "pid", "track_ids"), start, block=4096, rest=rest)
+    low, high = (int(pids[0]), int(pids[-1]) + 1) if len(pids) else (0, 0)
+    recommended = ctx.scan(RECOMMENDATIONS, ("model", "pid", "track_ids"), Where((), "pid", low, high))
+    return RowMap(recommended.of("model", models), start, block=4096, rest=rest)
+
+
+def _truth(holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
+    """Of the playlists with test tracks, by pid: pids int64 (n,), the test tracks, train tracks of each int32 (n,)."""
+    rows = pa.concat_tables([holdout.schema.empty_table(), *holdout.read()])
+    pids = rows["pid"].to_numpy()
+    test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
+    order = np.argsort(pids)
+    order = order[test.lengths[order] > 0]
+    return pids[order], test.take(order), train.lengths[order].astype(np.int32)
 
 
 def _unserved(model: str, missing: np.ndarray, pids: np.ndarray, test: Ragged, n_train: np.ndarray, k: int) -> pa.Table:
@@ -143,14 +157,6 @@ def _summary(rows: pa.Table, n_tracks: int, covered: np.ndarray) -> Summary:
     served = np.minimum(rows["n_recommended"].to_numpy(), 1)
     lists = Ragged.from_lengths(served, np.zeros(served.sum(), np.int32))
     return replace(Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=n_tracks), covered=covered)
-
-
-def _covered(ctx: JobContext, model: str, n_tracks: int, low: int | None, high: int | None) -> np.ndarray:
-    """Which tracks a model recommended to anyone of a range of pids: bool (n_tracks,)."""
-    bounds = [f"model = '{model}'"]
-    bounds += [] if low is None else [f"pid >= {low}"]
-    bounds += [] if high is None else [f"pid < {high}"]
-    return count_tracks(ctx.read(RECOMMENDATIONS).where(" AND ".join(bounds)), "track_ids", n_tracks) > 0
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from encore.catalogue import track_words
 from encore.datafiles import REPORT
@@ -16,13 +17,14 @@ from encore.job import JobContext
 from encore.keys import KeyTable
 from encore.progress import meter
 from encore.ragged import Ragged
-from encore.store import Where
+from encore.scan import Where
 from encore.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
 WRITES = (AUDIO_FEATURES, QUARANTINE)
 SETTINGS = ("features",)
 STAGE = "ingest_features"
+TRACKS_ASKED = pa.schema([arrow_schema(TRACKS).field(name) for name in ("track_id", "track_uri")])
 
 
 def state(ctx: JobContext) -> str:
@@ -68,32 +70,18 @@ def _quarantine_rows(refused: pa.Table) -> pa.Table:
     return rows.select(QUARANTINE.names).cast(arrow_schema(QUARANTINE))
 
 
-def _quarantine(refused: Any) -> Any:
-    return refused.selectExpr(
-        "source",
-        "record",
-        "CAST(NULL AS BIGINT) AS pid",
-        "reason",
-        "detail",
-        "payload",
-        f"'{STAGE}' AS stage",
-    )
-
-
 def _ask(ctx: JobContext, source: Any) -> None:
     """A service: the tracks that neither stand in the table nor were refused before, a commit for each chunk."""
-    known = ctx.read(AUDIO_FEATURES).select("track_uri")
-    refused = (
-        ctx.read(QUARANTINE).where(f"stage = '{STAGE}' AND source = '{source.name}'").selectExpr("record AS track_uri")
-    )
-    todo = (
-        ctx.read(TRACKS)
-        .select("track_id", "track_uri")
-        .join(known.unionByName(refused), "track_uri", "left_anti")
-        .toArrow()
-    )
+    known = [part["track_uri"] for part in ctx.stream(AUDIO_FEATURES, ["track_uri"])]
+    for part in ctx.stream(QUARANTINE, ("source", "record"), Where((("stage", STAGE),))):
+        known.append(part.filter(pc.equal(part["source"], source.name))["record"])
+    done = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
+    parts = [TRACKS_ASKED.empty_table()]
+    for part in ctx.stream(TRACKS, TRACKS_ASKED.names):
+        parts.append(part.filter(pc.invert(pc.is_in(part["track_uri"], done.combine_chunks()))))
     # ids are given by frequency: what stands in most playlists is asked for first
-    uris = todo.sort_by("track_id")["track_uri"].to_pylist()[: ctx.config.features.max_tracks]
+    todo = pa.concat_tables(parts).combine_chunks().sort_by("track_id")
+    uris = todo["track_uri"].to_pylist()[: ctx.config.features.max_tracks]
     step = ctx.config.features.chunk
 
     def wanted() -> Iterator[list[str]]:
@@ -109,9 +97,9 @@ def _ask(ctx: JobContext, source: Any) -> None:
 
 def _commit(ctx: JobContext, fetched: Fetched, number: int) -> None:
     if fetched.features.num_rows:
-        ctx.append(AUDIO_FEATURES, ctx.spark.createDataFrame(fetched.features), part=f"chunk {number}")
+        ctx.append(AUDIO_FEATURES, fetched.features, part=f"chunk {number}")
     if fetched.refused.num_rows:
-        ctx.merge(QUARANTINE, _quarantine(ctx.spark.createDataFrame(fetched.refused)), part=f"chunk {number}")
+        ctx.append(QUARANTINE, _quarantine_rows(fetched.refused), part=f"chunk {number}")
 
 
 def _report_coverage(ctx: JobContext) -> None:

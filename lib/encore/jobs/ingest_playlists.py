@@ -18,7 +18,7 @@ from encore.keys import loops
 from encore.mpd import ingest
 from encore.mpd.parse import TRACK_FIELDS, Limits
 from encore.progress import meter
-from encore.store import Among, Where
+from encore.scan import Among, Where
 from encore.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 
 READS = (PLAYLISTS, TRACKS, INGEST_LEDGER)

@@ -13,6 +13,7 @@ from encore.ragged import Ragged
 from encore.recommenders.base import Model, Train, recommend
 from encore.recommenders.registry import model
 from encore.rows import Kernel, RowMap
+from encore.scan import Where
 from encore.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
 
 READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
@@ -29,17 +30,17 @@ def run(ctx: JobContext) -> None:
     train = _train(ctx, {field for entry in models for field in entry.needs})
     for entry in models:
         _recommend(ctx, entry, train)
-    names = ", ".join(f"'{entry.name}'" for entry in models)
-    state = ctx.store.read(RECOMMENDATIONS).where(f"model NOT IN ({names})")
-    if not state.isEmpty():
-        ctx.delete(RECOMMENDATIONS, f"model NOT IN ({names})", part="other models")
+    for name in sorted(ctx.store.partitions(RECOMMENDATIONS, "model") - {entry.name for entry in models}):
+        ctx.write(RECOMMENDATIONS, [], Where((("model", name),)), part=f"{name}: dropped")
 
 
 def _train(ctx: JobContext, needs: set[str]) -> Train:
     n = ctx.n_rows(TRACKS)
-    counts = count_tracks(ctx.read(HOLDOUT), "train", n) if "counts" in needs else np.empty(0, np.int64)
+    counts = np.empty(0, np.int64)
+    if "counts" in needs:
+        counts = count_tracks(ctx.stream(HOLDOUT, ["train"]), "train", n)
     if "vectors" in needs:
-        ids, vectors = vector_matrix(ctx.read(TRACK_VECTORS))
+        ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")))
     else:
         ids, vectors = np.empty(0, np.int32), np.empty((0, 0), np.float32)
     return Train(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors)
@@ -65,8 +66,7 @@ def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:
     ctx.chunked(
         HOLDOUT,
         RECOMMENDATIONS,
-        lambda holdout, _: RowMap(
-            holdout.select("pid", "train"), start, block=ROWS_A_BLOCK, constant={"model": entry.name}
-        ),
+        ("pid", "train"),
+        lambda holdout, _: RowMap(holdout, start, block=ROWS_A_BLOCK, constant={"model": entry.name}),
         model=entry.name,
     )

@@ -7,20 +7,22 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from encore.catalogue import artist_numbers, count_tracks
+from encore.catalogue import artist_numbers, count_tracks, features_by_track
 from encore.errors import EnvironmentMissing
 from encore.evaluation.metrics import Metrics, Summary
 from encore.job import JobContext
 from encore.ragged import Ragged
+from encore.scan import Where
 from encore.tables import (
     AUDIO_FEATURES,
     FEATURES,
@@ -89,20 +91,13 @@ def run(ctx: JobContext) -> None:
     from encore.reports import data, page, plots
 
     settings = ctx.config.report
-    playlists, tracks = ctx.read(PLAYLISTS), ctx.read(TRACKS)
     n_tracks = ctx.n_rows(TRACKS)
-    counts = count_tracks(playlists, "track_ids", n_tracks)
-    artist_of, artist_uris = artist_numbers(tracks, n_tracks)
+    counts = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks)
+    artist_of, artist_uris = artist_numbers(ctx.stream(TRACKS, ("track_id", "artist_uri")), n_tracks)
     artist_rows = data.sums_by(artist_of, counts, len(artist_uris))
-    facts = playlists.selectExpr(
-        "pid",
-        "name",
-        "size(track_ids) AS n",
-        "nullif(description, '') IS NOT NULL AS described",
-        *("collaborative", "num_followers", "num_edits", "num_artists", "num_albums"),
-    ).toArrow()
+    facts = _playlist_facts(ctx)
     titles = data.count_titles(facts["name"], settings.top)
-    n_albums = tracks.selectExpr("count(DISTINCT album_uri)").collect()[0][0]
+    n_albums = pc.count_distinct(_whole(ctx, TRACKS, ["album_uri"])["album_uri"]).as_py()
 
     features = _features(ctx, n_tracks)
     has = ~np.isnan(features).all(axis=1)
@@ -143,7 +138,7 @@ def run(ctx: JobContext) -> None:
             coverage=data.coverage(has, counts),
             sampled=len(sample),
             refused=_refused(ctx),
-            ledger=data.ledger(_arrow(ctx, INGEST_LEDGER)),
+            ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
             figures=figures,
         )
     )
@@ -180,45 +175,52 @@ def write_page(path: Path, text: str) -> None:
         ) from error
 
 
-def _rows(ctx: JobContext, table: Table) -> Any:
-    """The rows of a table, none where it is not there: a page of half a lake is better than none."""
-    if table.name in ctx.versions:
-        return ctx.read(table)
-    return ctx.spark.createDataFrame(arrow_schema(table).empty_table())
+def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: Where | None = None) -> Iterator[pa.Table]:
+    """Columns of a table, nothing where it is not there: a page of half a lake is better than none."""
+    return ctx.stream(table, columns, where) if table.name in ctx.versions else iter(())
 
 
-def _arrow(ctx: JobContext, table: Table) -> pa.Table:
-    return _rows(ctx, table).toArrow()
+def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: Where | None = None) -> pa.Table:
+    schema = pa.schema([arrow_schema(table).field(name) for name in columns])
+    return pa.concat_tables([schema.empty_table(), *_parts(ctx, table, columns, where)])
+
+
+def _playlist_facts(ctx: JobContext) -> pa.Table:
+    """A row a playlist: pid, name, `n` tracks, whether it is `described`, and what the file says of it."""
+    plain = ("pid", "name", "collaborative", "num_followers", "num_edits", "num_artists", "num_albums")
+    parts = []
+    for rows in ctx.stream(PLAYLISTS, (*plain, "description", "track_ids")):
+        described = pc.fill_null(pc.not_equal(rows["description"], ""), False)
+        part = rows.select(plain).append_column("described", described)
+        parts.append(part.append_column("n", pc.list_value_length(rows["track_ids"])))
+    schema = [arrow_schema(PLAYLISTS).field(name) for name in plain]
+    empty = pa.schema([*schema, ("described", pa.bool_()), ("n", pa.int32())]).empty_table()
+    return pa.concat_tables([empty, *parts])
 
 
 def _features(ctx: JobContext, n_tracks: int) -> np.ndarray:
     """float32 (n_tracks, 11), NaN where a track has none."""
-    from encore.reports.data import feature_matrix
-
-    ids = ctx.read(TRACKS).select("track_id", "track_uri")
-    narrow = _rows(ctx, AUDIO_FEATURES).selectExpr("track_uri", *(f"float(`{name}`) AS `{name}`" for name in FEATURES))
-    return feature_matrix(ids.join(narrow, "track_uri").drop("track_uri").toArrow(), n_tracks)
+    features = _parts(ctx, AUDIO_FEATURES, ("track_uri", *FEATURES))
+    return features_by_track(ctx.stream(TRACKS, ("track_id", "track_uri")), features, n_tracks, np.float32)
 
 
 def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
     """The tracks of some playlists, in the order of their pids."""
-
-    def keep(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            yield batch.filter(pa.array(np.isin(batch["pid"].to_numpy(), pids)))
-
-    lists = ctx.read(PLAYLISTS).select("pid", "track_ids").mapInArrow(keep, "pid bigint, track_ids array<int>")
-    return Ragged.from_arrow(lists.toArrow().sort_by("pid")["track_ids"])
+    wanted, schema = pa.array(pids), pa.schema([arrow_schema(PLAYLISTS).field(n) for n in ("pid", "track_ids")])
+    parts = (rows.filter(pc.is_in(rows["pid"], wanted)) for rows in ctx.stream(PLAYLISTS, schema.names))
+    rows = pa.concat_tables([schema.empty_table(), *parts])
+    return Ragged.from_arrow(rows["track_ids"]).take(np.argsort(rows["pid"].to_numpy()))
 
 
 def _summaries(ctx: JobContext) -> dict[str, Summary]:
     """By name of the model; one model's rows are held at a time."""
     from encore.reports.data import summary
 
-    rows = _rows(ctx, PLAYLIST_METRICS)
-    models = sorted(row["model"] for row in rows.select("model").distinct().collect())
-    columns = (*Metrics._fields, "n_train", "n_recommended")
-    return {model: summary(rows.where(rows["model"] == model).select(*columns).toArrow()) for model in models}
+    columns, found = (*Metrics._fields, "n_train", "n_recommended"), {}
+    for model in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model")):
+        rows = _whole(ctx, PLAYLIST_METRICS, columns, Where((("model", model),)))
+        found[model] = summary(rows)
+    return found
 
 
 def _coverages(ctx: JobContext) -> dict[str, float]:
@@ -237,27 +239,32 @@ def _coverages(ctx: JobContext) -> dict[str, float]:
     return {name.removesuffix("/coverage"): value for name, value in facts.items() if name.endswith("/coverage")}
 
 
-def _artists(ctx: JobContext, rows: np.ndarray, uris: list[str]) -> list[Count]:
+def _artists(ctx: JobContext, rows: np.ndarray, uris: pa.Array) -> list[Count]:
     """Those of most rows, by the name that their first track gives them."""
-    from pyspark.sql import functions as F
-
     from encore.reports.data import Count, top
 
     places = top(rows, ctx.config.report.top).tolist()
-    wanted = [uris[place] for place in places]
-    named = ctx.read(TRACKS).where("artist_name IS NOT NULL")
-    grouped = named.where(named["artist_uri"].isin(wanted)).groupBy("artist_uri")
-    names = {row[0]: row[1] for row in grouped.agg(F.min_by("artist_name", "track_id")).collect()}
-    return [Count(names.get(uri, uri), "", int(rows[place])) for uri, place in zip(wanted, places, strict=True)]
+    wanted = uris.take(pa.array(places, pa.int64()))
+    names: dict[str, tuple[int, str]] = {}
+    for part in ctx.stream(TRACKS, ("track_id", "artist_uri", "artist_name")):
+        own = part.filter(pc.and_(pc.is_in(part["artist_uri"], wanted), part["artist_name"].is_valid()))
+        for row in own.to_pylist():
+            known = (row["track_id"], row["artist_name"])
+            names[row["artist_uri"]] = min(names.get(row["artist_uri"], known), known)
+    return [
+        Count(names[uri][1] if uri in names else uri, "", int(rows[place]))
+        for uri, place in zip(wanted.to_pylist(), places, strict=True)
+    ]
 
 
 def _tracks(ctx: JobContext, counts: np.ndarray) -> list[Count]:
     from encore.reports.data import Count, top
 
     places = top(counts, ctx.config.report.top).tolist()
-    tracks = ctx.read(TRACKS)
-    found = tracks.where(tracks["track_id"].isin(places)).select("track_id", "track_uri", "track_name", "artist_name")
-    rows = {row["track_id"]: row for row in found.collect()}
+    wanted, rows = pa.array(places, pa.int32()), {}
+    for part in ctx.stream(TRACKS, ("track_id", "track_uri", "track_name", "artist_name")):
+        for row in part.filter(pc.is_in(part["track_id"], wanted)).to_pylist():
+            rows[row["track_id"]] = row
     return [
         Count(
             rows[place]["track_name"] or rows[place]["track_uri"], rows[place]["artist_name"] or "", int(counts[place])
@@ -267,11 +274,16 @@ def _tracks(ctx: JobContext, counts: np.ndarray) -> list[Count]:
 
 
 def _refused(ctx: JobContext) -> list[Refused]:
-    from pyspark.sql import functions as F
+    """By stage and reason, with the first by source and record as an example."""
+    from encore.reports.data import Refused
 
-    from encore.reports.data import refused
-
-    order = F.struct("source", "record")
-    examples = [F.min_by(name, order).alias(name) for name in ("source", "record", "detail", "payload")]
-    groups = _rows(ctx, QUARANTINE).groupBy("stage", "reason").agg(F.count("*").alias("n"), *examples)
-    return refused(groups.toArrow())
+    columns = ("stage", "reason", "source", "record", "detail", "payload")
+    found: dict[tuple[str, str], Refused] = {}
+    for part in _parts(ctx, QUARANTINE, columns):
+        for row in part.to_pylist():
+            group, one = (row["stage"], row["reason"]), {**row, "payload": row["payload"] or ""}
+            known = found.get(group) or Refused(**one, n=0)
+            first = min((known.source, known.record), (row["source"], row["record"]))
+            kept = known if first == (known.source, known.record) else Refused(**one, n=known.n)
+            found[group] = kept._replace(n=known.n + 1)
+    return sorted(found.values())

@@ -32,5 +32,6 @@ def run(ctx: JobContext) -> None:
     ctx.chunked(
         PLAYLISTS,
         HOLDOUT,
-        lambda playlists, _: RowMap(playlists.select("pid", "track_ids"), start, block=20_000),
+        ("pid", "track_ids"),
+        lambda playlists, _: RowMap(playlists, start, block=20_000),
     )

@@ -190,15 +190,6 @@ def count_titles(names: pa.ChunkedArray, n: int) -> Titles:
 # features ------------------------------------------------------------------------------------------------------------
 
 
-def feature_matrix(rows: pa.Table, n_tracks: int) -> F32:
-    """Float32 (n_tracks, 11) of rows of `track_id` and the features; NaN where a track has none."""
-    found = np.full((n_tracks, len(FEATURES)), np.nan, np.float32)
-    ids = rows["track_id"].to_numpy()
-    for j, name in enumerate(FEATURES):
-        found[ids, j] = rows[name].to_numpy()
-    return found
-
-
 def edges(feature: str) -> F64:
     """Edges of the bins of a feature's histogram, ascending."""
     low, high = SHOWN[feature]
@@ -335,12 +326,6 @@ class Refused(NamedTuple):
     record: str
     detail: str
     payload: str
-
-
-def refused(groups: pa.Table) -> list[Refused]:
-    """From rows of these columns, in the order of stage and reason; a missing payload is empty."""
-    found = [Refused(**{name: row[name] for name in Refused._fields}) for row in groups.to_pylist()]
-    return sorted(line._replace(payload=line.payload or "") for line in found)
 
 
 class Ledger(NamedTuple):

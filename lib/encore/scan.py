@@ -1,0 +1,184 @@
+"""Rows of Delta tables read from their data files: which files a version has is asked of the log, once, by the driver.
+
+Tasks are given stretches of rows of these files and read them column by column with pyarrow, so that rows of arrays
+never pass through the JVM, where each costs ten times as much. See datafiles.py for the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from encore.datafiles import Moved, Place
+from encore.errors import LakeError
+from encore.files import open_file
+
+
+@dataclass(frozen=True)
+class Where:
+    """Rows of a table: those of some partition values, of `column` from `low` on and below `high` (None: no bound)."""
+
+    partition: tuple[tuple[str, str], ...] = ()
+    column: str = "pid"
+    low: int | None = None
+    high: int | None = None
+
+    def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
+        """Whether rows of a file may be inside, and outside, whose values are from low to high (None: unknown)."""
+        if self.low is None and self.high is None:
+            return True, False
+        if low is None or high is None:
+            return True, True
+        above = self.low is None or high >= self.low
+        below = self.high is None or low < self.high
+        whole = (self.low is None or low >= self.low) and (self.high is None or high < self.high)
+        return above and below, not whole
+
+    def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Which values are outside."""
+        found = pa.chunked_array([pa.repeat(False, len(column))])
+        if self.low is not None:
+            found = pc.or_(found, pc.less(column, self.low))
+        if self.high is not None:
+            found = pc.or_(found, pc.greater_equal(column, self.high))
+        return found
+
+
+@dataclass(frozen=True)
+class Among:
+    """Rows of a table: those of some partition values whose `column`, of text or whole numbers, is one of `values`."""
+
+    column: str
+    values: pa.Array
+    partition: tuple[tuple[str, str], ...] = ()
+
+    def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
+        """As `Where.sides`."""
+        if low is None or high is None:
+            return len(self.values) > 0, True
+        between = pc.and_(pc.greater_equal(self.values, low), pc.less_equal(self.values, high))
+        return bool(pc.any(between, min_count=0).as_py()), True
+
+    def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """As `Where.outside`."""
+        return pc.invert(pc.is_in(column, value_set=self.values))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows `first` to `last` - 1 of a data file, in its order. `filtered`: whether some of them may be outside."""
+
+    path: str
+    first: int
+    last: int
+    partition: tuple[tuple[str, str], ...] = ()
+    filtered: bool = False
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Columns of rows of a table at a version, picklable: `schema` of what is read, `where` which rows, `stretches`
+    in the order of the files' least keys."""
+
+    name: str
+    place: Place
+    schema: pa.Schema
+    where: Where
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all stretches: those that `where` leaves out are counted too."""
+        return sum(stretch.last - stretch.first for stretch in self.stretches)
+
+    def of(self, column: str, values: Collection[str]) -> Scan:
+        """The stretches whose partition has one of some values."""
+        kept = tuple(stretch for stretch in self.stretches if dict(stretch.partition)[column] in values)
+        return replace(self, stretches=kept)
+
+    def cut(self, n: int) -> list[Scan]:
+        """At most n scans, none empty, of as many rows each, which one after the other are this one."""
+        total, parts = self.rows, min(n, self.rows)
+        bounds = [total * i // parts for i in range(parts + 1)] if parts else [0]
+        cuts: list[list[Stretch]] = [[] for _ in bounds[1:]]
+        start = 0
+        for stretch in self.stretches:
+            end = start + stretch.last - stretch.first
+            first = int(np.searchsorted(bounds, start, side="right")) - 1
+            for i in range(first, len(cuts)):
+                low, high = max(start, bounds[i]), min(end, bounds[i + 1])
+                if low >= end:
+                    break
+                if low < high:
+                    moved = stretch.first - start
+                    cuts[i].append(replace(stretch, first=low + moved, last=high + moved))
+            start = end
+        return [replace(self, stretches=tuple(found)) for found in cuts]
+
+    def read(self, moved: Moved | None = None) -> Iterator[pa.Table]:
+        """The rows, a table for each row group; what was read is added to `moved`."""
+        counted = moved or Moved()
+        for stretch in self.stretches:
+            yield from self._read_stretch(stretch, counted)
+
+    def _read_stretch(self, stretch: Stretch, moved: Moved) -> Iterator[pa.Table]:
+        fixed = dict(stretch.partition)
+        names = [name for name in self.schema.names if name not in fixed]
+        extra = [self.where.column] if stretch.filtered and self.where.column not in names else []
+        url = f"{self.place.uri}/{unquote(stretch.path)}"
+        with open_file(url, self.place.s3) as source:
+            file = pq.ParquetFile(source, pre_buffer=True)
+            ends = np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+            if stretch.last > ends[-1]:
+                raise LakeError(f"{url}: {stretch.last} rows expected, {ends[-1]} found")
+            for group in range(file.num_row_groups):
+                low, high = max(stretch.first, int(ends[group])), min(stretch.last, int(ends[group + 1]))
+                if low >= high:
+                    continue
+                rows = file.read_row_group(group, [*names, *extra]).slice(low - int(ends[group]), high - low)
+                moved.read_rows += rows.num_rows
+                moved.read_bytes += (
+                    _stored(file.metadata.row_group(group), {*names, *extra})
+                    * (high - low)
+                    // max(1, int(ends[group + 1] - ends[group]))
+                )
+                if stretch.filtered:
+                    rows = rows.filter(pc.invert(self.where.outside(rows[self.where.column])))
+                for name, value in fixed.items():
+                    if name in self.schema.names:
+                        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+                yield rows.select(self.schema.names).cast(self.schema)
+
+
+def _stored(group: Any, names: set[str]) -> int:
+    """Bytes on disk of some columns of a row group."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    return sum(column.total_compressed_size for column in columns if column.path_in_schema.split(".")[0] in names)
+
+
+def scan_of(
+    name: str, place: Place, schema: pa.Schema, where: Where, partition_by: Sequence[str], files: list[dict[str, Any]]
+) -> Scan:
+    """The scan of a table's files, rows of deltalake's flattened add actions; files that cannot have a row are left."""
+    found = []
+    for file in files:
+        partition = {key: file[f"partition.{key}"] for key in partition_by}
+        if any(partition[key] != value for key, value in where.partition):
+            continue
+        low, high = (file.get(f"{end}.{where.column}") for end in ("min", "max"))
+        inside, outside = where.sides(low, high)
+        rows = file["num_records"]
+        if rows is None:
+            with open_file(f"{place.uri}/{unquote(file['path'])}", place.s3) as source:
+                rows = pq.ParquetFile(source).metadata.num_rows
+        if inside and rows:
+            order = tuple(partition.values()), low is None, low, file["path"]
+            found.append((order, Stretch(file["path"], 0, rows, tuple(partition.items()), outside)))
+    return Scan(name, place, schema, where, tuple(stretch for _, stretch in sorted(found, key=lambda entry: entry[0])))
