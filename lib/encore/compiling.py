@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 _VARIABLE = "NUMBA_CACHE_DIR"
@@ -33,6 +34,16 @@ def cache_folder() -> Path:
         if os.access(folder, os.W_OK | os.X_OK) and (folder != shared or folder.stat().st_uid == os.getuid()):
             return folder
     return Path(tempfile.mkdtemp(prefix="encore-compiled-"))
+
+
+def is_kept(module: str) -> bool:
+    """Whether something that was compiled of a module is kept, so that loading it is quick."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return False
+    source, folder = Path(spec.origin), cache_folder()
+    places = source.parent.glob("__pycache__/*.nbi") if folder == _OWN else folder.rglob("*.nbi")
+    return any(place.name.startswith(f"{source.stem}.") for place in places)
 
 
 @contextmanager

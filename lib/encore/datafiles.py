@@ -33,10 +33,6 @@ GROUP_BYTES = 16 << 20
 FILE_BYTES = 128 << 20
 """Size on disk at which a file is ended and another one begun; of S3, what a writer holds."""
 
-REPORT_DDL = (
-    "path string, size bigint, modified_ms bigint, partition string, stats string, broken string, said binary, "
-    "read_rows bigint, read_bytes bigint"
-)
 REPORT = pa.schema(
     [
         ("path", pa.string()),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from encore.datafiles import REPORT_DDL, Moved, Place, Writer
+from encore.datafiles import REPORT, Moved, Place, Writer
 from encore.scan import Scan
 from encore.tables import Table, arrow_schema
+from encore.tasks import run_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,24 +53,23 @@ class RowMap:
 def write_rows(spark: SparkSession, work: RowMap, target: Table, place: Place) -> pa.Table:
     """Do the work in tasks that write the files; the reports of all of them, of schema datafiles.REPORT."""
     start, block, constant = work.start, work.block, dict(work.constant)
+
+    def write(part: Scan) -> pa.Table:
+        kernel, wanted, writer, moved = start(), arrow_schema(target), Writer(target, place), Moved()
+        for rows in blocks(part.read(moved), block):
+            kept, columns = kernel(rows)
+            writer.write(with_keys(rows, kept, columns, target, constant).select(wanted.names).cast(wanted))
+        said = kernel.say() if isinstance(kernel, Speaker) else None
+        return pa.Table.from_batches([writer.close(said, moved)])
+
     parts = work.source.cut(work.tasks * spark.sparkContext.defaultParallelism)
-
-    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for number in (number for batch in batches for number in batch.column(0).to_pylist()):
-            kernel, wanted, writer, moved = start(), arrow_schema(target), Writer(target, place), Moved()
-            for rows in blocks(parts[number].read(moved), block):
-                kept, columns = kernel(rows)
-                writer.write(with_keys(rows, kept, columns, target, constant).select(wanted.names).cast(wanted))
-            yield writer.close(kernel.say() if isinstance(kernel, Speaker) else None, moved)
-
-    n = len(parts)
-    reports = spark.range(0, n, 1, max(1, n)).mapInArrow(write, REPORT_DDL).toArrow()
+    reports = pa.concat_tables([REPORT.empty_table(), *run_tasks(spark, parts, write)])
     if work.rest is None:
         return reports
     said = [value for value in reports["said"].to_pylist() if value is not None]
     writer = Writer(target, place)
     writer.write(work.rest(said).select(target.names).cast(arrow_schema(target)))
-    return pa.concat_tables([reports, pa.Table.from_batches([writer.close()]).cast(reports.schema)])
+    return pa.concat_tables([reports, pa.Table.from_batches([writer.close()])])
 
 
 def with_keys(

@@ -44,6 +44,7 @@ def spark_settings(config: Config) -> dict[str, str]:
         **DELTA_SETTINGS,
         **COST_SETTINGS,
         "spark.sql.session.timeZone": "UTC",
+        "spark.python.daemon.module": "encore.daemon",
         "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": "2",

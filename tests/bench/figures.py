@@ -62,7 +62,15 @@ def figure(
     if not values:
         raise ValueError(f"{name}: at least one measurement expected")
     return Figure(
-        name, unit, statistics.median(values), min(values), max(values), len(values), better=better, work=work, note=note
+        name,
+        unit,
+        statistics.median(values),
+        min(values),
+        max(values),
+        len(values),
+        better=better,
+        work=work,
+        note=note,
     )
 
 

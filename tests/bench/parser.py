@@ -148,7 +148,8 @@ def _duckdb() -> Callable[[Path], Rows]:
     def parse(path: Path) -> Rows:
         source = f"""read_json('{path}', format = 'unstructured', records = true,
             columns = {{playlists: '{_PLAYLIST}[]'}}, maximum_object_size = {path.stat().st_size + 65536})"""
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE p AS SELECT unnest(playlists, recursive := false) p FROM {source}")
+        unnested = f"SELECT unnest(playlists, recursive := false) p FROM {source}"
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE p AS {unnested}")
         names = ", ".join(f"p.{name} AS {name}" for name in FIELDS)
         table = connection.sql(f"SELECT {names} FROM p").to_arrow_table()
         rows = connection.sql("SELECT p.pid AS pid, unnest(p.tracks).track_uri AS uri FROM p").to_arrow_table()

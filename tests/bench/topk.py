@@ -33,8 +33,11 @@ LEAST_RECALL = 0.999
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is searched: slices of 1,000 playlists that give the items, and queries of each contender. scikit-learn is
-    best with 2,048 queries at a time, faiss on two threads with 1,024. `seconds`: no repeat starts after them."""
+    """How much is searched: slices of 1,000 playlists that give the items, and queries of each contender.
+
+    scikit-learn is best with 2,048 queries at a time, faiss on two threads with 1,024. `seconds`: no repeat starts
+    after them.
+    """
 
     slices: int = 1000
     k: int = 500
@@ -187,7 +190,7 @@ def equal(name: str, ours: Ranked, twin: Ids, twin_scores: NDArray[np.float32] |
 
 
 def run(sizes: Sizes) -> Found:
-    """Figures topk.<who>.t<threads> in ms a query, topk.<who>.build in seconds, and ratios topk.ours_over.<who>.t<n>."""
+    """Figures topk.<who>.t<threads> in ms a query, topk.<who>.build in s, and ratios topk.ours_over.<who>.t<n>."""
     compiled.warm_up()
     data = search_data(sizes.slices, sizes.queries)
     n_items, d = data.vectors.shape

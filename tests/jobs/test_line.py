@@ -16,6 +16,7 @@ from encore.errors import LakeError
 from encore.evaluation.metrics import MEANS
 from encore.job import JOBS, Session, job_module, run_job
 from encore.pipeline import plan, run_pipeline
+from encore.scan import Where
 from encore.store import Store
 from encore.tables import ALL, JOB_COSTS, JOB_RUNS, RECOMMENDATIONS
 from encore.tracking import Tracking
@@ -121,12 +122,7 @@ def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
         "recommend.query_block=7",
         "recommend.item_block=1000",
     )
-    conf = session().conf
-    conf.set("spark.sql.files.maxPartitionBytes", "50000")
-    try:
-        results = run_pipeline(other, plan(last="evaluate"), session=session, force=True)
-    finally:
-        conf.unset("spark.sql.files.maxPartitionBytes")
+    results = run_pipeline(other, plan(last="evaluate"), session=session, force=True)
     assert {result.status for result in results} == {"done"}
     assert contents(tmp_path / "lake") == contents(lake)
     assert {f"{model}:{start}" for model in ("cosine", "random") for start in (0, 160)} <= _parts(other, session)
@@ -261,9 +257,9 @@ def test_a_job_may_only_touch_what_it_declares(made: tuple[Path, Config], sessio
     store = Store(config, session)
     ctx = JobContext("x", config, session, store, Tracking(config, "x"), "x", module.READS, module.WRITES)
     with pytest.raises(LakeError, match="reads tracks, which it does not declare"):
-        ctx.read(TRACKS)
+        ctx.scan(TRACKS, ["track_id"])
     with pytest.raises(LakeError, match="writes playlists, which it does not declare"):
-        ctx.replace(PLAYLISTS, session().range(1))
+        ctx.write(PLAYLISTS, [], Where())
 
 
 def test_a_missing_table_names_the_job_that_makes_it(session: Session, lake_settings: Callable[..., Config]) -> None:

@@ -1,27 +1,41 @@
-"""From one row to one row on Spark: any partitions and blocks, keys that stay unique, arrays that every worker maps."""
+"""From one row to one row on Spark: any tasks and blocks, keys that stay unique, arrays that every worker maps."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chispa import assert_df_equality
 
-from encore.catalogue import count_tracks
+from encore.config import S3Config
+from encore.costs import newest, stages
+from encore.datafiles import Moved, Place, Writer
 from encore.job import Session
 from encore.ragged import Ragged
-from encore.rows import Kernel, map_rows
+from encore.rows import Kernel, RowMap, write_rows
+from encore.scan import Scan, Stretch, Where
 from encore.shipping import ship
 from encore.tables import HOLDOUT, RECOMMENDATIONS
+from encore.tasks import run_tasks
 
-SCHEMA = "pid bigint, track_ids array<int>"
+S3 = S3Config(endpoint=None, region=None, path_style=False)
+SCHEMA = pa.schema([("pid", pa.int64()), ("track_ids", pa.list_(pa.int32()))])
 
 
-def playlists(session: Session, n: int, partitions: int) -> Any:
-    rows = [(pid, [pid, pid + 1, pid + 2]) for pid in range(n)]
-    return session().createDataFrame(rows, SCHEMA).repartition(partitions)
+def source(folder: Path, *files: range, group: int = 4) -> Scan:
+    """Playlists of three tracks, in files of small row groups."""
+    stretches = []
+    for pids in files:
+        rows = pa.table({"pid": list(pids), "track_ids": [[p, p + 1, p + 2] for p in pids]}, schema=SCHEMA)
+        name = f"{pids.start}.parquet"
+        folder.mkdir(exist_ok=True)
+        pq.write_table(rows, folder / name, row_group_size=group)
+        stretches.append(Stretch(name, 0, len(pids)))
+    return Scan("playlists", Place(str(folder), S3), SCHEMA, Where(), tuple(stretches))
 
 
 def halves() -> Kernel:
@@ -32,15 +46,23 @@ def halves() -> Kernel:
     return kernel
 
 
-@pytest.mark.parametrize(("partitions", "block"), [(1, 1), (3, 4), (7, 1000)])
-def test_partitions_and_blocks_change_no_row(session: Session, partitions: int, block: int) -> None:
-    expected = session().createDataFrame([(pid, [pid, pid + 1], [pid + 2]) for pid in range(50)], HOLDOUT.ddl)
-    mapped = map_rows(playlists(session, 50, partitions), halves, HOLDOUT, block=block)
-    assert_df_equality(mapped.frame, expected, ignore_row_order=True, ignore_nullable=True)
-    assert_df_equality(mapped.keys, expected.select("pid"), ignore_row_order=True, ignore_nullable=True)
+def made(folder: Path, reports: pa.Table) -> list[str]:
+    return [str(folder / path) for path in reports["path"].drop_null().to_pylist()]
 
 
-def test_a_kernel_may_leave_rows_out_and_keys_come_from_the_source(session: Session) -> None:
+@pytest.mark.parametrize(("tasks", "block"), [(1, 1), (2, 4), (9, 1000)])
+def test_tasks_and_blocks_change_no_row(session: Session, tmp_path: Path, tasks: int, block: int) -> None:
+    spark, out = session(), tmp_path / "out"
+    work = RowMap(source(tmp_path / "in", range(21), range(21, 50)), halves, block=block, tasks=tasks)
+    reports = write_rows(spark, work, HOLDOUT, Place(str(out), S3))
+    expected = spark.createDataFrame([(pid, [pid, pid + 1], [pid + 2]) for pid in range(50)], HOLDOUT.ddl)
+    found = spark.read.parquet(*made(out, reports))
+    assert_df_equality(found, expected, ignore_row_order=True, ignore_nullable=True)
+    assert sum(reports["read_rows"].drop_null().to_pylist()) == 50
+    assert len(made(out, reports)) == min(2 * tasks, 50)
+
+
+def test_a_kernel_may_leave_rows_out_and_keys_come_from_the_source(session: Session, tmp_path: Path) -> None:
     def even() -> Kernel:
         def kernel(rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
             kept = np.flatnonzero(rows["pid"].to_numpy() % 2 == 0)
@@ -49,22 +71,33 @@ def test_a_kernel_may_leave_rows_out_and_keys_come_from_the_source(session: Sess
 
         return kernel
 
-    mapped = map_rows(playlists(session, 9, 2), even, RECOMMENDATIONS, block=4, constant={"model": "m"})
+    spark, out = session(), tmp_path / "out"
+    work = RowMap(source(tmp_path / "in", range(9)), even, block=4, constant={"model": "m"})
+    reports = write_rows(spark, work, RECOMMENDATIONS, Place(str(out), S3))
     rows = [
         ("m", pid, [pid, pid + 1, pid + 2], [pid * 0.5, pid * 0.5 + 0.5, pid * 0.5 + 1.0]) for pid in (0, 2, 4, 6, 8)
     ]
-    expected = session().createDataFrame(rows, RECOMMENDATIONS.ddl)
-    assert_df_equality(mapped.frame, expected, ignore_row_order=True, ignore_nullable=True)
+    expected = spark.createDataFrame(rows, RECOMMENDATIONS.ddl)
+    found = spark.read.option("basePath", str(out)).parquet(*made(out, reports)).select(*RECOMMENDATIONS.names)
+    assert_df_equality(found, expected, ignore_row_order=True, ignore_nullable=True)
 
 
-def test_a_kernel_that_repeats_a_row_is_refused(session: Session) -> None:
-    from pyspark.errors import PythonException
+def test_a_kernel_that_repeats_a_row_is_refused(session: Session, tmp_path: Path) -> None:
+    from py4j.protocol import Py4JJavaError
 
     def twice() -> Kernel:
         return lambda rows: (np.array([0, 0]), {"train": pa.array([[1], [1]]), "test": pa.array([[2], [2]])})
 
-    with pytest.raises(PythonException, match="places of source rows, rising"):
-        map_rows(playlists(session, 3, 1), twice, HOLDOUT, block=10).frame.collect()
+    work = RowMap(source(tmp_path / "in", range(3)), twice, block=10)
+    with pytest.raises(Py4JJavaError, match="places of source rows, rising"):
+        write_rows(session(), work, HOLDOUT, Place(str(tmp_path / "out"), S3))
+
+
+def test_a_source_without_rows_needs_no_task(session: Session, tmp_path: Path) -> None:
+    before = newest(session())
+    reports = write_rows(session(), RowMap(source(tmp_path), halves, block=4), HOLDOUT, Place(str(tmp_path), S3))
+    assert reports.num_rows == 0
+    assert newest(session()) == before
 
 
 def test_arrays_reach_every_worker_as_they_were_and_cannot_be_written(session: Session) -> None:
@@ -73,28 +106,51 @@ def test_arrays_reach_every_worker_as_they_were_and_cannot_be_written(session: S
     again = ship(session(), {"other": arrays["a"].copy()})
     assert again.files[0][1] == shipped.files[0][1], "the same content is sent once"
 
-    def look(batches: Any) -> Any:
-        for _ in batches:
-            found = shipped.open()
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array([float(found["a"].sum())]),
-                    pa.array([found["a"].flags.writeable]),
-                    pa.array([len(found["empty"])]),
-                ],
-                ["total", "writeable", "n"],
-            )
+    def look(number: int) -> pa.Table:
+        found = shipped.open()
+        return pa.table(
+            {
+                "number": [number],
+                "total": [float(found["a"].sum())],
+                "writeable": [found["a"].flags.writeable],
+                "n": [len(found["empty"])],
+            }
+        )
 
-    rows = session().range(4).repartition(2).mapInArrow(look, "total double, writeable boolean, n bigint").collect()
-    assert {tuple(row) for row in rows} == {(66.0, False, 0)}
-
-
-def test_tracks_are_counted_as_often_as_they_stand(session: Session) -> None:
-    counts = count_tracks(playlists(session, 50, 3), "track_ids", 60)
-    assert counts.tolist() == [1, 2, *[3] * 48, 2, 1, *[0] * 8]
+    rows = pa.concat_tables(run_tasks(session(), range(4), look)).to_pylist()
+    assert rows == [{"number": i, "total": 66.0, "writeable": False, "n": 0} for i in range(4)]
 
 
-def test_after_ingest_nothing_is_shuffled(session: Session) -> None:
-    plan = map_rows(playlists(session, 5, 1), halves, HOLDOUT, block=4).frame
-    text = plan._jdf.queryExecution().executedPlan().toString()
-    assert text.count("Exchange") == 1, "the one of this test's own repartition"
+def test_what_tasks_do_is_one_stage_and_shuffles_nothing(session: Session, tmp_path: Path) -> None:
+    before = newest(session())
+    work = RowMap(source(tmp_path / "in", range(20)), halves, block=4, tasks=3)
+    write_rows(session(), work, HOLDOUT, Place(str(tmp_path / "out"), S3))
+    (stage,) = stages(session(), before)
+    assert stage.tasks == 6
+    assert (stage.shuffled_rows, stage.shuffled_bytes, stage.spilled_bytes) == (0, 0, 0)
+
+
+def test_a_file_that_is_written_is_read_back_with_its_partition(tmp_path: Path) -> None:
+    place, moved = Place(str(tmp_path), S3), Moved()
+    writer = Writer(RECOMMENDATIONS, place)
+    rows = pa.table(
+        {"model": ["m"] * 5, "pid": range(5), "track_ids": [[1, 2]] * 5, "scores": [[0.5, 0.25]] * 5},
+        schema=pa.schema([(n, RECOMMENDATIONS_TYPES[n]) for n in RECOMMENDATIONS.names]),
+    )
+    writer.write(rows)
+    path = writer.close().column("path")[0].as_py()
+    schema = pa.schema([("model", pa.string()), ("track_ids", pa.list_(pa.int32()))])
+    stretch = Stretch(path, 1, 4, (("model", "m"),), filtered=True)
+    scan = Scan("recommendations", place, schema, Where((("model", "m"),), "pid", 2, 9), (stretch,))
+    found = pa.concat_tables(scan.read(moved))
+    assert found.to_pylist() == [{"model": "m", "track_ids": [1, 2]}] * 2
+    assert moved.read_rows == 3
+    assert 0 < moved.read_bytes < (tmp_path / path).stat().st_size
+
+
+RECOMMENDATIONS_TYPES = {
+    "model": pa.string(),
+    "pid": pa.int64(),
+    "track_ids": pa.list_(pa.int32()),
+    "scores": pa.list_(pa.float32()),
+}

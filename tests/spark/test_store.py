@@ -12,14 +12,17 @@ import pytest
 from encore.datafiles import Writer
 from encore.errors import LakeError, WriteRefused
 from encore.job import Session
-from encore.store import Commit, Store, Where
+from encore.scan import Among, Where
+from encore.store import Commit, Store
 from encore.tables import (
     ALL,
     AUDIO_FEATURES,
     FEATURES,
     HOLDOUT,
+    JOB_COSTS,
     JOB_RUNS,
     PLAYLIST_CENTROIDS,
+    QUARANTINE,
     RECOMMENDATIONS,
     Table,
     arrow_schema,
@@ -27,7 +30,7 @@ from encore.tables import (
 from tests.conftest import settings
 
 COMMIT = Commit("test", "run", "fingerprint")
-TABLES = [table for table in ALL if table is not JOB_RUNS]
+TABLES = [table for table in ALL if table not in (JOB_RUNS, JOB_COSTS)]
 SAMPLE: dict[str, Any] = {
     "bigint": 7,
     "int": 1,
@@ -76,64 +79,45 @@ def frame(session: Session, table: Table, rows: list[dict[str, Any]]) -> Any:
     return session().createDataFrame(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
 
 
+def write(
+    store: Store, table: Table, rows: list[dict[str, Any]], where: Where | Among | None = None, commit: Commit = COMMIT
+) -> None:
+    writer = Writer(table, store.place(table))
+    writer.write(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
+    store.commit_files(table, pa.Table.from_batches([writer.close()]), commit, where or Where())
+
+
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 class TestEachTable:
-    def test_takes_good_rows_and_gives_them_back(self, store: Store, session: Session, table: Table) -> None:
+    def test_takes_good_rows_and_gives_them_back(self, store: Store, table: Table) -> None:
         rows = [good_row(table, 0), good_row(table, 1)]
-        store.replace(table, frame(session, table, rows), COMMIT)
+        write(store, table, rows)
         found = store.read(table).orderBy(*table.key).toArrow().to_pylist()
         assert [tuple(row[name] for name in table.key) for row in found] == sorted(
             tuple(row[name] for name in table.key) for row in rows
         )
         assert store.state(table).rows == 2  # type: ignore[union-attr]
 
-    def test_refuses_columns_that_are_missing_undeclared_or_of_another_type_all_in_one_error(
-        self, store: Store, session: Session, table: Table
-    ) -> None:
-        last = table.columns[-1].name
-        wrong = frame(session, table, [good_row(table)]).drop(last).selectExpr("*", "1 AS surplus")
-        first = table.columns[0]
-        kind = "date" if first.type != "date" else "int"
-        wrong = wrong.withColumn(first.name, _null(kind))
-        before = store.version(table)
-        with pytest.raises(WriteRefused) as caught:
-            store.replace(table, wrong, COMMIT)
-        assert len(caught.value.differences) == 3
-        text = str(caught.value)
-        assert f"column {last}" in text
-        assert "surplus" in text
-        assert f"{first.name}: {first.type} expected, {kind} found" in text
-        assert store.version(table) == before
+    def test_is_streamed_as_spark_reads_it(self, store: Store, table: Table) -> None:
+        write(store, table, [good_row(table, number) for number in range(5)])
+        parts = store.scan(table, table.names).read()
+        found = pa.concat_tables(parts).sort_by([(name, "ascending") for name in table.key]).to_pylist()
+        assert found == store.read(table).orderBy(*table.key).toArrow().to_pylist()
 
-    def test_refuses_a_key_that_repeats_and_names_it(self, store: Store, session: Session, table: Table) -> None:
-        before = store.version(table)
-        rows = [good_row(table, 0), good_row(table, 1), good_row(table, 0)]
-        with pytest.raises(WriteRefused, match=r"key .* repeats: .*\(2 times\)"):
-            store.replace(table, frame(session, table, rows), COMMIT)
-        assert store.version(table) == before
-
-    def test_refuses_nulls_and_broken_checks_and_names_every_one(
-        self, store: Store, session: Session, table: Table
-    ) -> None:
+    def test_refuses_nulls_and_broken_checks_and_names_every_one(self, store: Store, table: Table) -> None:
         required = [column.name for column in table.columns if not column.nullable]
         rows = [good_row(table, 0)]
         rows += [{**good_row(table, 100 + i), name: None} for i, name in enumerate(required)]
         rows += [{**good_row(table, 200 + i), **breaking(check.sql)} for i, check in enumerate(table.checks.values())]
         before = store.version(table)
         with pytest.raises(WriteRefused) as caught:
-            store.replace(table, frame(session, table, rows), COMMIT)
+            write(store, table, rows)
         text = str(caught.value)
         for name in required:
             assert f"{name} is not null: broken by" in text
         for name in table.checks:
             assert f"{name} (" in text
         assert store.version(table) == before
-
-
-def _null(kind: str) -> Any:
-    from pyspark.sql import functions as F
-
-    return F.lit(None).cast(kind)
 
 
 def test_the_checks_are_the_tables_own_so_that_no_other_writer_gets_past_them(store: Store, session: Session) -> None:
@@ -150,42 +134,63 @@ def test_comments_and_grain_stand_in_the_table(store: Store) -> None:
     assert len(FEATURES) == 11
 
 
-def test_replacing_a_range_leaves_the_rest_and_refuses_rows_outside(store: Store, session: Session) -> None:
-    rows = [good_row(HOLDOUT, i) | {"pid": i} for i in range(10)]
-    store.replace(HOLDOUT, frame(session, HOLDOUT, rows), COMMIT)
-    new = [{"pid": i, "train": [9], "test": []} for i in (3, 4)]
-    store.replace(HOLDOUT, frame(session, HOLDOUT, new), COMMIT, where="pid >= 3 AND pid < 6")
+def test_replacing_a_range_leaves_the_rest(store: Store) -> None:
+    write(store, HOLDOUT, [good_row(HOLDOUT, i) | {"pid": i} for i in range(10)])
+    write(store, HOLDOUT, [{"pid": i, "train": [9], "test": []} for i in (3, 4)], Where((), "pid", 3, 6))
     found = {row["pid"]: row["train"] for row in store.read(HOLDOUT).toArrow().to_pylist()}
     assert found == {**{i: [1, 2] for i in (0, 1, 2, 6, 7, 8, 9)}, 3: [9], 4: [9]}
-    with pytest.raises(LakeError):
-        store.replace(HOLDOUT, frame(session, HOLDOUT, rows[:1]), COMMIT, where="pid >= 3 AND pid < 6")
 
 
-def test_merging_updates_inserts_and_deletes_only_what_it_is_told(store: Store, session: Session) -> None:
-    first = [good_row(RECOMMENDATIONS) | {"model": "a", "pid": i} for i in range(3)]
-    store.replace(RECOMMENDATIONS, frame(session, RECOMMENDATIONS, first), COMMIT)
-    second = [good_row(RECOMMENDATIONS) | {"model": "a", "pid": i, "track_ids": [8, 9]} for i in (1, 5)]
-    store.merge(RECOMMENDATIONS, frame(session, RECOMMENDATIONS, second), COMMIT, delete="old.pid = 2")
-    found = {row["pid"]: row["track_ids"] for row in store.read(RECOMMENDATIONS).toArrow().to_pylist()}
-    assert found == {0: [1, 2], 1: [8, 9], 5: [8, 9]}
+def test_replacing_some_keys_leaves_the_rest_and_none_only_adds(store: Store) -> None:
+    write(store, HOLDOUT, [good_row(HOLDOUT, i) | {"pid": i} for i in range(4)])
+    write(store, HOLDOUT, [{"pid": 1, "train": [9], "test": []}], Among("pid", pa.array([1, 3, 70])))
+    write(store, HOLDOUT, [{"pid": 8, "train": [8], "test": []}], Among("pid", pa.array([], pa.int64())))
+    found = {row["pid"]: row["train"] for row in store.read(HOLDOUT).toArrow().to_pylist()}
+    assert found == {0: [1, 2], 2: [1, 2], 1: [9], 8: [8]}
 
 
-def test_parts_of_the_same_work_are_remembered_until_other_work_writes(store: Store, session: Session) -> None:
-    def write(fingerprint: str, part: str, pid: int) -> None:
-        commit = Commit("test", "run", fingerprint, part)
-        row = frame(session, HOLDOUT, [{"pid": pid, "train": [1], "test": []}])
-        store.replace(HOLDOUT, row, commit, where=f"pid = {pid}")
+def test_a_table_whose_files_do_not_say_all_is_refused(store: Store, session: Session) -> None:
+    table = PLAYLIST_CENTROIDS
+    write(store, table, [good_row(table, i) for i in range(3)])
+    spark = session()
+    spark.sql(f"ALTER TABLE delta.`{store.uri(table)}` SET TBLPROPERTIES ('delta.enableDeletionVectors' = true)")
+    with pytest.raises(LakeError, match="plain data files expected, deletionVectors found"):
+        store.scan(table, table.names)
 
-    write("one", "a", 1)
-    write("one", "b", 2)
+
+def test_parts_of_the_same_work_are_remembered_until_other_work_writes(store: Store) -> None:
+    def part(fingerprint: str, name: str, pid: int) -> None:
+        rows = [{"pid": pid, "train": [1], "test": []}]
+        write(store, HOLDOUT, rows, Where((), "pid", pid, pid + 1), Commit("test", "run", fingerprint, name))
+
+    part("one", "a", 1)
+    part("one", "b", 2)
     assert store.parts_done(HOLDOUT, "one") == {"a", "b"}
-    write("two", "a", 1)
+    part("two", "a", 1)
     assert store.parts_done(HOLDOUT, "two") == {"a"}
     assert store.parts_done(HOLDOUT, "one") == set()
 
 
+def test_what_another_job_writes_is_no_change_for_a_job_but_what_a_stranger_writes_is(
+    store: Store, session: Session
+) -> None:
+    table = QUARANTINE
+    write(store, table, [good_row(table, 1)], commit=Commit("first", "run", "f"))
+    mine = store.state(table)
+    write(store, table, [good_row(table, 2)], Among("source", pa.array([], pa.string())), Commit("second", "run", "f"))
+    after = store.state(table)
+    assert mine is not None
+    assert after is not None
+    assert after.version_for("first") == mine.version_for("first") < after.version_for("second") == after.data_version
+    frame(session, table, [good_row(table, 3)]).write.format("delta").mode("append").save(store.uri(table))
+    last = store.state(table)
+    assert last is not None
+    assert last.version_for("first") == last.version_for("second") == last.version
+
+
 def test_maintenance_makes_a_version_but_no_data_version(store: Store, session: Session) -> None:
-    store.replace(HOLDOUT, frame(session, HOLDOUT, [good_row(HOLDOUT, i) for i in range(3)]).repartition(3), COMMIT)
+    for i in range(3):
+        write(store, HOLDOUT, [good_row(HOLDOUT, i)], Among("pid", pa.array([], pa.int64())))
     before = store.state(HOLDOUT)
     session().sql(f"OPTIMIZE delta.`{store.uri(HOLDOUT)}`")
     after = store.state(HOLDOUT)
@@ -209,23 +214,18 @@ def test_a_lake_that_cannot_be_written_is_refused(session: Session) -> None:
         Store(settings("/proc/lake"), session).check_writable()
 
 
-def write_files(store: Store, table: Table, rows: list[dict[str, Any]], where: Where, part: str = "all") -> None:
-    writer = Writer(table, store.place(table))
-    writer.write(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
-    reports = pa.Table.from_batches([writer.close()])
-    store.commit_files(table, reports, Commit("test", "run", "files", part), where)
-
-
 def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, session: Session) -> None:
     def lists(model: str, pids: range, first: int) -> list[dict[str, Any]]:
         return [{"model": model, "pid": pid, "track_ids": [first, 2], "scores": [0.5, 0.25]} for pid in pids]
 
     table = RECOMMENDATIONS
-    # a file by another writer that holds rows of both models and of all pids: what is outside must stay
+    # a file by another writer that holds rows of all pids: what is outside must stay
     everything = [*lists("a", range(10), 1), *lists("b", range(10), 1)]
-    store.replace(table, frame(session, table, everything).coalesce(1), COMMIT)
+    other = frame(session, table, everything).coalesce(1).write.format("delta").partitionBy("model")
+    other.mode("overwrite").save(store.uri(table))
     before = store.version(table)
-    write_files(store, table, lists("a", range(3, 6), 7), Where((("model", "a"),), "pid", 3, 7), part="a:3")
+    part = Commit("test", "run", "files", "a:3")
+    write(store, table, lists("a", range(3, 6), 7), Where((("model", "a"),), "pid", 3, 7), part)
     assert store.version(table) == before + 1  # type: ignore[operator]
     found = {(row["model"], row["pid"]): row["track_ids"][0] for row in store.read(table).collect()}
     expected = {("a", pid): 7 if 3 <= pid < 6 else 1 for pid in range(10) if pid != 6}
@@ -240,8 +240,8 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
 
 
 def test_a_range_that_is_emptied_is_a_commit_too(store: Store) -> None:
-    write_files(store, HOLDOUT, [{"pid": 1, "train": [1], "test": []}], Where())
-    write_files(store, HOLDOUT, [], Where(), part="nothing")
+    write(store, HOLDOUT, [{"pid": 1, "train": [1], "test": []}])
+    write(store, HOLDOUT, [], commit=Commit("test", "run", "files", "nothing"))
     state = store.state(HOLDOUT)
     assert state is not None
     assert state.rows == 0
@@ -255,7 +255,7 @@ def test_files_with_rows_that_break_the_declaration_are_not_committed(store: Sto
     ]
     before = store.version(RECOMMENDATIONS)
     with pytest.raises(WriteRefused) as caught:
-        write_files(store, RECOMMENDATIONS, rows, Where())
+        write(store, RECOMMENDATIONS, rows)
     text = str(caught.value)
     assert "a_score_for_each_track (size(track_ids) = size(scores)): broken by 1 row(s), such as model/pid a/1" in text
     assert "pid is not null: broken by 1 row(s)" in text

@@ -107,7 +107,7 @@ def clean_modules() -> list[str]:
 
 
 def test_the_reader_of_imports_sees_them() -> None:
-    assert "pyspark.sql.functions" in imports("encore.store")
+    assert "pyspark.errors" in imports("encore.store")
     assert not any(is_within(name, "pyspark") for name in imports("encore.store", run_at_import=True))
     assert "encore.ragged.Ragged" in imports("encore.similarity.kernel", run_at_import=True)
     assert "encore.mpd" in reached("encore.mpd.parse")

@@ -168,16 +168,6 @@ def test_key_figures() -> None:
     assert {line.value for line in empty} == {0, None}
 
 
-def test_the_feature_matrix_holds_nan_where_there_is_nothing() -> None:
-    rows = pa.table({"track_id": pa.array([3, 0], pa.int32()), **{name: [1.5, 2.5] for name in FEATURES}})
-    found = data.feature_matrix(rows, 5)
-    assert found.dtype == np.float32
-    assert found.shape == (5, 11)
-    assert (found[3] == 1.5).all()
-    assert (found[0] == 2.5).all()
-    assert np.isnan(found[[1, 2, 4]]).all()
-
-
 def test_histograms_count_every_value_once() -> None:
     rng = np.random.default_rng(4)
     features = feature_rows(rng, 3000)
@@ -288,19 +278,21 @@ def test_the_summary_is_that_of_the_rows() -> None:
 
 
 def test_quarantine_and_ledger_are_in_order() -> None:
-    groups = pa.Table.from_pylist(
-        [
-            {"stage": "b", "reason": "y", "n": 2, "source": "f", "record": "1", "detail": "d", "payload": None},
-            {"stage": "a", "reason": "z", "n": 1, "source": "f", "record": "1", "detail": "d", "payload": "p"},
-            {"stage": "b", "reason": "x", "n": 3, "source": "f", "record": "1", "detail": "d", "payload": None},
-        ]
-    )
-    found = data.refused(groups)
-    assert [(line.stage, line.reason, line.n, line.payload) for line in found] == [
-        ("a", "z", 1, "p"),
-        ("b", "x", 3, ""),
-        ("b", "y", 2, ""),
+    rows = [
+        {"stage": "b", "reason": "y", "source": "f", "record": "1", "detail": "d", "payload": None},
+        {"stage": "a", "reason": "z", "source": "f", "record": "1", "detail": "d", "payload": "p"},
+        {"stage": "b", "reason": "x", "source": "g", "record": "1", "detail": "d", "payload": None},
+        {"stage": "b", "reason": "x", "source": "f", "record": "2", "detail": "first", "payload": "q"},
+        {"stage": "b", "reason": "x", "source": "f", "record": "3", "detail": "d", "payload": None},
     ]
+    for cut in range(len(rows) + 1):
+        schema = pa.schema([(name, pa.string()) for name in data.REFUSED])
+        found = data.refused(pa.Table.from_pylist(part, schema=schema) for part in (rows[:cut], rows[cut:]))
+        assert [(line.stage, line.reason, line.n, line.detail, line.payload) for line in found] == [
+            ("a", "z", 1, "d", "p"),
+            ("b", "x", 3, "first", "q"),
+            ("b", "y", 1, "d", ""),
+        ]
     times = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 1, 2)]
     files = pa.table(
         {

@@ -90,6 +90,8 @@ def _parse(
                 about = ingest.parse_files(ctx.spark, runs, ingest.Parsing(limits, aside, digests, taken))
             changed = about.filter(pc.not_equal(about["status"], "same"))["slice"].to_pylist()
             lost = ingest.losers(_owned(about), _others(ctx, changed, ledger))
+            ctx.moved.read_rows += pc.sum(about["n_playlists"]).as_py() or 0
+            ctx.moved.read_bytes += pc.sum(about["size_bytes"]).as_py() or 0
             if not lost:
                 return about, changed
             # Rare: two files claim a playlist. What the other one has of it must leave no trace, so read again.

@@ -39,7 +39,7 @@ from encore.tables import (
 from encore.tracking import git_commit
 
 if TYPE_CHECKING:
-    from encore.reports.data import Count, Refused
+    from encore.reports.data import Count
 
 READS = (INGEST_LEDGER, QUARANTINE, PLAYLISTS, TRACKS, AUDIO_FEATURES, PLAYLIST_METRICS)
 WRITES = ()
@@ -137,7 +137,7 @@ def run(ctx: JobContext) -> None:
             untitled=titles.untitled,
             coverage=data.coverage(has, counts),
             sampled=len(sample),
-            refused=_refused(ctx),
+            refused=data.refused(_parts(ctx, QUARANTINE, data.REFUSED)),
             ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
             figures=figures,
         )
@@ -271,19 +271,3 @@ def _tracks(ctx: JobContext, counts: np.ndarray) -> list[Count]:
         )
         for place in places
     ]
-
-
-def _refused(ctx: JobContext) -> list[Refused]:
-    """By stage and reason, with the first by source and record as an example."""
-    from encore.reports.data import Refused
-
-    columns = ("stage", "reason", "source", "record", "detail", "payload")
-    found: dict[tuple[str, str], Refused] = {}
-    for part in _parts(ctx, QUARANTINE, columns):
-        for row in part.to_pylist():
-            group, one = (row["stage"], row["reason"]), {**row, "payload": row["payload"] or ""}
-            known = found.get(group) or Refused(**one, n=0)
-            first = min((known.source, known.record), (row["source"], row["record"]))
-            kept = known if first == (known.source, known.record) else Refused(**one, n=known.n)
-            found[group] = kept._replace(n=known.n + 1)
-    return sorted(found.values())

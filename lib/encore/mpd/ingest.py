@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from encore.catalogue import track_words
 from encore.config import S3Config
-from encore.datafiles import REPORT_DDL, Place, Writer
+from encore.datafiles import Place, Writer
 from encore.errors import InputError
 from encore.files import SourceFile, read_bytes, write_bytes
 from encore.keys import U64, BestRecords
@@ -34,16 +34,13 @@ from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
 from encore.mpd.tracks import DistinctTracks
 from encore.ragged import Ragged
 from encore.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.tasks import run_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 I32 = NDArray[np.int32]
 
-FILES_DDL = (
-    "task int, scratch string, slice string, size_bytes bigint, digest string, modified_ns bigint, "
-    "n_playlists bigint, n_quarantined bigint, status string, pids array<bigint>"
-)
 FILES = pa.schema(
     [
         ("task", pa.int32()),
@@ -68,9 +65,6 @@ PLAYLISTS_ASIDE = pa.schema(
     ]
 )
 REFUSED_ASIDE = pa.schema([field for field in arrow_schema(QUARANTINE) if field.name != "stage"])
-
-WRITTEN_DDL = f"name string, {REPORT_DDL}"
-"""What the second pass says: the reports of the files it wrote, and of which table they are."""
 
 
 def by_number(files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -133,14 +127,9 @@ class Parsing:
 
 def parse_files(spark: SparkSession, runs: Sequence[Sequence[SourceFile]], parsing: Parsing) -> pa.Table:
     """The first pass, a task for each run of files: a row of FILES a file."""
-    files = [list(run) for run in runs]
-
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch.column(0).to_pylist():
-                yield from parse_run(task, files[task], parsing).combine_chunks().to_batches()
-
-    return spark.range(0, len(files), 1, len(files)).mapInArrow(work, FILES_DDL).toArrow()
+    parts = [(task, list(run)) for task, run in enumerate(runs)]
+    about = run_tasks(spark, parts, lambda part: parse_run(part[0], part[1], parsing))
+    return pa.concat_tables([FILES.empty_table(), *about])
 
 
 def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Table:
@@ -313,16 +302,15 @@ def write_files(spark: SparkSession, ids: Ids, writing: Writing) -> dict[str, pa
     for scratch, own, rows in zip(writing.scratch, ids.of_task, ids.writes, strict=True):
         writing.aside.write(f"{scratch}/ids", pa.table({"track_id": own, "writes": rows}))
 
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for task in batch.column(0).to_pylist():
-                for name, reports in write_run(task, writing):
-                    names = pa.repeat(name, reports.num_rows)
-                    yield pa.RecordBatch.from_arrays([names, *reports.columns], names=["name", *reports.schema.names])
+    def work(task: int) -> pa.Table:
+        parts = [
+            pa.Table.from_batches([reports]).append_column("table", pa.repeat(name, reports.num_rows))
+            for name, reports in write_run(task, writing)
+        ]
+        return pa.concat_tables(parts)
 
-    n = len(writing.scratch)
-    written = spark.range(0, n, 1, n).mapInArrow(work, WRITTEN_DDL).toArrow()
-    return {name: written.filter(pc.equal(written["name"], name)).drop_columns(["name"]) for name in writing.places}
+    written = pa.concat_tables(run_tasks(spark, range(len(writing.scratch)), work))
+    return {name: written.filter(pc.equal(written["table"], name)).drop_columns(["table"]) for name in writing.places}
 
 
 def write_run(task: int, writing: Writing) -> Iterator[tuple[str, pa.RecordBatch]]:

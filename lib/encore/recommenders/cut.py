@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from encore.compiling import prepared
 from encore.ragged import Ragged, offsets_of
 from encore.similarity.kernel import Ranked
 
@@ -31,6 +34,14 @@ def without_seeds(found: Ranked, seeds: Ragged, k: int) -> Ranked:
         kept = np.arange(room[-1]) - np.repeat(room[:-1], np.diff(room)) < np.repeat(lengths, np.diff(room))
         ids, scores = ids[kept], scores[kept]
     return Ranked(Ragged(offsets, ids), scores)
+
+
+@lru_cache(maxsize=1)
+def loops() -> None:
+    """Compile what is here, or wait until another process of this machine has."""
+    with prepared():
+        row = Ragged.from_lists([[0]])
+        without_seeds(Ranked(row, np.zeros(1, np.float32)), row, 1)
 
 
 @numba.njit(cache=True, nogil=True)

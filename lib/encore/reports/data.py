@@ -6,7 +6,7 @@ equal counts are ordered by id or by text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -326,6 +326,22 @@ class Refused(NamedTuple):
     record: str
     detail: str
     payload: str
+
+
+REFUSED: Final = ("stage", "reason", "source", "record", "detail", "payload")
+"""Columns of the quarantine that `refused` looks at."""
+
+
+def refused(parts: Iterable[pa.Table]) -> list[Refused]:
+    """By stage and reason, in their order, from rows of the columns REFUSED; a missing payload is empty."""
+    found: dict[tuple[str, str], Refused] = {}
+    for part in parts:
+        for row in part.to_pylist():
+            one = Refused(**{**row, "payload": row["payload"] or ""}, n=0)
+            known = found.get((one.stage, one.reason), one)
+            first = min(known, one, key=lambda line: (line.source, line.record))
+            found[one.stage, one.reason] = first._replace(n=known.n + 1)
+    return sorted(found.values())
 
 
 class Ledger(NamedTuple):

@@ -1,0 +1,53 @@
+"""Which rows of which files are read, and how they are cut into tasks."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from encore.config import S3Config
+from encore.datafiles import Place
+from encore.scan import Scan, Stretch, Where, scan_of
+
+PLACE = Place("/lake/t", S3Config(endpoint=None, region=None, path_style=False))
+SCHEMA = pa.schema([("pid", pa.int64())])
+
+
+def scan(*lengths: int) -> Scan:
+    return Scan("t", PLACE, SCHEMA, Where(), tuple(Stretch(str(i), 0, n) for i, n in enumerate(lengths)))
+
+
+def rows_of(found: Scan) -> list[tuple[str, int]]:
+    return [(stretch.path, row) for stretch in found.stretches for row in range(stretch.first, stretch.last)]
+
+
+@given(st.lists(st.integers(1, 30), max_size=8), st.integers(1, 12))
+def test_cuts_are_the_rows_in_order_and_of_one_size_but_for_one(lengths: list[int], n: int) -> None:
+    whole = scan(*lengths)
+    parts = whole.cut(n)
+    assert [row for part in parts for row in rows_of(part)] == rows_of(whole)
+    assert len(parts) == min(n, sum(lengths))
+    sizes = {part.rows for part in parts}
+    assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+def test_files_that_cannot_have_a_row_are_left_out_and_those_at_the_edge_are_filtered() -> None:
+    files = [
+        {"path": f"{i}", "num_records": 10, "min.pid": 10 * i, "max.pid": 10 * i + 9, "partition.model": model}
+        for i in (3, 1, 0, 2)
+        for model in "ba"
+    ]
+    found = scan_of("t", PLACE, SCHEMA, Where((("model", "a"),), "pid", 10, 25), ["model"], files)
+    assert [(s.path, s.filtered, s.partition) for s in found.stretches] == [
+        ("1", False, (("model", "a"),)),
+        ("2", True, (("model", "a"),)),
+    ]
+    assert found.of("model", ["b"]).stretches == ()
+
+
+def test_a_file_of_unknown_ends_is_read_and_filtered() -> None:
+    files = [{"path": "x", "num_records": 4}]
+    (stretch,) = scan_of("t", PLACE, SCHEMA, Where((), "pid", 10, 20), [], files).stretches
+    assert stretch.filtered
+    assert not scan_of("t", PLACE, SCHEMA, Where(), [], files).stretches[0].filtered
