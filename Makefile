@@ -9,6 +9,11 @@ LAKE      ?= data/lake
 SET       ?=
 MPD       ?=
 FEATURES  ?=
+PARTS     ?=
+QUICK     ?=
+DATA      ?=
+LIMIT     ?=
+ONLY      ?=
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -83,6 +88,19 @@ test: setup s3 lint ## Lint, types and all tests but the slow ones (under 5 minu
 .PHONY: test-full
 test-full: setup s3 lint ## All tests, the slow ones too
 	@$(call pytest,)
+
+# Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
+.PHONY: bench
+bench: setup ## Measure side by side with peers (under 10 minutes); PARTS="topk parser ingest line" chooses
+	@$(BIN)/python -m tests.bench run $(PARTS) $(if $(QUICK),--quick)
+
+.PHONY: bench-compare
+bench-compare: setup ## What changed between two reports: A=FILE B=FILE
+	@$(BIN)/python -m tests.bench compare $(A) $(B)
+
+.PHONY: bench-full
+bench-full: setup ## A million playlists and shares of it, resumable; DATA=DIR takes your slices, LIMIT=8g the memory
+	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
 
 .PHONY: lock
 lock: setup ## Compile the pins of setup.py into deploy/requirements.txt

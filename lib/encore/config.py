@@ -141,6 +141,11 @@ class RecommendConfig(Section):
     seed: int = Field(ge=0, description="Of models that draw at random.")
     query_block: int = Field(ge=1, description="Playlists that a kernel works on at a time: bounds its memory.")
     item_block: int = Field(ge=1, description="Tracks that a kernel looks at at a time: bounds its memory.")
+    index_items: int = Field(
+        ge=1,
+        description="Tracks of one index; a catalogue of more is searched index after index: bounds the memory of "
+        "building one and of searching.",
+    )
 
 
 class RunConfig(Section):

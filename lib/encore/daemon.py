@@ -17,9 +17,10 @@ MODULES = (
     "pandas",
     "pyarrow.parquet",
     "encore.mpd.ingest",
-    "encore.rows",
-    "encore.recommenders.registry",
-    "encore.evaluation.metrics",
+    "encore.jobs.split_holdout",
+    "encore.jobs.build_centroids",
+    "encore.jobs.recommend",
+    "encore.jobs.evaluate",
 )
 LOOPS = {
     "encore.keys": "encore.keyloops",

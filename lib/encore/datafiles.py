@@ -20,9 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from encore.config import S3Config
 from encore.files import is_s3, write_bytes
@@ -89,6 +91,15 @@ def broken_rows(table: Table, rows: pa.Table) -> dict[str, tuple[int, str]]:
     return found
 
 
+def repeated_keys(values: NDArray[np.int64], name: str) -> dict[str, tuple[int, str]]:
+    """As `broken_rows`: values of a key that are there more than once."""
+    if (np.diff(values) > 0).all():
+        return {}
+    found, counts = np.unique(values, return_counts=True)
+    more = found[counts > 1]
+    return {f"key {name} is unique": (len(more), str(more[0]))} if len(more) else {}
+
+
 def merge_broken(found: dict[str, tuple[int, str]], more: dict[str, tuple[int, str]]) -> None:
     """Add up counts; the example of the first stays."""
     for name, (n, example) in more.items():
@@ -120,7 +131,11 @@ class Writer:
             opened = self._open[values]
             opened.add(part)
             if opened.written >= FILE_BYTES:
-                self._closed.append(self._open.pop(values).close())
+                self._end(self._open.pop(values))
+
+    def _end(self, part: _Part) -> None:
+        merge_broken(self._broken, part.repeated())
+        self._closed.append(part.close())
 
     def _parts(self, rows: pa.Table) -> Iterator[tuple[tuple[str, ...], pa.Table]]:
         """Rows by partition, without the partition's columns."""
@@ -138,7 +153,9 @@ class Writer:
 
     def close(self, said: bytes | None = None, moved: Moved | None = None) -> pa.RecordBatch:
         """End all files; the reports, with what the kernel has to say and what was read for it."""
-        reports = [*self._closed, *(part.close() for part in self._open.values())]
+        for part in self._open.values():
+            self._end(part)
+        reports = self._closed
         if self._broken:
             reports.append({"broken": json.dumps(self._broken)})
         if said is not None:
@@ -164,6 +181,10 @@ class _Part:
         # minimum and maximum of whole-number keys are what readers skip files by
         self._keys = [name for name in table.key if pa.types.is_integer(schema.field(name).type)]
         self._stats: dict[str, list[int]] = {}
+        # of a key of one whole number, besides the partition, all values: a file must not have one twice
+        self._seen: list[NDArray[np.int64]] | None = None
+        if [name for name in table.key if name not in table.partition_by] == self._keys:
+            self._seen = []
         self._rows = 0
         self._held: list[pa.Table] = []
         self._held_bytes = 0
@@ -193,6 +214,8 @@ class _Part:
             ends = pc.min_max(rows[name]).as_py()
             low, high = self._stats.get(name, (ends["min"], ends["max"]))
             self._stats[name] = [min(low, ends["min"]), max(high, ends["max"])]
+        if self._seen is not None:
+            self._seen.append(rows[self._keys[0]].to_numpy().astype(np.int64))
         self._rows += rows.num_rows
         self._held.append(rows.select(self._schema.names).cast(self._schema))
         self._held_bytes += rows.nbytes
@@ -205,6 +228,11 @@ class _Part:
             each = max(1, rows.num_rows * GROUP_BYTES // max(1, self._held_bytes))
             self._writer.write_table(rows, row_group_size=each)
             self._held, self._held_bytes = [], 0
+
+    def repeated(self) -> dict[str, tuple[int, str]]:
+        """As `broken_rows`: keys that this file has more than once."""
+        values = np.concatenate(self._seen) if self._seen else np.empty(0, np.int64)
+        return repeated_keys(values, self._keys[0] if self._keys else "")
 
     def close(self) -> dict[str, Any]:
         self._flush()

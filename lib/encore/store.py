@@ -17,15 +17,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
+from numpy.typing import NDArray
 
 from encore.config import Config
-from encore.datafiles import Place, Writer, merge_broken
+from encore.datafiles import Place, Writer, merge_broken, repeated_keys
 from encore.errors import LakeError, WriteRefused
 from encore.files import delete_folder, is_s3, open_file
 from encore.scan import Among, Scan, Where, scan_of
@@ -299,6 +301,7 @@ class Store:
             raise WriteRefused(
                 table.name, [f"{name}: broken by {n} row(s), such as {key} {of}" for name, (n, of) in broken.items()]
             )
+        self._check_keys(table, reports.filter(reports["path"].is_valid()).to_pylist(), where)
         found = self._delta(table)
         if found is None:
             raise LakeError(f"{self.uri(table)}: the table is not there")
@@ -338,6 +341,37 @@ class Store:
         except (DeltaError, OSError) as error:
             raise LakeError(f"{table.name}: cannot be committed: {_first_line(error)}") from error
 
+    def _check_keys(self, table: Table, files: list[dict[str, Any]], where: Where | Among) -> None:
+        """That new files have no key twice, and no row outside of what they replace. Each file for itself was checked
+        as it was written, so keys are read of those alone whose ends overlap. For keys of one whole number."""
+        names = [name for name in table.key if name not in table.partition_by]
+        if len(names) != 1 or not pa.types.is_integer(arrow_schema(table).field(names[0]).type):
+            return
+        (name,) = names
+        parts: dict[str, list[tuple[int, int, str]]] = {}
+        for file in files:
+            stats, values = json.loads(file["stats"]), json.loads(file["partition"])
+            if not stats["numRecords"]:
+                continue
+            low, high = stats["minValues"][name], stats["maxValues"][name]
+            bounded = isinstance(where, Where) and where.column == name
+            if any(values[key] != value for key, value in where.partition) or (bounded and where.sides(low, high)[1]):
+                raise WriteRefused(table.name, [f"rows outside of what they replace: {values} {name} {low} to {high}"])
+            parts.setdefault(file["partition"], []).append((low, high, file["path"]))
+        for own in parts.values():
+            paths = sorted(overlapping(own))
+            repeated = repeated_keys(self._keys_in(table, name, paths), name) if paths else {}
+            if repeated:
+                rules = [f"{rule}: {n} repeat, such as {of}" for rule, (n, of) in repeated.items()]
+                raise WriteRefused(table.name, rules)
+
+    def _keys_in(self, table: Table, name: str, paths: list[str]) -> NDArray[np.int64]:
+        found = []
+        for path in paths:
+            with open_file(f"{self.place(table).uri}/{unquote(path)}", self._config.s3) as source:
+                found.append(pq.ParquetFile(source, pre_buffer=True).read([name])[name].to_numpy().astype(np.int64))
+        return np.concatenate(found)
+
     def place(self, table: Table) -> Place:
         """Where workers write files of a table."""
         return Place(self.uri(table).replace("s3a://", "s3://", 1), self._config.s3)
@@ -376,6 +410,17 @@ class Store:
             yield place
         finally:
             delete_folder(place, self._config.s3)
+
+
+def overlapping(files: list[tuple[int, int, str]]) -> set[str]:
+    """Names of files, of least and greatest value and name, that may share a value with another."""
+    found: set[str] = set()
+    reach: tuple[int, str] | None = None
+    for low, high, path in sorted(files):
+        if reach is not None and low <= reach[0]:
+            found |= {path, reach[1]}
+        reach = max(reach or (high, path), (high, path))
+    return found
 
 
 def _delta_schema(table: Table) -> Schema:

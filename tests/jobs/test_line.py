@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
 from encore.config import Config
 from encore.errors import LakeError
@@ -17,8 +19,9 @@ from encore.evaluation.metrics import MEANS
 from encore.job import JOBS, Session, job_module, run_job
 from encore.pipeline import plan, run_pipeline
 from encore.scan import Where
+from encore.show import print_run
 from encore.store import Store
-from encore.tables import ALL, JOB_COSTS, JOB_RUNS, RECOMMENDATIONS
+from encore.tables import ALL, JOB_COSTS, JOB_RUNS, RECOMMENDATIONS, Table
 from encore.tracking import Tracking
 from tests import recompute
 from tests.conftest import settings, write_slice
@@ -109,6 +112,96 @@ def test_running_again_changes_no_table_and_starts_no_spark(made: tuple[Path, Co
     assert recompute.versions(lake) == before
 
 
+LOGS_READ = {
+    "ingest_playlists": 5,
+    "ingest_features": 5,
+    "build_track_vectors": 5,
+    "split_holdout": 3,
+    "build_centroids": 5,
+    "recommend": 5,
+    "evaluate": 5,
+    "report": 7,
+}
+"""A job with nothing to do opens the log of each table that it reads or writes once, and that of `job_runs`."""
+
+
+def test_a_job_with_nothing_to_do_opens_each_log_once(
+    made: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config = made
+    opened: dict[str, list[str]] = {}
+    real, job = Store._delta, ""
+
+    def delta(self: Store, table: Table) -> Any:
+        opened.setdefault(job, []).append(table.name)
+        return real(self, table)
+
+    monkeypatch.setattr(Store, "_delta", delta)
+    unused, tracking = Session(config), Tracking(config, "again")
+    for job in JOBS:
+        assert run_job(job, config, unused, tracking).status == "up_to_date"
+    assert {name: len(tables) for name, tables in opened.items()} == LOGS_READ
+    assert all(len(set(tables)) == len(tables) for tables in opened.values())
+
+
+class TestCosts:
+    """What each job cost, as it is recorded: work that no noise of a machine changes."""
+
+    @pytest.fixture(scope="class")
+    def costs(self, made: tuple[Path, Config]) -> dict[str, dict[str, Any]]:
+        return {row["job"]: row for row in recompute.table(made[0], "job_costs")}
+
+    def test_every_job_has_a_row_with_time_and_memory(self, costs: dict[str, dict[str, Any]]) -> None:
+        assert set(costs) == set(JOBS)
+        for row in costs.values():
+            assert row["seconds"] > 0
+            assert 50e6 < row["driver_bytes"] < 10e9
+        assert costs["recommend"]["jvm_bytes"] > 50e6
+        assert costs["recommend"]["python_bytes"] > 50e6
+        assert 0 < costs["recommend"]["run_seconds"] < 2 * costs["recommend"]["seconds"]
+
+    def test_nothing_is_shuffled_or_spilled(self, costs: dict[str, dict[str, Any]]) -> None:
+        for row in costs.values():
+            assert (row["shuffled_rows"], row["shuffled_bytes"], row["spilled_bytes"]) == (0, 0, 0)
+
+    def test_tasks(self, costs: dict[str, dict[str, Any]]) -> None:
+        # two cores: a task a core in both passes of ingest, then two a core and chunk, one chunk, three models
+        expected = {"ingest_playlists": 4, "split_holdout": 4, "build_centroids": 4, "recommend": 12, "evaluate": 4}
+        assert {job: row["tasks"] for job, row in costs.items() if row["tasks"]} == expected
+
+    def test_rows_and_bytes_are_those_of_the_files(
+        self, made: tuple[Path, Config], costs: dict[str, dict[str, Any]], generated: Path
+    ) -> None:
+        store = Store(made[1], Session(made[1]))
+        for job, row in costs.items():
+            written = [state for table in job_module(job).WRITES if (state := store.state(table))]
+            assert row["written_bytes"] == sum(state.bytes for state in written), job
+            assert row["written_rows"] == sum(state.rows for state in written), job
+        size = sum(path.stat().st_size for path in generated.glob("*.json"))
+        assert size <= costs["ingest_playlists"]["read_bytes"]
+        assert costs["ingest_playlists"]["read_rows"] == 300
+        assert costs["split_holdout"]["read_rows"] == 2 * 300, "once for the pids, once for the lists"
+        # of two models an id and a score of four bytes each, K of them; the third says nearly the same of all
+        # artists of the tracks, pids, what was held out, three lists each, and the metrics again for their means
+        n_tracks = len(recompute.table(made[0], "tracks"))
+        assert costs["evaluate"]["read_rows"] == n_tracks + 2 * 300 + 3 * 300 + 3 * 300
+        assert costs["recommend"]["written_bytes"] < 300 * (2 * 1.1 * 8 * K + 100)
+
+    def test_they_are_in_mlflow_and_in_the_report(self, made: tuple[Path, Config]) -> None:
+        lake, config = made
+        client = MlflowClient(tracking_uri=config.tracking.uri)
+        runs = client.search_runs([client.get_experiment_by_name("encore").experiment_id])
+        (parent,) = [run for run in runs if run.data.tags["encore.kind"] == "pipeline"][-1:]
+        (row,) = [row for row in recompute.table(lake, "job_costs") if row["job"] == "recommend"]
+        assert parent.data.metrics["cost.recommend.tasks"] == row["tasks"]
+        assert parent.data.metrics["cost.recommend.written_bytes"] == row["written_bytes"]
+        page = (Path(config.report.path) / "report.html").read_text()
+        assert "What the jobs cost" in page or "job_costs" in page
+        out = Console(record=True, width=250, file=io.StringIO())
+        print_run(config, out)
+        assert "costs" in out.export_text()
+
+
 def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     made: tuple[Path, Config], session: Session, tmp_path: Path
 ) -> None:
@@ -121,6 +214,7 @@ def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
         "run.chunk_playlists=160",
         "recommend.query_block=7",
         "recommend.item_block=1000",
+        "recommend.index_items=5000",
     )
     results = run_pipeline(other, plan(last="evaluate"), session=session, force=True)
     assert {result.status for result in results} == {"done"}

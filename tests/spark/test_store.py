@@ -239,6 +239,23 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
     assert len(plan) == 1
 
 
+def test_a_key_that_repeats_is_refused_within_a_file_and_between_files(store: Store) -> None:
+    rows = [{"pid": i, "train": [i], "test": []} for i in (1, 5, 3)]
+    before = store.version(HOLDOUT)
+    with pytest.raises(WriteRefused, match=r"key pid is unique: broken by 1 row\(s\), such as pid 5"):
+        write(store, HOLDOUT, [*rows, rows[1]])
+    made = []
+    for part in (rows, [{"pid": 3, "train": [], "test": []}, {"pid": 9, "train": [], "test": []}]):
+        writer = Writer(HOLDOUT, store.place(HOLDOUT))
+        writer.write(pa.Table.from_pylist(part, schema=arrow_schema(HOLDOUT)))
+        made.append(writer.close())
+    with pytest.raises(WriteRefused, match="key pid is unique: 1 repeat, such as 3"):
+        store.commit_files(HOLDOUT, pa.Table.from_batches(made), COMMIT, Where())
+    with pytest.raises(WriteRefused, match="outside of what they replace"):
+        write(store, HOLDOUT, rows, Where((), "pid", 2, 9))
+    assert store.version(HOLDOUT) == before
+
+
 def test_a_range_that_is_emptied_is_a_commit_too(store: Store) -> None:
     write(store, HOLDOUT, [{"pid": 1, "train": [1], "test": []}])
     write(store, HOLDOUT, [], commit=Commit("test", "run", "files", "nothing"))

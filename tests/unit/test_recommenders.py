@@ -21,7 +21,7 @@ from encore.recommenders.uniform import smallest_prime
 from encore.similarity.kernel import Ranked
 from tests.reference import centroid_slow, mix_slow, top_k_slow
 
-CONFIG = RecommendConfig(models=tuple(MODELS), k=5, seed=42, query_block=3, item_block=8)
+CONFIG = RecommendConfig(models=tuple(MODELS), k=5, seed=42, query_block=3, item_block=8, index_items=1000)
 N_TRACKS = 60
 RNG = np.random.default_rng(0)
 VECTOR_IDS = np.flatnonzero(np.arange(N_TRACKS) % 5 != 0).astype(np.int32)
@@ -85,7 +85,7 @@ def test_any_partition_gives_the_same_rows(name: str, cases: list[tuple[int, lis
     whole = rows(recommend(fitted(name), pids, seeds, 7))
     order = np.array(data.draw(st.permutations(range(len(cases)))), dtype=np.int64)
     cut = data.draw(st.integers(0, len(cases)))
-    again = fitted(name, config=CONFIG.model_copy(update={"query_block": 100, "item_block": 3}))
+    again = fitted(name, config=CONFIG.model_copy(update={"query_block": 100, "item_block": 3, "index_items": 7}))
     for part in (order[:cut], order[cut:]):
         assert rows(recommend(again, pids[part], seeds.take(part), 7)) == [whole[i] for i in part]
     with pytest.MonkeyPatch.context() as patch:

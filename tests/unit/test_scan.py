@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from encore.config import S3Config
 from encore.datafiles import Place
 from encore.scan import Scan, Stretch, Where, scan_of
+from encore.store import overlapping
 
 PLACE = Place("/lake/t", S3Config(endpoint=None, region=None, path_style=False))
 SCHEMA = pa.schema([("pid", pa.int64())])
@@ -51,3 +52,16 @@ def test_a_file_of_unknown_ends_is_read_and_filtered() -> None:
     (stretch,) = scan_of("t", PLACE, SCHEMA, Where((), "pid", 10, 20), [], files).stretches
     assert stretch.filtered
     assert not scan_of("t", PLACE, SCHEMA, Where(), [], files).stretches[0].filtered
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8)), max_size=8))
+def test_files_that_may_share_a_key_are_all_found(ends: list[tuple[int, int]]) -> None:
+    files = [(low, low + length, str(i)) for i, (low, length) in enumerate(ends)]
+    expected = {
+        name
+        for i, (low, high, name) in enumerate(files)
+        for j, (least, most, _) in enumerate(files)
+        if i != j and low <= most and least <= high
+    }
+    assert expected <= overlapping(files)
+    assert overlapping(files) <= expected

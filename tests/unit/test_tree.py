@@ -308,7 +308,11 @@ def test_items_that_come_in_blocks_are_ranked_as_one(method: index.Method, monke
     # an id of a block may lie between two of another, and equal items in different blocks
     cuts = [slice(start, None, 5) for start in range(5)]
     blocks = [(ids[cut], np.ascontiguousarray(items[cut])) for cut in cuts]
-    assert_same(index.search_blocks(queries, iter(blocks), k, method=method), brute(queries, ids, items, k))
-    assert index.search_blocks(queries, iter([]), k).ids.tolist() == [[]] * 50
+    built = index.build_blocks(iter(blocks), method)
+    assert [len(one) for one in built.indexes] == [400] * 5
+    expected = brute(queries, ids, items, k)
+    assert_same(built.search(queries, k), expected)
+    assert_same(index.Blocks.load({**built.arrays, "row_of": ids}).search(queries, k), expected)
+    assert index.build_blocks(iter([])).search(queries, k).ids.tolist() == [[]] * 50
     with pytest.raises(ValueError, match="k: at least 0"):
-        index.search_blocks(queries, iter(blocks), -1)
+        built.search(queries, -1)

@@ -46,7 +46,7 @@ def run(ctx: JobContext) -> None:
             covered[model] |= count_tracks(lists, "track_ids", n_tracks) > 0
         columns = (*Metrics._fields, "n_train", "n_recommended")
         own = ctx.store.scan(PLAYLIST_METRICS, columns, where=Where((("model", model),)))
-        rows = pa.concat_tables([own.schema.empty_table(), *own.read()])
+        rows = pa.concat_tables([own.schema.empty_table(), *own.read(ctx.moved)])
         summary = _summary(rows, n_tracks, covered[model])
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
@@ -105,7 +105,7 @@ def hear(said: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarr
 
 def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
     """Metrics of a range of playlists. Their truth goes to every executor: the long lists stay where they are."""
-    tested, test, n_train = _truth(holdout)
+    tested, test, n_train = _truth(ctx, holdout)
     shipped = ctx.ship(pids=tested, offsets=test.offsets, values=test.values, n_train=n_train)
     k, models = ctx.config.recommend.k, ctx.config.recommend.models
 
@@ -125,9 +125,9 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
     return RowMap(recommended.of("model", models), start, block=4096, rest=rest)
 
 
-def _truth(holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
+def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
     """Of the playlists with test tracks, by pid: pids int64 (n,), the test tracks, train tracks of each int32 (n,)."""
-    rows = pa.concat_tables([holdout.schema.empty_table(), *holdout.read()])
+    rows = pa.concat_tables([holdout.schema.empty_table(), *holdout.read(ctx.moved)])
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
     order = np.argsort(pids)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,13 +21,13 @@ class Cosine:
     """The score is the cosine of centroid and vector, as `kernel` defines both. Without any vector: an empty
     row.
 
-    Arrays: those of index.Index; `vectors` float32 (V, d) and `row_of` int32 (n_tracks,): row of each track in
+    Arrays: those of index.Blocks; `vectors` float32 (V, d) and `row_of` int32 (n_tracks,): row of each track in
     `vectors`, -1 without.
     """
 
     def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
         self.arrays = arrays
-        self._index = index.Index.load(arrays, query_block=config.query_block, item_block=config.item_block)
+        self._index = index.Blocks.load(arrays, query_block=config.query_block, item_block=config.item_block)
 
     def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
         """See Fitted."""
@@ -46,10 +51,23 @@ def fit(train: Train, config: RecommendConfig) -> Fitted:
     ids = train.vector_ids
     if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < train.n_tracks:
         raise ValueError(f"vector ids: 0 to {train.n_tracks - 1} expected, {ids[0]} to {ids[-1]} found")
-    built = index.build(ids, train.vectors, query_block=config.query_block, item_block=config.item_block)
+    step = config.index_items
+    blocks = ((ids[i : i + step], train.vectors[i : i + step]) for i in range(0, len(ids), step))
+    keep = _mapped if len(ids) > step else dict
+    built = index.build_blocks(blocks, query_block=config.query_block, item_block=config.item_block, keep=keep)
     row_of = np.full(train.n_tracks, -1, dtype=np.int32)
     row_of[ids] = np.arange(len(ids), dtype=np.int32)
     return Cosine({**built.arrays, "vectors": train.vectors, "row_of": row_of}, config)
+
+
+def _mapped(arrays: Arrays) -> Arrays:
+    """The same arrays in files that are gone when this process ends."""
+    folder = tempfile.mkdtemp(prefix="encore-index-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, array in arrays.items():
+        np.save(f"{folder}/{name}.npy", array)
+    mode: dict[str, Literal["r"] | None] = {name: "r" if array.size else None for name, array in arrays.items()}
+    return {name: np.load(f"{folder}/{name}.npy", mmap_mode=mode[name]) for name in arrays}
 
 
 MODEL = Model(name="cosine", needs=("vector_ids", "vectors"), fit=fit, load=Cosine)

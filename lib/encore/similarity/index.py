@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -111,24 +111,61 @@ def _brute(ids: NDArray[Any], vectors: NDArray[Any], reason: str, query_block: i
     return Index(arrays, "brute", reason, query_block, item_block)
 
 
-def search_blocks(
-    queries: F32,
-    blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]],
-    k: int | NDArray[Any],
-    *,
-    method: Literal["auto", "tree", "brute"] = "auto",
-    threads: int = 1,
-) -> Ranked:
-    """As Index.search, of items that come in blocks of ids and vectors, one block in memory at a time.
-
-    Ids ascend within each block, and none is in two. Memory: one block and its index, and 24 bytes for each of
-    the best that are known. Raises ValueError as `build` and Index.search do.
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Items in several indexes, which are searched one after the other: memory is that of one index, and 24 bytes for
+    each of the best that are known. Arrays that are mapped are read as they are needed, and leave as memory is needed.
     """
-    wanted = kernel.check_queries(queries, queries.shape[-1], np.iinfo(np.int64).max, k)
-    best = Ranked.empty(len(queries))
+
+    indexes: tuple[Index, ...]
+
+    @classmethod
+    def load(cls, arrays: Arrays, *, query_block: int = _QUERY_BLOCK, item_block: int = _ITEM_BLOCK) -> Blocks:
+        """The indexes of the `arrays` of others, memory-mapped or not; other entries may stand beside them."""
+        parts: dict[int, Arrays] = {}
+        for name, array in arrays.items():
+            number, dot, rest = name.partition(".")
+            if dot and number.isdecimal():
+                parts.setdefault(int(number), {})[rest] = array
+        return cls(
+            tuple(Index.load(parts[i], query_block=query_block, item_block=item_block) for i in sorted(parts)),
+        )
+
+    @property
+    def arrays(self) -> Arrays:
+        """All there is of them, for `load`: names are <number>.<name in the index>."""
+        return {f"{i}.{name}": array for i, index in enumerate(self.indexes) for name, array in index.arrays.items()}
+
+    def __len__(self) -> int:
+        return sum(map(len, self.indexes))
+
+    def search(self, queries: F32, k: int | NDArray[Any], *, threads: int = 1) -> Ranked:
+        """As Index.search, of the items of all."""
+        wanted = kernel.check_queries(queries, queries.shape[-1], np.iinfo(np.int64).max, k)
+        best = Ranked.empty(len(queries))
+        for index in self.indexes:
+            best = _merged(best, index.search(queries, wanted, threads=threads), wanted)
+        return best
+
+
+def build_blocks(
+    blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    method: Literal["auto", "tree", "brute"] = "auto",
+    *,
+    query_block: int = _QUERY_BLOCK,
+    item_block: int = _ITEM_BLOCK,
+    keep: Callable[[Arrays], Arrays] = dict,
+) -> Blocks:
+    """An index for each block of ids and vectors. Ids ascend within a block, and none is in two.
+
+    `keep` may put the arrays of an index elsewhere, such as into mapped files, before the next is built. Raises
+    ValueError as `build` does.
+    """
+    made = []
     for ids, vectors in blocks:
-        best = _merged(best, build(ids, vectors, method).search(queries, wanted, threads=threads), wanted)
-    return best
+        built = build(ids, vectors, method, query_block=query_block, item_block=item_block)
+        made.append(Index(keep(built.arrays), built.method, built.reason, query_block, item_block))
+    return Blocks(tuple(made))
 
 
 def _merged(one: Ranked, other: Ranked, k: I64) -> Ranked:

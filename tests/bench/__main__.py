@@ -1,0 +1,186 @@
+"""The command of the benchmarks, `python -m tests.bench`: what `make bench`, `bench-compare` and `bench-full` call."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tests.bench import full as full_size
+from tests.bench import ingest, line, parser, topk
+from tests.bench.data import CACHE
+from tests.bench.figures import (
+    BenchError,
+    Figure,
+    Found,
+    Report,
+    compare,
+    failed,
+    found_of,
+    markdown,
+    read_report,
+    shown,
+    spread,
+    write_json,
+)
+from tests.bench.limits import parse_size
+from tests.bench.machine import ROOT, clean_environment, describe, disturbing, python
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+PARTS: dict[str, tuple[Callable[[Any], Found], Any, Any]] = {
+    "topk": (topk.run, topk.Sizes(), topk.QUICK),
+    "parser": (parser.run, parser.Sizes(), parser.QUICK),
+    "ingest": (ingest.run, ingest.Sizes(), ingest.QUICK),
+    "line": (line.run, line.Sizes(), line.QUICK),
+}
+ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
+"""What must stand in the environment before a library of a part is imported."""
+
+
+@app.command()
+def run(
+    parts: Annotated[list[str] | None, typer.Argument(help="topk, parser, ingest, line; all without")] = None,
+    quick: Annotated[bool, typer.Option(help="Small sizes, only to see that everything works")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
+) -> None:
+    """Measure, print one table and write it with a picture as <stamp>.json, .md and .png."""
+    wanted = parts or list(PARTS)
+    for name in wanted:
+        if name not in PARTS:
+            raise BenchError(f"{name}: one of {', '.join(PARTS)} expected")
+    machine, began = describe(), time.monotonic()
+    if warning := disturbing():
+        typer.echo(f"warning: {warning}", err=True)
+    found = Found()
+    for name in wanted:
+        typer.echo(f"{name} ...", err=True)
+        found += _apart(name, quick)
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    report = Report(stamp, quick, wanted, machine, found, time.monotonic() - began)
+    _publish(report, out)
+    if failed(found):
+        raise typer.Exit(1)
+
+
+def _apart(name: str, quick: bool) -> Found:
+    """A part in a process of its own: with its own memory, threads and environment."""
+    out = CACHE / "scratch" / f"part-{name}-{os.getpid()}.json"
+    environment, _ = clean_environment(os.environ)
+    command = python("tests.bench", "part", name, str(out), *(["--quick"] if quick else []))
+    done = subprocess.run(command, cwd=ROOT, env={**environment, **ENVIRONMENT.get(name, {})}, check=False)
+    if done.returncode:
+        raise BenchError(f"{name} ended with {done.returncode}")
+    found = found_of(json.loads(out.read_text(encoding="utf-8")))
+    out.unlink()
+    return found
+
+
+@app.command(hidden=True)
+def part(name: str, out: Path, quick: bool = False) -> None:
+    """One part, whose result goes to a file as JSON."""
+    work, sizes, few = PARTS[name]
+    write_json(out, asdict(work(few if quick else sizes)))
+
+
+@app.command(name="compare")
+def compare_reports(a: Path, b: Annotated[Path, typer.Argument(help="Reports, JSON; or latest in its place")]) -> None:
+    """What changed from one report to another, figure by figure, and what of it is more than noise."""
+    left, right = read_report(a), read_report(b)
+    changes, doubts = compare(left, right)
+    rows = [
+        (
+            change.name,
+            change.unit,
+            *("" if value is None else shown(value) for value in (change.a, change.b, change.ratio)),
+            change.verdict,
+        )
+        for change in changes
+    ]
+    typer.echo(markdown(("figure", "unit", f"A {left.stamp}", f"B {right.stamp}", "B / A", ""), rows))
+    for doubt in doubts:
+        typer.echo(f"doubtful: {doubt}")
+    if any(change.verdict == "worse" for change in changes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def full(
+    data: Annotated[Path | None, typer.Option(help="Slices of a million playlists; generated ones without")] = None,
+    limit: Annotated[str | None, typer.Option(help="Memory for all processes together, such as 8g")] = None,
+    only: Annotated[list[int] | None, typer.Option(help="Numbers of playlists, of those that are measured")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
+) -> None:
+    """The line at full size and at shares of it; called again, it goes on where it was."""
+    machine, began = describe(), time.monotonic()
+    found = full_size.run(data, parse_size(limit) if limit else None, only or [], typer.echo)
+    stamp = f"full-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    _publish(Report(stamp, False, ["full"], machine, found, time.monotonic() - began), out)
+    if failed(found):
+        raise typer.Exit(1)
+
+
+def _publish(report: Report, out: Path) -> None:
+    text = _text(report)
+    write_json(out / f"{report.stamp}.json", report.as_json())
+    (out / f"{report.stamp}.md").write_text(text, encoding="utf-8")
+    picture = out / f"{report.stamp}.png"
+    _plot(report.found.figures, picture)
+    typer.echo(text)
+    typer.echo(f"{out / report.stamp}.json, .md, .png")
+
+
+def _text(report: Report) -> str:
+    machine = report.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    head = [
+        f"{machine['date']}, commit {machine['git_commit']}, {report.seconds:,.0f} s in all"
+        + (" (quick: sizes that say nothing)" if report.quick else ""),
+        f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])}), {machine['memory_gb']} GB, "
+        f"load at the start {machine['load_at_start'][0]}",
+        f"Python {machine['python']}, {machine['java']}, {versions}",
+    ]
+    rows = [(one.name, shown(one.value), one.unit, spread(one), one.note or one.work) for one in report.found.figures]
+    checks = [f"{'ok' if check.ok else 'FAILED'}: {check.name}: {check.detail}" for check in report.found.checks]
+    return "\n\n".join(["\n".join(head), markdown(("figure", "value", "", "spread", "of"), rows), "\n".join(checks)])
+
+
+def _plot(figures: Sequence[Figure], path: Path) -> None:
+    """Ratios as bars on a logarithmic axis; where there are none, seconds by number of playlists."""
+    from matplotlib.figure import Figure as Canvas
+
+    ratios = [one for one in figures if one.unit == "x" and one.better == "higher"]
+    seconds = [one for one in figures if one.name.endswith(".seconds")]
+    canvas = Canvas(figsize=(8, 1 + 0.3 * max(4, len(ratios))), layout="constrained")
+    if ratios:
+        ax = canvas.subplots()
+        ax.barh([one.name for one in ratios], [one.value for one in ratios], color="#4269d0")
+        ax.set_xscale("log")
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set_xlabel("times as fast as the peer")
+        ax.invert_yaxis()
+        for place, one in enumerate(ratios):
+            ax.annotate(f" {shown(one.value)}", (one.value, place), va="center", fontsize=8)
+    elif seconds:
+        ax = canvas.subplots()
+        sizes = [int(one.name.split(".n")[1].split(".")[0]) for one in seconds]
+        ax.loglog(sizes, [one.value for one in seconds], "o-", color="#4269d0")
+        ax.set_xlabel("playlists")
+        ax.set_ylabel("seconds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except BenchError as error:
+        raise SystemExit(f"bench: {error}") from error

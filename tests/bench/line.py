@@ -1,0 +1,152 @@
+"""The whole line, JSON to MLflow, by the command that a user calls: seconds, memory, disk, and how they grow.
+
+No peer does the same work. What is compared is the line with itself: twice the playlists, and one run with the last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from encore.config import Config, load_config
+from encore.job import Session
+from encore.store import Store
+from encore.tables import JOB_COSTS, JOB_RUNS
+from tests.bench.data import CACHE, encore, in_order, slices_of
+from tests.bench.figures import BenchError, Check, Found, figure, write_json
+from tests.bench.limits import in_cgroup
+from tests.bench.machine import ROOT
+from tests.bench.memory import Peaks, Sampler
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of playlists, each twice the one before."""
+
+    playlists: tuple[int, ...] = (20_000, 40_000)
+
+
+QUICK = Sizes((1_000, 2_000))
+
+
+@dataclass
+class Ran:
+    """A run of the line: seconds of all calls that it took, memory and disk at their peaks, a row of `job_costs` for
+    each job."""
+
+    seconds: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    measure: str = "pss"
+    disk: int = 0
+    input: int = 0
+    calls: int = 0
+    done: bool = False
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all processes together, at the worst moment."""
+        return self.memory.get("all", 0)
+
+
+def run(sizes: Sizes) -> Found:
+    """Figures line.n<playlists>.seconds, .memory and .disk, line.growth, and seconds of each job."""
+    found, before = Found(), None
+    for n in sizes.playlists:
+        folder = slices_of(n)
+        home = CACHE / "scratch" / f"line-{n}"
+        shutil.rmtree(home, ignore_errors=True)
+        ran = run_line(folder, folder / "features", home)
+        found += figures_of(n, ran)
+        if before is not None:
+            found += growth(*before, n, ran)
+        before = n, ran
+        shutil.rmtree(home)
+    return found
+
+
+def run_line(
+    raw: Path, features: Path, home: Path, *, settings: Mapping[str, str] | None = None, limit: int | None = None
+) -> Ran:
+    """Call `encore run` into `home`, or go on with a run that was broken off there. BenchError where it fails.
+
+    `limit`: bytes of memory that all its processes may have together.
+    """
+    notes = home / "ran.json"
+    ran = Ran(**json.loads(notes.read_text(encoding="utf-8"))) if notes.is_file() else Ran()
+    if ran.done:
+        return ran
+    home.mkdir(parents=True, exist_ok=True)
+    ran.input = sum(path.stat().st_size for path in in_order(raw)) + sum(p.stat().st_size for p in features.glob("*"))
+    ran.calls += 1
+    own = options(raw, features, home, settings or {})
+    command = [str(encore()), "run", *(word for name, value in own.items() for word in ("--set", f"{name}={value}"))]
+    began, earlier, worst = time.monotonic(), ran.seconds, dict(ran.memory)
+
+    def note(peaks: Peaks) -> None:
+        ran.seconds = earlier + time.monotonic() - began
+        now = {"all": peaks.total, **peaks.by_kind}
+        ran.memory = {kind: max(worst.get(kind, 0), size) for kind, size in {**worst, **now}.items()}
+        ran.disk, ran.measure = max(ran.disk, peaks.disk), peaks.measure
+        write_json(notes, asdict(ran))
+
+    with in_cgroup(limit) as prefix:
+        process = subprocess.Popen([*prefix, *command], cwd=ROOT)
+        with Sampler(process.pid, folders=[home], on_sample=note) as peaks:
+            code = process.wait()
+    note(peaks)
+    if code:
+        raise BenchError(f"encore run ended with {code}; the same call goes on where it was")
+    ran.done, ran.jobs = True, costs_of(own)
+    write_json(notes, asdict(ran))
+    return ran
+
+
+def options(raw: Path, features: Path, home: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Settings by which a run keeps all that it makes in `home`."""
+    return {
+        "raw.playlists": str(raw),
+        "raw.features": str(features),
+        "lake.path": str(home / "lake"),
+        "tracking.uri": f"sqlite:///{home}/mlflow.db",
+        "tracking.artifacts": str(home / "artifacts"),
+        "report.path": str(home / "report"),
+        **more,
+    }
+
+
+def costs_of(own: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The newest row of `job_costs` of each job of a lake, in the order in which they ran."""
+    config: Config = load_config("local", [f"{name}={value}" for name, value in own.items()])
+    store = Store(config, Session(config))
+    failed = {row["started_at"] for row in store.read_small(JOB_RUNS).to_pylist() if row["status"] != "done"}
+    rows = sorted(store.read_small(JOB_COSTS).to_pylist(), key=lambda row: row["started_at"])
+    last = {row["job"]: row for row in rows if row["started_at"] not in failed}
+    return [{**row, "started_at": row["started_at"].isoformat()} for row in last.values()]
+
+
+def figures_of(n: int, ran: Ran, prefix: str = "line") -> Found:
+    """The figures of a run of n playlists."""
+    work = f"{n:,} playlists, {ran.input / 1e9:.2f} GB"
+    name = f"{prefix}.n{n}"
+    made = [
+        figure(f"{name}.seconds", "s", [ran.seconds], work=work),
+        figure(f"{name}.memory", "GB", [ran.peak / 1e9], work=work, note=ran.measure),
+        figure(f"{name}.disk", "x", [ran.disk / ran.input], work=work, note="peak on disk over what is read"),
+    ]
+    made += [figure(f"{name}.{job['job']}", "s", [job["seconds"]], work=work) for job in ran.jobs]
+    shuffled = {job["job"]: job["shuffled_rows"] for job in ran.jobs if job["job"] != "ingest_playlists"}
+    check = Check(f"{name}.no_shuffle", not any(shuffled.values()), f"rows shuffled after ingest: {shuffled}")
+    return Found(made, [check], {f"{name}.jobs": ran.jobs})
+
+
+def growth(m: int, less: Ran, n: int, more: Ran, prefix: str = "line") -> Found:
+    """How many times the seconds, for how many times the playlists."""
+    work = f"{m:,} to {n:,} playlists"
+    return Found([figure(f"{prefix}.growth.{m}_{n}", "x", [more.seconds / less.seconds], work=work)])
