@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tests.bench import curves, ingest, line, parser, topk
 from tests.bench import full as full_size
-from tests.bench import ingest, line, parser, topk
 from tests.bench.data import CACHE
 from tests.bench.figures import (
     BenchError,
@@ -41,19 +41,24 @@ PARTS: dict[str, tuple[Callable[[Any], Found], Any, Any]] = {
     "parser": (parser.run, parser.Sizes(), parser.QUICK),
     "ingest": (ingest.run, ingest.Sizes(), ingest.QUICK),
     "line": (line.run, line.Sizes(), line.QUICK),
+    "curves": (curves.run, curves.Sizes(), curves.QUICK),
 }
+NOT_ASKED = ("curves",)
+"""Parts that only run where they are named."""
 ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 """What must stand in the environment before a library of a part is imported."""
 
 
 @app.command()
 def run(
-    parts: Annotated[list[str] | None, typer.Argument(help="topk, parser, ingest, line; all without")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="topk, parser, ingest, line: all without; curves")
+    ] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes, only to see that everything works")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
 ) -> None:
     """Measure, print one table and write it with a picture as <stamp>.json, .md and .png."""
-    wanted = parts or list(PARTS)
+    wanted = parts or [name for name in PARTS if name not in NOT_ASKED]
     for name in wanted:
         if name not in PARTS:
             raise BenchError(f"{name}: one of {', '.join(PARTS)} expected")

@@ -1,7 +1,7 @@
 """Memory and disk of a running process and all that it starts, sampled.
 
 Memory is proportional set size: a page that n processes map counts 1/n in each, so that arrays which all workers map
-are in a sum once. Where the system does not tell it, unique or resident size is taken, and said so.
+are in a sum once. Where the system does not tell it, resident size is taken, and said so: a sum of those is too large.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def kind_of(name: str) -> str:
 
 
 def tree_memory(root: int) -> tuple[dict[str, int], str]:
-    """Bytes by kind of process of `root` and all its descendants now, and what was measured: pss, uss or rss."""
+    """Bytes by kind of process of `root` and all its descendants now, and what was measured: pss or rss."""
     found: dict[str, int] = {}
     measure = "pss"
     with suppress(psutil.Error):
@@ -66,10 +66,7 @@ def _memory(process: psutil.Process) -> tuple[int, str]:
                 return int(line.split()[1]) * 1024, "pss"
     except OSError:
         pass
-    try:
-        return process.memory_full_info().uss, "uss"
-    except psutil.AccessDenied:
-        return process.memory_info().rss, "rss"
+    return process.memory_info().rss, "rss"
 
 
 def folder_bytes(folders: Iterable[Path]) -> int:
