@@ -32,7 +32,7 @@ from tests.bench.figures import (
     write_json,
 )
 from tests.bench.limits import parse_size
-from tests.bench.machine import ROOT, clean_environment, describe, disturbing, python
+from tests.bench.machine import ROOT, clean_environment, describe, disturbing, python, second_core
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -51,9 +51,7 @@ ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 
 @app.command()
 def run(
-    parts: Annotated[
-        list[str] | None, typer.Argument(help="topk, parser, ingest, line: all without; curves")
-    ] = None,
+    parts: Annotated[list[str] | None, typer.Argument(help="topk, parser, ingest, line: all without; curves")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes, only to see that everything works")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
 ) -> None:
@@ -65,7 +63,7 @@ def run(
     machine, began = describe(), time.monotonic()
     if warning := disturbing():
         typer.echo(f"warning: {warning}", err=True)
-    found = Found()
+    found = second_core()
     for name in wanted:
         typer.echo(f"{name} ...", err=True)
         found += _apart(name, quick)

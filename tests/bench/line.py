@@ -16,6 +16,8 @@ from typing import Any
 
 from encore.config import Config, load_config
 from encore.job import Session
+from encore.log import configure_logging
+from encore.pipeline import plan, run_pipeline
 from encore.store import Store
 from encore.tables import JOB_COSTS, JOB_RUNS
 from tests.bench.data import CACHE, encore, in_order, slices_of
@@ -63,7 +65,7 @@ def run(sizes: Sizes) -> Found:
         home = CACHE / "scratch" / f"line-{n}"
         shutil.rmtree(home, ignore_errors=True)
         ran = run_line(folder, folder / "features", home)
-        found += figures_of(n, ran)
+        found += figures_of(n, ran) + nothing_to_do(n, options(folder, folder / "features", home, {}))
         if before is not None:
             found += growth(*before, n, ran)
         before = n, ran
@@ -106,6 +108,24 @@ def run_line(
     ran.done, ran.jobs = True, costs_of(own)
     write_json(notes, asdict(ran))
     return ran
+
+
+def nothing_to_do(n: int, own: Mapping[str, str]) -> Found:
+    """Seconds of the slowest job of a lake on which all jobs have run, and of all of them; no session is started."""
+    config = load_config("local", [f"{name}={value}" for name, value in own.items()])
+    configure_logging(config.log)
+    unused = Session(config)
+    results = run_pipeline(config, plan(), session=unused)
+    idle = not unused.started and {result.status for result in results} == {"up_to_date"}
+    each = [result.seconds for result in results]
+    work = f"{n:,} playlists, {len(results)} jobs"
+    return Found(
+        [
+            figure(f"line.n{n}.idle_job", "s", [max(each)], work=work, note="the slowest job with nothing to do"),
+            figure(f"line.n{n}.idle", "s", [sum(each)], work=work, note="all jobs with nothing to do"),
+        ],
+        [Check(f"line.n{n}.idle", idle, str({result.name: result.status for result in results}))],
+    )
 
 
 def options(raw: Path, features: Path, home: Path, more: Mapping[str, str]) -> dict[str, str]:

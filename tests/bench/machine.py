@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
+import multiprocessing
 import os
 import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from encore.session import find_java
 from encore.tracking import git_commit
+from tests.bench.figures import Found, figure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,6 +73,30 @@ def describe() -> dict[str, Any]:
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "git_commit": git_commit(),
     }
+
+
+def second_core(repeats: int = 3) -> Found:
+    """What a second core gives to a loop that shares nothing and fits into a cache: the most to hope for.
+
+    Virtual cores may be two threads of one core, and other machines on the same hardware take their share.
+    """
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_spin, [1, 1]))
+        alone, together = [], []
+        for _ in range(repeats):
+            alone += list(pool.map(_spin, [20]))
+            together += [max(pool.map(_spin, [20, 20]))]
+    one, two = (figure(f"machine.spin{n}", "s", values) for n, values in ((1, alone), (2, together)))
+    gain = figure("machine.second_core", "x", [2 * one.value / two.value], better="neither", work=second_core.__name__)
+    return Found([one, two, gain])
+
+
+def _spin(rounds: int) -> float:
+    values = np.random.default_rng(0).random(20_000).astype(np.float32)
+    began = time.perf_counter()
+    for _ in range(rounds * 200):
+        np.sqrt(values * values + 1).sum()
+    return time.perf_counter() - began
 
 
 def blas() -> list[str]:
