@@ -40,7 +40,6 @@ States = dict[str, State]
 
 PLACEHOLDERS = {
     "ApplicationId": "id of the EMR Serverless application",
-    "Partition": "aws, aws-cn or aws-us-gov",
     "Region": "where it runs",
     "CodePrefix": "s3:// folder of the application archive",
     "Lake": "s3:// prefix of the tables",
@@ -292,7 +291,7 @@ _DATABASE_RETRY = {
 
 def _take_lock() -> States:
     item = {"line": {"S": "${Lake}"}, "execution": {"S.$": "$$.Execution.Id"}, "since": {"S.$": "$$.State.EnteredTime"}}
-    put = {"Type": "Task", "Resource": "arn:${Partition}:states:::dynamodb:putItem", "ResultPath": None}
+    put = {"Type": "Task", "Resource": "arn:aws:states:::dynamodb:putItem", "ResultPath": None}
     busy = {"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Another run is at work"}
     return {
         "Take the lock": {
@@ -311,7 +310,7 @@ def _take_lock() -> States:
         },
         "Who has it": {
             "Type": "Task",
-            "Resource": "arn:${Partition}:states:::dynamodb:getItem",
+            "Resource": "arn:aws:states:::dynamodb:getItem",
             "Parameters": {"TableName": "${LockTable}", "Key": {"line": {"S": "${Lake}"}}, "ConsistentRead": True},
             "ResultPath": "$.lock",
             "Retry": [_DATABASE_RETRY],
@@ -324,7 +323,7 @@ def _take_lock() -> States:
         },
         "Is that still running": {
             "Type": "Task",
-            "Resource": "arn:${Partition}:states:::aws-sdk:sfn:describeExecution",
+            "Resource": "arn:aws:states:::aws-sdk:sfn:describeExecution",
             "Parameters": {"ExecutionArn.$": "$.lock.Item.execution.S"},
             "ResultSelector": {"status.$": "$.Status", "execution.$": "$.ExecutionArn"},
             "ResultPath": "$.holder",
@@ -353,7 +352,7 @@ def _take_lock() -> States:
         },
         "Another run is at work": {
             "Type": "Task",
-            "Resource": "arn:${Partition}:states:::sns:publish",
+            "Resource": "arn:aws:states:::sns:publish",
             "Parameters": {
                 "TopicArn": "${TopicArn}",
                 "Subject": "Encore: a run was not started",
@@ -371,7 +370,7 @@ def _let_go(after: str) -> State:
     """Give the lock back, if it is still ours; a lock that stays is taken over by the next execution."""
     return {
         "Type": "Task",
-        "Resource": "arn:${Partition}:states:::dynamodb:deleteItem",
+        "Resource": "arn:aws:states:::dynamodb:deleteItem",
         "Parameters": {
             "TableName": "${LockTable}",
             "Key": {"line": {"S": "${Lake}"}},
@@ -439,7 +438,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
         f"{job}: first try": {"Type": "Pass", "Result": {"n": 1}, "ResultPath": "$.try", "Next": job},
         job: {
             "Type": "Task",
-            "Resource": "arn:${Partition}:states:::emr-serverless:startJobRun.sync",
+            "Resource": "arn:aws:states:::emr-serverless:startJobRun.sync",
             "Parameters": job_run(job, limits),
             # the service's own limit comes first, so that the run has ended when this one is reached
             "TimeoutSeconds": limits.job_seconds + limits.queue_seconds,
@@ -460,7 +459,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
         f"{job}: why": {
             "Type": "Task",
             "Comment": "What the job itself wrote down: its exit code decides",
-            "Resource": "arn:${Partition}:states:::aws-sdk:s3:getObject",
+            "Resource": "arn:aws:states:::aws-sdk:s3:getObject",
             "Parameters": {
                 "Bucket": "${LogBucket}",
                 "Key.$": f"States.Format('{_outcome_key(job)}', $.run_id, $.try.n)",
@@ -501,7 +500,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
         },
         tell: {
             "Type": "Task",
-            "Resource": "arn:${Partition}:states:::sns:publish",
+            "Resource": "arn:aws:states:::sns:publish",
             "Parameters": {
                 "TopicArn": "${TopicArn}",
                 "Subject": f"Encore: {job} failed",
