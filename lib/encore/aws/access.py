@@ -77,4 +77,10 @@ def _allow(sid: str, actions: Sequence[str], resources: Sequence[str]) -> Statem
 
 
 def _list(sid: str, bucket: str, prefixes: Sequence[str]) -> Statement:
-    return {**_allow(sid, ("s3:ListBucket",), [bucket]), "Condition": {"StringLike": {"s3:prefix": list(prefixes)}}}
+    """Listing of folders. `IfExists`: S3 says of an object that it is not there, as Delta's readers ask of a
+    checkpoint, only to those who may list; such a request names no prefix. So a listing of the whole bucket, of names
+    alone, is allowed too."""
+    return {
+        **_allow(sid, ("s3:ListBucket",), [bucket]),
+        "Condition": {"StringLikeIfExists": {"s3:prefix": list(prefixes)}},
+    }

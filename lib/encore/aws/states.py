@@ -486,7 +486,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
             "Choices": [
                 {"Variable": "$.try.n", "NumericGreaterThanEquals": limits.tries, "Next": tell},
                 {"Variable": "$.outcome.code", "NumericEquals": PASSING, "Next": f"{job}: wait"},
-                {"And": [killed, {"Or": hopeless}], "Next": tell},
+                *({"And": [killed, sign], "Next": tell} for sign in hopeless),
                 {**killed, "Next": f"{job}: wait"},
             ],
             "Default": tell,
