@@ -51,9 +51,7 @@ ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 
 @app.command()
 def run(
-    parts: Annotated[
-        list[str] | None, typer.Argument(help="topk, parser, ingest, line: all without; curves")
-    ] = None,
+    parts: Annotated[list[str] | None, typer.Argument(help="topk, parser, ingest, line: all without; curves")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes, only to see that everything works")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
 ) -> None:

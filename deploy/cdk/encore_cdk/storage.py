@@ -125,8 +125,8 @@ class StorageStack(Stack):
             work_group_configuration=athena.CfnWorkGroup.WorkGroupConfigurationProperty(
                 enforce_work_group_configuration=True,
                 publish_cloud_watch_metrics_enabled=True,
-                # a query that reads more than 100 GB is a mistake here: the whole lake is smaller
-                bytes_scanned_cutoff_per_query=100 * 1024**3,
+                # a query that reads more than 50 GB is a mistake here: the whole lake is smaller
+                bytes_scanned_cutoff_per_query=50 * 1024**3,
                 engine_version=athena.CfnWorkGroup.EngineVersionProperty(
                     selected_engine_version="Athena engine version 3"
                 ),
