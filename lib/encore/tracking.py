@@ -255,6 +255,8 @@ class Tracking:
 
     def versions(self) -> dict[str, set[int]] | None:
         """By table, the Delta versions that runs refer to, of pipelines and of models; None where MLflow fails."""
+        if self.parent() is None:
+            return None
 
         def work() -> dict[str, set[int]]:
             experiment, token = self._experiment(), None

@@ -63,8 +63,8 @@ def test_it_goes_to_s3_as_the_environment_says(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with mock_aws():
         client = boto3.client("s3")
-        client.create_bucket(Bucket="logs")
-        with pytest.raises(InputError), outcome_at("s3://logs/outcomes/report/r/1.json", "report", "r"):
+        client.create_bucket(Bucket="encore-logs")
+        with pytest.raises(InputError), outcome_at("s3://encore-logs/outcomes/report/r/1.json", "report", "r"):
             raise InputError("no data")
-        body = client.get_object(Bucket="logs", Key="outcomes/report/r/1.json")["Body"].read()
+        body = client.get_object(Bucket="encore-logs", Key="outcomes/report/r/1.json")["Body"].read()
     assert json.loads(body)["code"] == 3

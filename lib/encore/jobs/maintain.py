@@ -12,7 +12,7 @@ from encore.errors import PassingFailure
 from encore.job import JobContext
 from encore.tables import ALL
 
-READS = ALL
+READS = ()
 WRITES = ()
 UPKEEP = ALL
 SETTINGS = ("maintain",)
@@ -29,7 +29,7 @@ def run(ctx: JobContext) -> None:
     Raises PassingFailure where MLflow does not say which versions its runs refer to: nothing is removed then.
     """
     limits = ctx.config.maintain
-    tables = [table for table in ALL if table.name in ctx.versions]
+    tables = [table for table in ALL if ctx.store.exists(table)]
     for table in tables:
         merged = ctx.store.optimize(table, limits.small_files)
         ctx.facts[f"{table.name}/files_merged"] = merged
