@@ -145,8 +145,14 @@ def test_versions_that_runs_refer_to_stay_readable_until_the_run_is_deleted(
     assert versions.get("job_runs", set()).isdisjoint({kept - 5})
 
 
-def test_nothing_is_removed_while_mlflow_does_not_answer(lake_settings: Callable[..., Config], tmp_path: Path) -> None:
-    config = lake_settings(f"tracking.uri=sqlite:///{tmp_path}")
+def test_nothing_is_removed_while_mlflow_does_not_answer(
+    lake_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: Tracking) -> str:
+        raise OSError("the server does not answer")
+
+    monkeypatch.setattr(Tracking, "_experiment", away)
+    config = lake_settings()
     store = store_of(config)
     store.optimize(JOB_RUNS, 16)
     age(config)
