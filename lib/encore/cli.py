@@ -255,14 +255,19 @@ def show_config(
 
 
 @app.command("graph")
-def show_graph(debug: Debug = False) -> None:
+def show_graph(
+    aws: Annotated[bool, typer.Option("--aws", help="The picture of Encore on AWS instead.")] = False,
+    debug: Debug = False,
+) -> None:
     """Print the graph of jobs and tables as mermaid, as it stands in the README."""
 
     def work() -> None:
+        from encore.aws.picture import architecture
         from encore.graph import mermaid
-        from encore.job import nodes
+        from encore.job import EXTRA_JOBS, node, nodes
 
-        out.print(mermaid(nodes()), highlight=False, markup=False)
+        extra = [node(name) for name in EXTRA_JOBS]
+        out.print(architecture(nodes(), extra) if aws else mermaid(nodes()), highlight=False, markup=False)
 
     _exit(guarded(work))
 
