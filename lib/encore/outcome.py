@@ -10,14 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import structlog
-from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.config import S3Config
 from encore.errors import EncoreError
-from encore.files import is_s3, s3_client, split_s3
+from encore.files import write_bytes
 from encore.log import redact
 
 log = structlog.get_logger("encore.outcome")
@@ -52,13 +50,7 @@ def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None
 
 def _write(place: str, text: str) -> None:
     try:
-        if is_s3(place):
-            bucket, key = split_s3(place)
-            # the settings may be what is wrong: endpoint and region are the environment's
-            client = s3_client(S3Config(endpoint=None, region=None, path_style=False))
-            client.put_object(Bucket=bucket, Key=key, Body=text.encode(), ContentType="application/json")
-        else:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-            Path(place).write_text(text, encoding="utf-8")
-    except (BotoCoreError, ClientError, OSError) as error:
+        # the settings may be what is wrong: endpoint and region are the environment's
+        write_bytes(place, text.encode(), S3Config(endpoint=None, region=None, path_style=False))
+    except EncoreError as error:
         log.warning("outcome_not_written", place=place, error=str(error))

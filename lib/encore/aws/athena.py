@@ -30,8 +30,8 @@ VIEWS: dict[str, str] = {
               FROM holdout CROSS JOIN UNNEST(test) WITH ORDINALITY AS u (track_id, place)) h
         JOIN tracks t ON t.track_id = h.track_id""",
     "recommended_tracks": """
-        SELECT r.model, r.pid, CAST(u.place AS integer) AS rank, t.track_uri, r.scores[u.place] AS score, t.track_id, t.track_name,
-               t.artist_uri, t.artist_name, contains(h.test, u.track_id) AS hit
+        SELECT r.model, r.pid, CAST(u.place AS integer) AS rank, t.track_uri, r.scores[u.place] AS score, t.track_id,
+               t.track_name, t.artist_uri, t.artist_name, contains(h.test, u.track_id) AS hit
         FROM recommendations r
         CROSS JOIN UNNEST(r.track_ids) WITH ORDINALITY AS u (track_id, place)
         JOIN tracks t ON t.track_id = u.track_id
