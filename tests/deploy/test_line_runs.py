@@ -292,6 +292,7 @@ def test_arguments_carry_the_run_the_settings_and_the_date() -> None:
     assert ("--outcome", "s3://say-logs/outcomes/report/run-7/1.json") in pairs
 
 
+@pytest.mark.slow
 def test_two_executions_never_overlap() -> None:
     inside, go = threading.Event(), threading.Event()
 
@@ -317,6 +318,7 @@ def test_two_executions_never_overlap() -> None:
         assert made.run("third", {"only": ["report"]})["status"] == "SUCCEEDED"
 
 
+@pytest.mark.slow
 def test_the_lock_of_an_execution_that_was_stopped_is_taken_over(decisions: Decisions) -> None:
     made, _, script = decisions
     script["report"] = [3]

@@ -29,7 +29,7 @@ def build(app: App, stage: Stage) -> None:
     network = NetworkStack(app, f"{name}-network", stage)
     storage = StorageStack(app, f"{name}-storage", stage)
     mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
-    compute = ComputeStack(app, f"{name}-compute", stage, network, storage)
+    compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow)
     OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow.tracking_uri)
     DeliveryStack(app, "encore-delivery", stage)
     for stack in (network, storage, mlflow, compute):

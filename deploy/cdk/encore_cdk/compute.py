@@ -13,6 +13,7 @@ from constructs import Construct
 from encore.aws.access import Buckets, statements
 from encore.aws.states import camel
 from encore.job import EXTRA_JOBS, node, nodes, upkeep
+from encore_cdk.mlflow import MlflowStack
 from encore_cdk.nag import argued, wildcards
 from encore_cdk.network import NetworkStack
 from encore_cdk.stage import Stage
@@ -25,7 +26,9 @@ RELEASE = "emr-spark-8.1.0"
 class ComputeStack(Stack):
     """What jobs run on, and what each may touch."""
 
-    def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
+    def __init__(
+        self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack
+    ) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: EMR")
         subnets = network.vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids
         limit = serverless.CfnApplication.MaximumAllowedResourcesProperty(
@@ -57,6 +60,9 @@ class ComputeStack(Stack):
         self.roles: dict[str, iam.Role] = {}
         for job in [*nodes(), *(node(name) for name in EXTRA_JOBS)]:
             self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
+            if mlflow.login is not None:
+                # EMR reads the login with the job's role as it starts it: it stands in no command line
+                mlflow.login.grant_read(self.roles[job.name])
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
             self._cluster(stage, network, storage)
