@@ -170,7 +170,8 @@ def test_mlflow_is_private_speaks_tls_and_keeps_passwords_out_of_its_settings(pr
     assert (database["StorageEncrypted"], database["PubliclyAccessible"], database["MultiAZ"]) == (True, False, True)
     (task,) = of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")
     (container,) = task["ContainerDefinitions"]
-    assert {one["Name"] for one in container["Secrets"]} == {"DB_USER", "DB_PASSWORD", "ADMIN_USER", "ADMIN_PASSWORD"}
+    login = ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+    assert {one["Name"] for one in container["Secrets"]} == {"DB_USER", "DB_PASSWORD", *login}
     assert "PASSWORD" not in str(container["Environment"])
     (service,) = of_type(prod["mlflow"], "AWS::ECS::Service")
     assert service["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"

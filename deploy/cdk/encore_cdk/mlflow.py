@@ -100,6 +100,13 @@ class MlflowStack(Stack):
         argued(
             self.login, {"AwsSolutions-SMG4": "MLflow keeps its users itself: changed there and here by one command"}
         )
+        pages = secrets.Secret(
+            self,
+            "Pages",
+            description="Encore: key of the sessions of MLflow's pages",
+            generate_secret_string=secrets.SecretStringGenerator(exclude_punctuation=True, password_length=48),
+        )
+        argued(pages, {"AwsSolutions-SMG4": "A new key ends all sessions; it is changed when that is wanted"})
         cluster = ecs.Cluster(self, "Cluster", vpc=vpc, container_insights_v2=ecs.ContainerInsights.ENABLED)
         task = ecs.FargateTaskDefinition(self, "Task", cpu=1024, memory_limit_mib=3072)
         self._may_keep_artefacts(task.task_role)
@@ -127,8 +134,9 @@ class MlflowStack(Stack):
             secrets={
                 "DB_USER": ecs.Secret.from_secrets_manager(database.secret, "username"),
                 "DB_PASSWORD": ecs.Secret.from_secrets_manager(database.secret, "password"),
-                "ADMIN_USER": ecs.Secret.from_secrets_manager(self.login, "username"),
-                "ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(self.login, "password"),
+                "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(self.login, "username"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(self.login, "password"),
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(pages),
             },
             port_mappings=[ecs.PortMapping(container_port=5000)],
         )

@@ -24,6 +24,9 @@ from encore_cdk.nag import SHARED_KEY, argued, wildcards
 from encore_cdk.stage import Stage
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
+_OF_RUNS = ("GetJobRun", "CancelJobRun", "TagResource")
+"""What the machine does with a job run: learn how it ended, stop it, and say of which job it is."""
+
 
 class OrchestrationStack(Stack):
     """The line as a whole."""
@@ -116,7 +119,7 @@ class OrchestrationStack(Stack):
         )
         for statement in (
             _allow(["emr-serverless:StartJobRun"], [application]),
-            _allow(["emr-serverless:GetJobRun", "emr-serverless:CancelJobRun"], [f"{application}/jobruns/*"]),
+            _allow([f"emr-serverless:{name}" for name in _OF_RUNS], [f"{application}/jobruns/*"]),
             _allow(
                 ["iam:PassRole"],
                 [job.role_arn for job in compute.roles.values()],
