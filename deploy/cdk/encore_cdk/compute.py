@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_cdk import ArnFormat, Aws, CfnOutput, Stack
+from aws_cdk import ArnFormat, Aws, CfnOutput, CfnTag, Stack, Tags
 from aws_cdk import aws_emr as emr
 from aws_cdk import aws_emrserverless as serverless
 from aws_cdk import aws_iam as iam
@@ -21,6 +21,10 @@ from encore_cdk.storage import PREFIX, StorageStack, bucket_arn
 
 RELEASE = "emr-spark-8.1.0"
 """Spark 4.1.1, Delta 4.2.0, Python 3.11."""
+
+
+EMR_TAG = "for-use-with-amazon-emr-managed-policies"
+"""What EMR's own policy for clusters is held to."""
 
 
 class ComputeStack(Stack):
@@ -106,7 +110,10 @@ class ComputeStack(Stack):
             assumed_by=iam.ServicePrincipal("elasticmapreduce.amazonaws.com"),
             managed_policies=[iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AmazonEMRServicePolicy_v2")],
         )
-        argued(service, {"AwsSolutions-IAM4": "The policy that EMR requires; it is held to resources with EMR's tag"})
+        managed = "Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonEMRServicePolicy_v2"
+        why = "The policy that EMR requires; it is held to resources with EMR's tag"
+        argued(service, {f"AwsSolutions-IAM4[{managed}]": why})
+        Tags.of(network.vpc).add(EMR_TAG, "true")
         node_role = iam.Role(self, "ClusterNodes", assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"))
         objects = [f"{bucket_arn(stage, name)}/*" for name in ("lake", "raw", "code", "logs")]
         node_role.add_to_policy(
@@ -126,6 +133,13 @@ class ComputeStack(Stack):
             for name in ("lake", "raw", "code", "logs")
         )
         wildcards(node_role, why, *(f"Resource::{arn}" for arn in arns))
+        service.add_to_policy(
+            iam.PolicyStatement(
+                actions=["iam:PassRole"],
+                resources=[node_role.role_arn],
+                conditions={"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}},
+            )
+        )
         profile = iam.CfnInstanceProfile(self, "ClusterProfile", roles=[node_role.role_name])
         self.cluster = emr.CfnCluster(
             self,
@@ -150,7 +164,7 @@ class ComputeStack(Stack):
             ),
             step_concurrency_level=2,
             visible_to_all_users=True,
-            tags=[{"key": "for-use-with-amazon-emr-managed-policies", "value": "true"}],
+            tags=[CfnTag(key=EMR_TAG, value="true")],
         )
         argued(
             self.cluster,
