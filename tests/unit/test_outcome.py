@@ -9,7 +9,8 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from encore.errors import EncoreError, InputError, PassingFailure
+from encore.cli import _settings_list
+from encore.errors import ConfigError, EncoreError, InputError, PassingFailure
 from encore.outcome import outcome_at
 
 
@@ -68,3 +69,14 @@ def test_it_goes_to_s3_as_the_environment_says(tmp_path: Path, monkeypatch: pyte
             raise InputError("no data")
         body = client.get_object(Bucket="encore-logs", Key="outcomes/report/r/1.json")["Body"].read()
     assert json.loads(body)["code"] == 3
+
+
+def test_settings_may_come_as_one_json_list() -> None:
+    assert _settings_list('["report.top=5", "recommend.k=9"]') == ["report.top=5", "recommend.k=9"]
+    assert _settings_list("[]") == []
+
+
+@pytest.mark.parametrize("text", ["report.top=5", '{"report.top": 5}', "[1]", ""])
+def test_settings_of_another_shape_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set-json"):
+        _settings_list(text)
