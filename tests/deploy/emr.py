@@ -135,8 +135,8 @@ def emr_serverless(runner: Runner) -> Iterator[None]:
         yield
 
 
-def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str]) -> Ended:
-    """Run what was asked for by the spark-submit of this machine, and wait until it ends."""
+def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str], folder: Path) -> Ended:
+    """Run what was asked for by the spark-submit of this machine, in a folder of its own, and wait until it ends."""
     submit = asked["JobDriver"]["SparkSubmit"]
     settings = [item for item in shlex.split(submit["SparkSubmitParameters"]) if item != "--conf"]
     driver = dict(item.removeprefix(DRIVER).split("=", 1) for item in settings if item.startswith(DRIVER))
@@ -152,7 +152,8 @@ def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str]) -
     done = subprocess.run(
         command,
         env={**inherited, **python, **wanted, **environment},
-        cwd=ROOT,
+        # not the checkout: a job leaves nothing in the folder in which it is started
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,

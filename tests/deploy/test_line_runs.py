@@ -346,6 +346,7 @@ class Proof:
 @pytest.fixture(scope="module")
 def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
     """A machine whose jobs are real, with raw data on the S3 server."""
+    folder = tmp_path_factory.mktemp("started-in")
     tracking = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     known, client = known_for("line", tracking), s3_server.client()
     for kind in ("raw", "lake", "logs", "code"):
@@ -359,15 +360,17 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        with account(known) as made, emr_serverless(_real(made, s3_server, calls, ended)):
+        with account(known) as made, emr_serverless(_real(made, s3_server, calls, ended, folder)):
             yield Proof(made, s3_server, known, calls, ended, tracking)
 
 
-def _real(made: Account, server: S3Server, calls: dict[str, set[Call]], ended: dict[str, list[Ended]]) -> Runner:
+def _real(
+    made: Account, server: S3Server, calls: dict[str, set[Call]], ended: dict[str, list[Ended]], folder: Path
+) -> Runner:
     def run(job: str, asked: dict[str, Any]) -> Ended:
         with recording(server.endpoint) as recorder:
             environment = {**server.environment(), "AWS_ENDPOINT_URL": recorder.endpoint}
-            done = spark_submit(job, asked, environment)
+            done = spark_submit(job, asked, environment, folder)
         calls.setdefault(job, set()).update(recorder.calls)
         ended.setdefault(job, []).append(done)
         # what the job wrote for the machine is where the machine of this test looks
