@@ -353,8 +353,8 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
         client.create_bucket(Bucket=f"line-{kind}")
     for path in generated.rglob("*"):
         if path.is_file():
-            folder = "" if "features" in path.parts else "playlists/"
-            client.upload_file(str(path), "line-raw", f"{folder}{path.relative_to(generated)}")
+            kind = "" if "features" in path.parts else "playlists/"
+            client.upload_file(str(path), "line-raw", f"{kind}{path.relative_to(generated)}")
     calls: dict[str, set[Call]] = {}
     ended: dict[str, list[Ended]] = {}
     with pytest.MonkeyPatch.context() as patch:
