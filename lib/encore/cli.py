@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table as Grid
 
 from encore import __version__
 from encore.config import Config, load_config
-from encore.errors import EncoreError
+from encore.errors import ConfigError, EncoreError
 from encore.log import configure_logging, redact
 
 app = typer.Typer(
@@ -254,14 +255,19 @@ def show_config(
 
 
 @app.command("graph")
-def show_graph(debug: Debug = False) -> None:
+def show_graph(
+    aws: Annotated[bool, typer.Option("--aws", help="The picture of Encore on AWS instead.")] = False,
+    debug: Debug = False,
+) -> None:
     """Print the graph of jobs and tables as mermaid, as it stands in the README."""
 
     def work() -> None:
+        from encore.aws.picture import architecture
         from encore.graph import mermaid
-        from encore.job import nodes
+        from encore.job import EXTRA_JOBS, node, nodes
 
-        out.print(mermaid(nodes()), highlight=False, markup=False)
+        extra = [node(name) for name in EXTRA_JOBS]
+        out.print(architecture(nodes(), extra) if aws else mermaid(nodes()), highlight=False, markup=False)
 
     _exit(guarded(work))
 
@@ -284,6 +290,17 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+def _settings_list(text: str) -> list[str]:
+    """The settings of `--set-json`, for callers that cannot repeat an option. Raises ConfigError for another shape."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--set-json {text}: not JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f'--set-json {text}: a list of texts such as ["a.b=value"] expected')
+    return found
+
+
 def job_main(name: str) -> NoReturn:
     """What `spark-submit jobs/NAME.py --env ENV --set a.b=value` runs: one job of the line."""
 
@@ -292,19 +309,28 @@ def job_main(name: str) -> NoReturn:
         overrides: Set = [],  # noqa: B006
         run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run that it is part of.")] = None,
         force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+        more: Annotated[
+            str, typer.Option("--set-json", help="Settings after those of --set: a JSON list of a.b=value.")
+        ] = "[]",
+        outcome: Annotated[
+            str | None,
+            typer.Option(help="File or s3:// object that is to say why it failed, as JSON, for a scheduler."),
+        ] = None,
         debug: Debug = False,
     ) -> None:
         def work() -> None:
             from encore import pipeline
+            from encore.outcome import outcome_at
 
-            config = settings(env, overrides, debug)
-            pipeline.run_pipeline(
-                config,
-                [name],
-                run_id=run_id,
-                force=force,
-                on_result=lambda result: err.print(_result_line(result), highlight=False),
-            )
+            with outcome_at(outcome, name, run_id):
+                config = settings(env, [*overrides, *_settings_list(more)], debug)
+                pipeline.run_pipeline(
+                    config,
+                    [name],
+                    run_id=run_id,
+                    force=force,
+                    on_result=lambda result: err.print(_result_line(result), highlight=False),
+                )
 
         _exit(guarded(work))
 

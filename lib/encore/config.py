@@ -157,6 +157,19 @@ class RunConfig(Section):
     )
 
 
+class MaintainConfig(Section):
+    """Keeping tables in order."""
+
+    small_files: int = Field(
+        ge=2, description="A table, or a partition, of at least so many files below 16 MB has them merged."
+    )
+    retention_days: int = Field(
+        ge=7,
+        description="Files that no newest version refers to are kept so long at least: no reader takes longer. Those "
+        "of a version that a run in MLflow refers to are kept for as long as that run.",
+    )
+
+
 class ReportConfig(Section):
     """The report."""
 
@@ -194,6 +207,7 @@ class Config(Section):
     split: SplitConfig
     recommend: RecommendConfig
     run: RunConfig
+    maintain: MaintainConfig
     report: ReportConfig
     tracking: TrackingConfig
     log: LogConfig

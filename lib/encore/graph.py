@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from encore.errors import ConfigError
 from encore.tables import QUARANTINE, Table
@@ -74,6 +75,74 @@ def select(nodes: Sequence[Node], first: str | None, last: str | None, only: Seq
     if start >= stop:
         raise ConfigError(f"--from {first} comes after --to {last}", remedy="the order is: " + ", ".join(names))
     return names[start:stop]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Parts of the graph that run one after the other."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Parts of the graph that know nothing of one another."""
+
+    parts: tuple[Part, ...]
+
+
+Part: TypeAlias = "str | Series | Parallel"
+"""A job by its name, or parts in series or side by side."""
+
+
+def compose(nodes: Sequence[Node]) -> Part:
+    """The graph as parts in series and side by side, for schedulers that know no other shapes.
+
+    Every job comes after those whose tables it reads. Two jobs of which neither needs the other run side by side, but
+    where the graph is not made of these two shapes alone: there some jobs wait for others that they do not need.
+    """
+    names = order(nodes)
+    before: dict[str, set[str]] = {name: set() for name in names}
+    direct = {(one, other) for one, _, other in edges(nodes)}
+    for name in names:
+        for one, other in direct:
+            if other == name:
+                before[name] |= {one} | before[one]
+    return _compose(names, before)
+
+
+def _compose(names: list[str], before: dict[str, set[str]]) -> Part:
+    if len(names) == 1:
+        return names[0]
+    groups = _groups(names, before)
+    if len(groups) > 1:
+        return Parallel(tuple(_compose(group, before) for group in groups))
+    inside = set(names)
+    ranked = sorted(names, key=lambda name: (len(before[name] & inside), names.index(name)))
+    cuts = range(1, len(ranked))
+    # a cut loses nothing where all that is after it needs all that is before it; else the jobs that can start do so
+    exact = (cut for cut in cuts if all(before[name] >= set(ranked[:cut]) for name in ranked[cut:]))
+    cut = next(exact, sum(not before[name] & inside for name in names))
+    parts: list[Part] = []
+    for half in (ranked[:cut], ranked[cut:]):
+        part = _compose(sorted(half, key=names.index), before)
+        parts.extend(part.parts if isinstance(part, Series) else [part])
+    return Series(tuple(parts))
+
+
+def _groups(names: list[str], before: dict[str, set[str]]) -> list[list[str]]:
+    """Names by what is connected, in their order."""
+    group = {name: {name} for name in names}
+    for name in names:
+        for other in before[name] & set(names):
+            merged = group[name] | group[other]
+            for member in merged:
+                group[member] = merged
+    found: list[list[str]] = []
+    for name in names:
+        if not any(name in one for one in found):
+            found.append([member for member in names if member in group[name]])
+    return found
 
 
 def mermaid(nodes: Sequence[Node]) -> str:

@@ -7,6 +7,7 @@ A job is a module of `encore.jobs` with
     SETTINGS: tuple[str, ...]     the sections of the configuration on which its result depends
     def run(ctx: JobContext) -> None
     def state(ctx: JobContext) -> str      optional: digest of what it depends on outside the lake
+    UPKEEP: tuple[Table, ...]     optional: tables whose files, but no rows, it changes
 
 The result of a job is a function of its input tables, those settings, that state and the code. Their digest, the
 fingerprint, is kept with each run, so that a job with nothing to do says so without starting Spark.
@@ -63,6 +64,9 @@ JOBS: tuple[str, ...] = (
 )
 """Every job. The order of running is not this one but that of the graph."""
 
+EXTRA_JOBS: tuple[str, ...] = ("maintain",)
+"""Jobs that are not of the line: they run when they are asked for by name, and change no row."""
+
 
 def job_module(name: str) -> ModuleType:
     """The module of a job."""
@@ -73,6 +77,12 @@ def node(name: str) -> Node:
     """A job as the graph sees it."""
     module = job_module(name)
     return Node(name, module.READS, module.WRITES)
+
+
+def upkeep(name: str) -> tuple[Table, ...]:
+    """Tables whose files, but no rows, a job changes."""
+    found: tuple[Table, ...] = getattr(job_module(name), "UPKEEP", ())
+    return found
 
 
 def nodes() -> list[Node]:

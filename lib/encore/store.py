@@ -42,6 +42,13 @@ MAINTENANCE = frozenset(
 """Operations that change no row: a table's data version is that of the last other one."""
 
 
+SMALL_BYTES = 16 * 1024**2
+"""Opening a file costs about as much as reading so much of it from S3."""
+
+LOG_RETENTION = ("delta.logRetentionDuration", "interval 3650 days")
+"""Entries of the log are small, and without them an old version cannot be read though its files are there."""
+
+
 @dataclass(frozen=True)
 class Commit:
     """What a job leaves in a commit's metadata: from what it was made, and which part of the work it was."""
@@ -400,6 +407,61 @@ class Store:
             write_deltalake(uri, data, mode="append", storage_options=self._options)
         except (DeltaError, OSError) as error:
             raise LakeError(f"{uri}: cannot be written: {_first_line(error)}") from error
+
+    # maintenance ---------------------------------------------------------------------------------------------------
+
+    def optimize(self, table: Table, small_files: int) -> int:
+        """Merge small files where a table, or a partition, has at least so many; returns how many were merged."""
+        found = self._delta(table)
+        if found is None:
+            raise LakeError(f"{self.uri(table)}: the table is not there")
+        small: dict[tuple[str, ...], int] = {}
+        for file in pa.table(found.get_add_actions(flatten=True)).to_pylist():
+            if file["size_bytes"] < SMALL_BYTES:
+                partition = tuple(str(file[f"partition.{name}"]) for name in table.partition_by)
+                small[partition] = small.get(partition, 0) + 1
+        merged = 0
+        for partition, count in small.items():
+            if count >= small_files:
+                where = [(name, "=", value) for name, value in zip(table.partition_by, partition, strict=True)]
+                with self._maintaining(table):
+                    # a file is either small or left as it is
+                    done = found.optimize.compact(partition_filters=where or None, target_size=SMALL_BYTES)
+                merged += int(done["numFilesRemoved"])
+        return merged
+
+    def vacuum(self, table: Table, keep_versions: Sequence[int], retention_days: int) -> int:
+        """Remove files that neither the newest version nor `keep_versions` refer to and that are older than the
+        retention; returns how many. The log of a kept version stays, too."""
+        found = self._delta(table)
+        if found is None:
+            raise LakeError(f"{self.uri(table)}: the table is not there")
+        with self._maintaining(table):
+            if found.metadata().configuration.get(LOG_RETENTION[0]) != LOG_RETENTION[1]:
+                found.alter.set_table_properties(dict([LOG_RETENTION]))
+            kept = [version for version in keep_versions if self._readable(found, version)]
+            found.update_incremental()
+            removed = found.vacuum(
+                retention_hours=24 * retention_days,
+                dry_run=False,
+                enforce_retention_duration=False,
+                keep_versions=kept or None,
+            )
+        return len(removed)
+
+    def _readable(self, found: DeltaTable, version: int) -> bool:
+        """Whether the log still says what a version was; another lake's run may name one that never was here."""
+        try:
+            return DeltaTable(found.table_uri, version=version, storage_options=self._options).version() == version
+        except (DeltaError, OSError):
+            return False
+
+    @contextmanager
+    def _maintaining(self, table: Table) -> Iterator[None]:
+        try:
+            yield
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{table.name}: cannot be maintained: {_first_line(error)}") from error
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[str]:

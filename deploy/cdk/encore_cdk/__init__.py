@@ -1,0 +1,36 @@
+"""Encore's stacks on AWS."""
+
+from __future__ import annotations
+
+from aws_cdk import App, Tags, Validations
+from cdk_nag import AwsSolutionsChecks
+
+from encore_cdk.compute import ComputeStack
+from encore_cdk.delivery import DeliveryStack
+from encore_cdk.mlflow import MlflowStack
+from encore_cdk.network import NetworkStack
+from encore_cdk.orchestration import OrchestrationStack
+from encore_cdk.stage import Stage
+from encore_cdk.storage import StorageStack
+
+FLAGS = {
+    "@aws-cdk/aws-iam:minimizePolicies": True,
+    "@aws-cdk/aws-s3:createDefaultLoggingPolicy": True,
+    "@aws-cdk/aws-s3:serverAccessLogsUseBucketPolicy": True,
+    "@aws-cdk/core:target-partitions": ["aws"],
+}
+"""How the CDK is to behave where it has changed its mind: the same for the command and for tests."""
+
+
+def build(app: App, stage: Stage) -> None:
+    """All stacks of a stage, and the pipeline. No account, no region: these are of whoever deploys."""
+    Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
+    name = f"encore-{stage.name}"
+    network = NetworkStack(app, f"{name}-network", stage)
+    storage = StorageStack(app, f"{name}-storage", stage)
+    mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
+    compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow)
+    OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow.tracking_uri)
+    DeliveryStack(app, "encore-delivery", stage)
+    for stack in (network, storage, mlflow, compute):
+        Tags.of(stack).add("encore:stage", stage.name)

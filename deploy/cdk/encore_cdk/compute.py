@@ -1,0 +1,201 @@
+"""Where jobs run: EMR Serverless, and an EMR cluster on EC2 where that is asked for. One role a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_cdk import ArnFormat, Aws, CfnOutput, CfnTag, Stack, Tags
+from aws_cdk import aws_emr as emr
+from aws_cdk import aws_emrserverless as serverless
+from aws_cdk import aws_iam as iam
+from constructs import Construct
+
+from encore.aws.access import Buckets, statements
+from encore.aws.states import camel
+from encore.job import EXTRA_JOBS, node, nodes, upkeep
+from encore_cdk.mlflow import MlflowStack
+from encore_cdk.nag import argued, wildcards
+from encore_cdk.network import NetworkStack
+from encore_cdk.stage import Stage
+from encore_cdk.storage import PREFIX, StorageStack, bucket_arn
+
+RELEASE = "emr-spark-8.1.0"
+"""Spark 4.1.1, Delta 4.2.0, Python 3.11."""
+
+
+EMR_TAG = "for-use-with-amazon-emr-managed-policies"
+"""What EMR's own policy for clusters is held to."""
+
+
+class ComputeStack(Stack):
+    """What jobs run on, and what each may touch."""
+
+    def __init__(
+        self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack
+    ) -> None:
+        super().__init__(scope, id, stack_name=id, description="Encore: EMR")
+        subnets = network.vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids
+        limit = serverless.CfnApplication.MaximumAllowedResourcesProperty(
+            cpu=f"{stage.max_vcpu} vCPU", memory=f"{4 * stage.max_vcpu} GB", disk=f"{20 * stage.max_vcpu} GB"
+        )
+        self.application = serverless.CfnApplication(
+            self,
+            "Application",
+            name=f"encore-{stage.name}",
+            release_label=RELEASE,
+            type="SPARK",
+            architecture="X86_64",
+            maximum_capacity=limit,
+            initial_capacity=_waiting() if stage.prewarmed else None,
+            auto_start_configuration=serverless.CfnApplication.AutoStartConfigurationProperty(enabled=True),
+            auto_stop_configuration=serverless.CfnApplication.AutoStopConfigurationProperty(
+                enabled=True, idle_timeout_minutes=15
+            ),
+            network_configuration=serverless.CfnApplication.NetworkConfigurationProperty(
+                security_group_ids=[network.jobs.security_group_id], subnet_ids=subnets
+            ),
+        )
+        # by a name that says what it is: it stands in the policy of the state machine
+        self.application_id = self.export_value(
+            self.application.attr_application_id, name=f"encore-{stage.name}-application-id"
+        )
+        lake, raw, code, logs = (bucket_arn(stage, name) for name in ("lake", "raw", "code", "logs"))
+        buckets = Buckets(lake, raw, code, logs, PREFIX)
+        self.roles: dict[str, iam.Role] = {}
+        for job in [*nodes(), *(node(name) for name in EXTRA_JOBS)]:
+            self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
+            if mlflow.login is not None:
+                # EMR reads the login with the job's role as it starts it: it stands in no command line
+                mlflow.login.grant_read(self.roles[job.name])
+        CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
+        if stage.ec2:
+            self._cluster(stage, network, storage)
+
+    def _role(self, job: str, allowed: list[dict[str, Any]]) -> iam.Role:
+        source = {
+            "StringEquals": {"aws:SourceAccount": self.account},
+            "ArnLike": {
+                "aws:SourceArn": self.format_arn(
+                    service="emr-serverless",
+                    resource="/applications",
+                    resource_name="*",
+                    arn_format=ArnFormat.SLASH_RESOURCE_NAME,
+                )
+            },
+        }
+        role = iam.Role(
+            self,
+            f"Role{camel(job)}",
+            description=f"Encore: what {job} may touch",
+            assumed_by=iam.ServicePrincipal("emr-serverless.amazonaws.com", conditions=source),
+            inline_policies={
+                "tables": iam.PolicyDocument(
+                    statements=[iam.PolicyStatement.from_json(statement) for statement in allowed]
+                )
+            },
+        )
+        why = "Objects in a folder that is the job's own, or of a table that it declares; listing is held to these"
+        found = {resource for statement in allowed for resource in statement["Resource"] if "*" in resource}
+        pseudo = {Aws.PARTITION: "<AWS::Partition>", Aws.ACCOUNT_ID: "<AWS::AccountId>", Aws.REGION: "<AWS::Region>"}
+        for token, shown in pseudo.items():
+            found = {resource.replace(token, shown) for resource in found}
+        wildcards(role, why, *(f"Resource::{resource}" for resource in sorted(found)))
+        return role
+
+    def _cluster(self, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
+        """A small cluster that ends itself when idle, for steps of `encore submit --target emr-ec2`."""
+        service = iam.Role(
+            self,
+            "ClusterService",
+            assumed_by=iam.ServicePrincipal("elasticmapreduce.amazonaws.com"),
+            managed_policies=[iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AmazonEMRServicePolicy_v2")],
+        )
+        managed = "Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonEMRServicePolicy_v2"
+        why = "The policy that EMR requires; it is held to resources with EMR's tag"
+        argued(service, {f"AwsSolutions-IAM4[{managed}]": why})
+        Tags.of(network.vpc).add(EMR_TAG, "true")
+        node_role = iam.Role(self, "ClusterNodes", assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"))
+        objects = [f"{bucket_arn(stage, name)}/*" for name in ("lake", "raw", "code", "logs")]
+        node_role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+                resources=objects,
+            )
+        )
+        node_role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["s3:ListBucket"], resources=[resource.removesuffix("/*") for resource in objects]
+            )
+        )
+        why = "All jobs share the nodes of a cluster, and so one role: the union of theirs. Serverless parts them"
+        arns = (
+            f"arn:<AWS::Partition>:s3:::encore-{stage.name}-{name}-<AWS::AccountId>-<AWS::Region>/*"
+            for name in ("lake", "raw", "code", "logs")
+        )
+        wildcards(node_role, why, *(f"Resource::{arn}" for arn in arns))
+        service.add_to_policy(
+            iam.PolicyStatement(
+                actions=["iam:PassRole"],
+                resources=[node_role.role_arn],
+                conditions={"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}},
+            )
+        )
+        profile = iam.CfnInstanceProfile(self, "ClusterProfile", roles=[node_role.role_name])
+        self.cluster = emr.CfnCluster(
+            self,
+            "Cluster",
+            name=f"encore-{stage.name}",
+            release_label=RELEASE,
+            applications=[emr.CfnCluster.ApplicationProperty(name="Spark")],
+            service_role=service.role_arn,
+            job_flow_role=profile.ref,
+            log_uri=f"s3://{storage.logs.bucket_name}/cluster/",
+            auto_termination_policy=emr.CfnCluster.AutoTerminationPolicyProperty(idle_timeout=900),
+            configurations=[
+                emr.CfnCluster.ConfigurationProperty(
+                    classification="delta-defaults", configuration_properties={"delta.enabled": "true"}
+                )
+            ],
+            instances=emr.CfnCluster.JobFlowInstancesConfigProperty(
+                ec2_subnet_ids=network.vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids,
+                keep_job_flow_alive_when_no_steps=True,
+                master_instance_fleet=_fleet(1, "m7i.xlarge", "m6i.xlarge", spot=False),
+                core_instance_fleet=_fleet(2, "r7i.xlarge", "r6i.xlarge", spot=not stage.keep),
+            ),
+            step_concurrency_level=2,
+            visible_to_all_users=True,
+            tags=[CfnTag(key=EMR_TAG, value="true")],
+        )
+        argued(
+            self.cluster,
+            {
+                "AwsSolutions-EMR2": "Logs go to S3 (log_uri)",
+                "AwsSolutions-EMR4": "Data are in S3, encrypted there; nothing stays on a cluster's disks",
+                "AwsSolutions-EMR5": "No client speaks to the cluster: steps come by EMR's API",
+                "AwsSolutions-EMR6": "There is no SSH: no key is given, and no port is open; sessions go by SSM",
+            },
+        )
+
+
+def _waiting() -> list[serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty]:
+    """Workers that wait while the application is started: a driver, and four executors."""
+    worker = serverless.CfnApplication.WorkerConfigurationProperty(cpu="4 vCPU", memory="16 GB", disk="20 GB")
+    return [
+        serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty(
+            key=key,
+            value=serverless.CfnApplication.InitialCapacityConfigProperty(
+                worker_count=count, worker_configuration=worker
+            ),
+        )
+        for key, count in (("Driver", 1), ("Executor", 4))
+    ]
+
+
+def _fleet(count: int, *types: str, spot: bool) -> emr.CfnCluster.InstanceFleetConfigProperty:
+    return emr.CfnCluster.InstanceFleetConfigProperty(
+        target_on_demand_capacity=0 if spot else count,
+        target_spot_capacity=count if spot else 0,
+        instance_type_configs=[
+            emr.CfnCluster.InstanceTypeConfigProperty(instance_type=name, weighted_capacity=1) for name in types
+        ],
+    )

@@ -1,0 +1,245 @@
+"""MLflow: a tracking server on Fargate with PostgreSQL, or one that SageMaker manages. Private either way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_certificatemanager as acm
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_elasticloadbalancingv2 as elb
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_rds as rds
+from aws_cdk import aws_route53 as route53
+from aws_cdk import aws_route53_targets as targets
+from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sagemaker as sagemaker
+from aws_cdk import aws_secretsmanager as secrets
+from aws_cdk import aws_ssm as ssm
+from constructs import Construct
+
+from encore_cdk.nag import argued, wildcards
+from encore_cdk.network import NetworkStack
+from encore_cdk.stage import Stage
+from encore_cdk.storage import StorageStack
+
+IMAGE = Path(__file__).resolve().parents[1] / "mlflow"
+DATABASE_PORT = 5433
+"""Not PostgreSQL's own: scans look there first."""
+
+
+class MlflowStack(Stack):
+    """The tracking server. `tracking_uri` is where jobs find it, `login` the secret with user and password."""
+
+    def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
+        super().__init__(scope, id, stack_name=id, description="Encore: MLflow")
+        self._stage = stage
+        self.artefacts = s3.Bucket(
+            self,
+            "Artefacts",
+            versioned=True,
+            encryption=s3.BucketEncryption.S3_MANAGED,
+            enforce_ssl=True,
+            minimum_tls_version=1.2,
+            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            server_access_logs_bucket=storage.access_logs,
+            server_access_logs_prefix="artefacts/",
+            removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
+        )
+        self.login: secrets.Secret | None = None
+        if stage.mlflow == "sagemaker":
+            self.tracking_uri = self._managed()
+        else:
+            self.tracking_uri = self._fargate(network, storage)
+        CfnOutput(self, "TrackingUri", value=self.tracking_uri)
+
+    def _managed(self) -> str:
+        """A server of SageMaker's: sign-on is IAM's, and the URI is the server's ARN (plugin sagemaker-mlflow)."""
+        role = iam.Role(self, "ServerRole", assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"))
+        self._may_keep_artefacts(role)
+        server = sagemaker.CfnMlflowTrackingServer(
+            self,
+            "Server",
+            tracking_server_name=f"encore-{self._stage.name}",
+            tracking_server_size="Small",
+            artifact_store_uri=f"s3://{self.artefacts.bucket_name}/artefacts",
+            role_arn=role.role_arn,
+            automatic_model_registration=False,
+        )
+        return server.attr_tracking_server_arn
+
+    def _fargate(self, network: NetworkStack, storage: StorageStack) -> str:
+        stage, vpc, name = self._stage, network.vpc, f"mlflow.{self._stage.domain}"
+        balancer_group = ec2.SecurityGroup(self, "BalancerGroup", vpc=vpc, description="MLflow: HTTPS from the VPC")
+        server_group = ec2.SecurityGroup(self, "ServerGroup", vpc=vpc, description="MLflow: the balancer alone")
+        database_group = ec2.SecurityGroup(
+            self, "DatabaseGroup", vpc=vpc, description="MLflow: the server alone", allow_all_outbound=False
+        )
+        balancer_group.add_ingress_rule(ec2.Peer.ipv4(vpc.vpc_cidr_block), ec2.Port.tcp(443), "HTTPS from the VPC")
+        argued(
+            balancer_group,
+            {"AwsSolutions-EC23": "The range is the VPC's, which cdk-nag cannot read: it is made with it"},
+        )
+        server_group.add_ingress_rule(balancer_group, ec2.Port.tcp(5000), "from the balancer")
+        database_group.add_ingress_rule(server_group, ec2.Port.tcp(DATABASE_PORT), "from the server")
+        database = self._database(network, database_group)
+
+        self.login = secrets.Secret(
+            self,
+            "Login",
+            description="Encore: first user of MLflow, and that of the jobs",
+            generate_secret_string=secrets.SecretStringGenerator(
+                secret_string_template='{"username": "encore"}',
+                generate_string_key="password",
+                exclude_punctuation=True,
+                password_length=32,
+            ),
+        )
+        argued(
+            self.login, {"AwsSolutions-SMG4": "MLflow keeps its users itself: changed there and here by one command"}
+        )
+        pages = secrets.Secret(
+            self,
+            "Pages",
+            description="Encore: key of the sessions of MLflow's pages",
+            generate_secret_string=secrets.SecretStringGenerator(exclude_punctuation=True, password_length=48),
+        )
+        argued(pages, {"AwsSolutions-SMG4": "A new key ends all sessions; it is changed when that is wanted"})
+        cluster = ecs.Cluster(self, "Cluster", vpc=vpc, container_insights_v2=ecs.ContainerInsights.ENABLED)
+        task = ecs.FargateTaskDefinition(self, "Task", cpu=1024, memory_limit_mib=3072)
+        self._may_keep_artefacts(task.task_role)
+        argued(task, {"AwsSolutions-ECS2": "Names of bucket and database; passwords come from the secrets store"})
+        wildcards(task, "Asking for the token with which images are fetched knows no resource", "Resource::*")
+        assert database.secret is not None
+        task.add_container(
+            "mlflow",
+            image=ecs.ContainerImage.from_asset(str(IMAGE)),
+            logging=ecs.LogDrivers.aws_logs(
+                stream_prefix="mlflow",
+                log_group=logs.LogGroup(
+                    self,
+                    "Log",
+                    retention=logs.RetentionDays.THREE_MONTHS,
+                    removal_policy=RemovalPolicy.DESTROY,
+                ),
+            ),
+            environment={
+                "ARTEFACT_BUCKET": self.artefacts.bucket_name,
+                "DB_HOST": database.db_instance_endpoint_address,
+                "DB_PORT": str(DATABASE_PORT),
+                "ALLOWED_HOSTS": f"{name},localhost",
+            },
+            secrets={
+                "DB_USER": ecs.Secret.from_secrets_manager(database.secret, "username"),
+                "DB_PASSWORD": ecs.Secret.from_secrets_manager(database.secret, "password"),
+                "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(self.login, "username"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(self.login, "password"),
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(pages),
+            },
+            port_mappings=[ecs.PortMapping(container_port=5000)],
+        )
+        service = ecs.FargateService(
+            self,
+            "Service",
+            cluster=cluster,
+            task_definition=task,
+            desired_count=2 if stage.keep else 1,
+            min_healthy_percent=100,
+            assign_public_ip=False,
+            vpc_subnets=network.private,
+            security_groups=[server_group],
+            circuit_breaker=ecs.DeploymentCircuitBreaker(rollback=True),
+        )
+        balancer = elb.ApplicationLoadBalancer(
+            self,
+            "Balancer",
+            vpc=vpc,
+            internet_facing=False,
+            vpc_subnets=network.private,
+            security_group=balancer_group,
+            drop_invalid_header_fields=True,
+            deletion_protection=stage.keep,
+        )
+        # delivery of these logs wants the region's account of the balancers, which an app without a region cannot name
+        argued(
+            balancer, {"AwsSolutions-ELB2": "Inside the VPC alone; its flow log and MLflow's own log say who called"}
+        )
+        certificate = ssm.StringParameter.value_for_string_parameter(self, f"/encore/{stage.name}/mlflow-certificate")
+        listener = balancer.add_listener(
+            "Https",
+            port=443,
+            protocol=elb.ApplicationProtocol.HTTPS,
+            certificates=[acm.Certificate.from_certificate_arn(self, "Certificate", certificate)],
+            ssl_policy=elb.SslPolicy.RECOMMENDED_TLS,
+            open=False,
+        )
+        listener.add_targets(
+            "Mlflow",
+            port=5000,
+            protocol=elb.ApplicationProtocol.HTTP,
+            targets=[service],
+            health_check=elb.HealthCheck(path="/health", healthy_http_codes="200"),
+            deregistration_delay=Duration.seconds(30),
+        )
+        zone = route53.PrivateHostedZone(self, "Zone", vpc=vpc, zone_name=stage.domain)
+        route53.ARecord(
+            self,
+            "Address",
+            zone=zone,
+            record_name="mlflow",
+            target=route53.RecordTarget.from_alias(targets.LoadBalancerTarget(balancer)),
+        )
+        return f"https://{name}"
+
+    def _may_keep_artefacts(self, role: iam.IRole) -> None:
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
+                resources=[f"{self.artefacts.bucket_arn}/artefacts/*"],
+            )
+        )
+        role.add_to_principal_policy(
+            iam.PolicyStatement(actions=["s3:ListBucket"], resources=[self.artefacts.bucket_arn])
+        )
+        child = self.artefacts.node.default_child
+        assert isinstance(child, s3.CfnBucket)
+        shown = f"Resource::<{self.resolve(child.logical_id)}.Arn>/artefacts/*"
+        wildcards(role, "Artefacts of its own bucket, whose names MLflow makes", shown)
+
+    def _database(self, network: NetworkStack, group: ec2.SecurityGroup) -> rds.DatabaseInstance:
+        stage = self._stage
+        size = ec2.InstanceSize.SMALL if stage.keep else ec2.InstanceSize.MICRO
+        engine = rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.VER_17_9)
+        database = rds.DatabaseInstance(
+            self,
+            "Database",
+            engine=engine,
+            instance_type=ec2.InstanceType.of(ec2.InstanceClass.T4G, size),
+            credentials=rds.Credentials.from_generated_secret("mlflow"),
+            database_name="mlflow",
+            port=DATABASE_PORT,
+            vpc=network.vpc,
+            vpc_subnets=network.data,
+            security_groups=[group],
+            multi_az=stage.keep,
+            storage_encrypted=True,
+            allocated_storage=20,
+            max_allocated_storage=100,
+            backup_retention=Duration.days(30 if stage.keep else 3),
+            deletion_protection=stage.keep,
+            removal_policy=RemovalPolicy.SNAPSHOT if stage.keep else RemovalPolicy.DESTROY,
+            cloudwatch_logs_exports=["postgresql"],
+            auto_minor_version_upgrade=True,
+            parameters={"rds.force_ssl": "1"},
+        )
+        argued(
+            database,
+            {
+                "AwsSolutions-SMG4": "MLflow reads the password as it starts: a rotation would lock it out until then",
+                "AwsSolutions-RDS3": "Outside of prod a day without MLflow is a warning: the metrics are in Delta too",
+                "AwsSolutions-RDS10": "Outside of prod a stack may be thrown away as a whole",
+            },
+        )
+        return database

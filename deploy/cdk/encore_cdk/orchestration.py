@@ -1,0 +1,290 @@
+"""When jobs run, and who is told: the state machine, its schedules, alarms and a dashboard."""
+
+from __future__ import annotations
+
+import json
+
+from aws_cdk import ArnFormat, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_cloudwatch_actions as actions
+from aws_cdk import aws_dynamodb as dynamodb
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_scheduler as scheduler
+from aws_cdk import aws_sns as sns
+from aws_cdk import aws_sqs as sqs
+from aws_cdk import aws_stepfunctions as sfn
+from constructs import Construct
+
+from encore.aws.states import camel, definition
+from encore.job import EXTRA_JOBS, node, nodes
+from encore_cdk.compute import ComputeStack
+from encore_cdk.nag import SHARED_KEY, argued, wildcards
+from encore_cdk.stage import Stage
+from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
+
+_OF_RUNS = ("GetJobRun", "CancelJobRun", "TagResource")
+"""What the machine does with a job run: learn how it ended, stop it, and say of which job it is."""
+
+
+class OrchestrationStack(Stack):
+    """The line as a whole."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,
+        stage: Stage,
+        storage: StorageStack,
+        compute: ComputeStack,
+        tracking_uri: str,
+    ) -> None:
+        super().__init__(scope, id, stack_name=id, description="Encore: state machine, schedules, alarms")
+        self._stage, self._name = stage, f"encore-{stage.name}"
+        key = kms.Key(
+            self,
+            "Key",
+            description="Encore: messages and the lock",
+            enable_key_rotation=True,
+            removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
+        )
+        key.add_to_resource_policy(
+            iam.PolicyStatement(
+                principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
+                actions=["kms:Decrypt", "kms:GenerateDataKey*"],
+                resources=["*"],
+                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
+            )
+        )
+        self.topic = sns.Topic(self, "Failures", master_key=key, enforce_ssl=True, display_name="Encore: failures")
+        self.lock = dynamodb.TableV2(
+            self,
+            "Lock",
+            partition_key=dynamodb.Attribute(name="line", type=dynamodb.AttributeType.STRING),
+            billing=dynamodb.Billing.on_demand(),
+            encryption=dynamodb.TableEncryptionV2.aws_managed_key(),
+            removal_policy=RemovalPolicy.DESTROY,
+        )
+        argued(self.lock, {"AwsSolutions-DDB3": "One item, the lock: what it was yesterday is of no use"})
+        self.machine = self._machine(storage, compute, tracking_uri, key)
+        self.dead = sqs.Queue(
+            self, "NotStarted", encryption=sqs.QueueEncryption.KMS, encryption_master_key=key,
+            enforce_ssl=True, retention_period=Duration.days(14),
+        )  # fmt: skip
+        argued(self.dead, {"AwsSolutions-SQS3": "It is a dead-letter queue itself"})
+        role = iam.Role(
+            self,
+            "Scheduler",
+            assumed_by=iam.ServicePrincipal(
+                "scheduler.amazonaws.com", conditions={"StringEquals": {"aws:SourceAccount": self.account}}
+            ),
+        )
+        self.machine.grant_start_execution(role)
+        self.dead.grant_send_messages(role)
+        wildcards(role, "What sending to a queue takes, on its one key", *SHARED_KEY)
+        self._schedule("Nightly", f"cron(0 {stage.hour} * * ? *)", {}, role)
+        # maintenance is an execution of its own of the same machine: it never runs beside the line
+        self._schedule("Maintenance", f"cron(0 {(stage.hour + 10) % 24} ? * SUN *)", {"only": list(EXTRA_JOBS)}, role)
+        self._watch(compute)
+
+    def _machine(
+        self, storage: StorageStack, compute: ComputeStack, tracking_uri: str, key: kms.Key
+    ) -> sfn.StateMachine:
+        stage = self._stage
+        known = {
+            "ApplicationId": compute.application_id,
+            "Region": self.region,
+            "CodePrefix": f"s3://{bucket_name(stage, 'code')}/current",
+            "Lake": storage.lake_path,
+            "RawPrefix": f"s3://{bucket_name(stage, 'raw')}",
+            "LogBucket": bucket_name(stage, "logs"),
+            "TrackingUri": tracking_uri,
+            "TopicArn": self.topic.topic_arn,
+            "LockTable": self.lock.table_name,
+            **{f"Role{camel(job)}": role.role_arn for job, role in compute.roles.items()},
+        }
+        role = iam.Role(
+            self,
+            "Machine",
+            assumed_by=iam.ServicePrincipal(
+                "states.amazonaws.com", conditions={"StringEquals": {"aws:SourceAccount": self.account}}
+            ),
+        )
+        application = self.format_arn(
+            service="emr-serverless",
+            resource="/applications",
+            resource_name=compute.application_id,
+            arn_format=ArnFormat.SLASH_RESOURCE_NAME,
+        )
+        for statement in (
+            _allow(["emr-serverless:StartJobRun"], [application]),
+            _allow([f"emr-serverless:{name}" for name in _OF_RUNS], [f"{application}/jobruns/*"]),
+            _allow(
+                ["iam:PassRole"],
+                [job.role_arn for job in compute.roles.values()],
+                {"StringEquals": {"iam:PassedToService": "emr-serverless.amazonaws.com"}},
+            ),
+            # how Step Functions learns that a run of `.sync` has ended
+            _allow(
+                ["events:DescribeRule", "events:PutRule", "events:PutTargets"],
+                [
+                    self.format_arn(
+                        service="events",
+                        resource="rule",
+                        resource_name="StepFunctionsGetEventsForEMRServerlessJobRule",
+                    )
+                ],
+            ),
+            _allow(["s3:GetObject"], [f"{bucket_arn(stage, 'logs')}/outcomes/*"]),
+            # without it an outcome that is not there is a refusal and not a 404
+            _allow(["s3:ListBucket"], [bucket_arn(stage, "logs")], {"StringLike": {"s3:prefix": ["outcomes/*"]}}),
+            _allow(["sns:Publish"], [self.topic.topic_arn]),
+            _allow(["kms:Decrypt", "kms:GenerateDataKey"], [key.key_arn]),
+            _allow(["dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:DeleteItem"], [self.lock.table_arn]),
+            _allow(
+                ["states:DescribeExecution"],
+                [
+                    self.format_arn(
+                        service="states",
+                        resource="execution",
+                        resource_name=f"{self._name}:*",
+                        arn_format=ArnFormat.COLON_RESOURCE_NAME,
+                    )
+                ],
+            ),
+        ):
+            role.add_to_policy(statement)
+        machine = sfn.StateMachine(
+            self,
+            "Line",
+            state_machine_name=self._name,
+            definition_body=sfn.DefinitionBody.from_string(
+                json.dumps(definition(nodes(), extra=[node(name) for name in EXTRA_JOBS]))
+            ),
+            definition_substitutions=known,
+            role=role,
+            logs=sfn.LogOptions(
+                destination=logs.LogGroup(
+                    self,
+                    "Log",
+                    log_group_name=f"/aws/vendedlogs/states/{self._name}",
+                    retention=logs.RetentionDays.THREE_MONTHS,
+                    removal_policy=RemovalPolicy.DESTROY,
+                ),
+                level=sfn.LogLevel.ALL,
+                # inputs are settings, which are logged by the jobs already, without secrets
+                include_execution_data=True,
+            ),
+            tracing_enabled=True,
+        )
+        why = (
+            "Runs of one application, executions of this machine and outcomes of jobs have names that are made as they "
+            "start; delivery of logs and traces (logs:*Delivery*, xray:Put*) knows no resources"
+        )
+        storage_logs = f"arn:<AWS::Partition>:s3:::{self._name}-logs-<AWS::AccountId>-<AWS::Region>"
+        wildcards(
+            role,
+            why,
+            "Resource::*",
+            f"Resource::{storage_logs}/outcomes/*",
+            "Resource::arn:<AWS::Partition>:emr-serverless:<AWS::Region>:<AWS::AccountId>:/applications/"
+            f"{self._name}-application-id/jobruns/*",
+            f"Resource::arn:<AWS::Partition>:states:<AWS::Region>:<AWS::AccountId>:execution:{self._name}:*",
+        )
+        return machine
+
+    def _schedule(self, name: str, expression: str, asked: dict[str, object], role: iam.Role) -> None:
+        # the schedule's own id of the start is the execution's name: a start that is tried again starts nothing twice
+        target = {
+            "StateMachineArn": self.machine.state_machine_arn,
+            "Name": f"{name.lower()}-<aws.scheduler.execution-id>",
+            "Input": json.dumps(asked),
+        }
+        scheduler.CfnSchedule(
+            self,
+            name,
+            name=f"{self._name}-{name.lower()}",
+            description=f"Encore: {name.lower()}",
+            schedule_expression=expression,
+            schedule_expression_timezone=self._stage.timezone,
+            state="ENABLED" if self._stage.nightly else "DISABLED",
+            flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(mode="OFF"),
+            target=scheduler.CfnSchedule.TargetProperty(
+                arn=f"arn:{self.partition}:scheduler:::aws-sdk:sfn:startExecution",
+                role_arn=role.role_arn,
+                input=self.to_json_string(target),
+                dead_letter_config=scheduler.CfnSchedule.DeadLetterConfigProperty(arn=self.dead.queue_arn),
+                retry_policy=scheduler.CfnSchedule.RetryPolicyProperty(
+                    maximum_event_age_in_seconds=3600, maximum_retry_attempts=10
+                ),
+            ),
+        )
+
+    def _watch(self, compute: ComputeStack) -> None:
+        tell = actions.SnsAction(self.topic)
+        hour, day = Duration.hours(1), Duration.days(1)
+        failed = self.machine.metric_failed(period=hour, statistic="Sum")
+        late = self.machine.metric_timed_out(period=hour, statistic="Sum")
+        done = self.machine.metric_succeeded(period=day, statistic="Sum")
+        waiting = self.dead.metric_approximate_number_of_messages_visible(period=Duration.minutes(5))
+        for name, metric, text in (
+            ("Failed", failed, "An execution failed; a message says which job, where it was one"),
+            ("TimedOut", late, "An execution took more than a day"),
+            ("NotStartedAtAll", waiting, "The scheduler could not start an execution; the queue has why"),
+        ):
+            alarm = metric.create_alarm(
+                self,
+                name,
+                alarm_name=f"{self._name}-{name}",
+                alarm_description=f"Encore: {text}",
+                threshold=1,
+                evaluation_periods=1,
+                treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
+            )
+            alarm.add_alarm_action(tell)
+        if self._stage.nightly:
+            silent = done.create_alarm(
+                self,
+                "Silent",
+                alarm_name=f"{self._name}-Silent",
+                alarm_description="Encore: no execution has ended well for a day",
+                threshold=1,
+                evaluation_periods=1,
+                comparison_operator=cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD,
+                treat_missing_data=cloudwatch.TreatMissingData.BREACHING,
+            )
+            silent.add_alarm_action(tell)
+        application = {"ApplicationId": compute.application_id}
+
+        def of_emr(name: str, statistic: str = "Maximum") -> cloudwatch.Metric:
+            return cloudwatch.Metric(
+                namespace="AWS/EMRServerless", metric_name=name, dimensions_map=application, statistic=statistic
+            )
+
+        cloudwatch.Dashboard(
+            self,
+            "Dashboard",
+            dashboard_name=self._name,
+            widgets=[
+                [
+                    cloudwatch.GraphWidget(title="Executions a day", left=[done, failed, late], width=12),
+                    cloudwatch.GraphWidget(
+                        title="How long the line takes", left=[self.machine.metric_time(statistic="Maximum")], width=12
+                    ),
+                ],
+                [
+                    cloudwatch.GraphWidget(title="CPUs", left=[of_emr("CPUAllocated")], width=8),
+                    cloudwatch.GraphWidget(title="Memory", left=[of_emr("MemoryAllocated")], width=8),
+                    cloudwatch.GraphWidget(
+                        title="Runs", left=[of_emr("SuccessJobs", "Sum"), of_emr("FailedJobs", "Sum")], width=8
+                    ),
+                ],
+            ],
+        )
+
+
+def _allow(
+    actions: list[str], resources: list[str], conditions: dict[str, dict[str, object]] | None = None
+) -> iam.PolicyStatement:
+    return iam.PolicyStatement(actions=actions, resources=resources, conditions=conditions)

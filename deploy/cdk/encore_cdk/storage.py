@@ -1,0 +1,159 @@
+"""Buckets, the Glue database with the Delta tables, and Athena with the views."""
+
+from __future__ import annotations
+
+from aws_cdk import Aws, CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_athena as athena
+from aws_cdk import aws_glue as glue
+from aws_cdk import aws_s3 as s3
+from constructs import Construct
+
+from encore.aws.athena import DATABASE, VIEWS, athena_view, glue_columns, glue_parameters
+from encore.tables import ALL
+from encore_cdk.nag import argued
+from encore_cdk.stage import Stage
+
+PREFIX = "lake"
+
+
+def bucket_name(stage: Stage, name: str) -> str:
+    """Names are made of stage, account and region, so that roles name a bucket and not another stack's output."""
+    return f"encore-{stage.name}-{name}-{Aws.ACCOUNT_ID}-{Aws.REGION}"
+
+
+def bucket_arn(stage: Stage, name: str) -> str:
+    """Of the bucket of that name."""
+    return f"arn:{Aws.PARTITION}:s3:::{bucket_name(stage, name)}"
+
+
+class StorageStack(Stack):
+    """What is kept."""
+
+    def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
+        super().__init__(scope, id, stack_name=id, description="Encore: buckets, tables, Athena")
+        self._stage = stage
+        self.access_logs = self._bucket("AccessLogs", [s3.LifecycleRule(id="expire", expiration=Duration.days(90))])
+        argued(self.access_logs, {"AwsSolutions-S1": "It takes the access logs of the others; its own would grow it"})
+        # Delta says itself which files are dead (VACUUM), and its log needs every file that it still names: nothing
+        # of the lake expires by age. Only what has been deleted or replaced already does.
+        self.lake = self._bucket("Lake", [_superseded(30), _scratch()])
+        self.raw = self._bucket("Raw", [_superseded(30), _cold()])
+        self.code = self._bucket("Code", [_superseded(90)])
+        self.logs = self._bucket("Logs", [_superseded(7), s3.LifecycleRule(id="expire", expiration=Duration.days(180))])
+        self.results = self._bucket(
+            "Results", [_superseded(1), s3.LifecycleRule(id="expire", expiration=Duration.days(14))]
+        )
+        self.lake_path = f"s3://{bucket_name(stage, 'lake')}/{PREFIX}"
+        self._catalogue()
+        CfnOutput(self, "LakePath", value=self.lake_path)
+        CfnOutput(self, "RawBucket", value=self.raw.bucket_name)
+
+    def _bucket(self, name: str, rules: list[s3.LifecycleRule]) -> s3.Bucket:
+        stage, is_log = self._stage, name == "AccessLogs"
+        abort = s3.LifecycleRule(id="abort", abort_incomplete_multipart_upload_after=Duration.days(3))
+        return s3.Bucket(
+            self,
+            name,
+            bucket_name=bucket_name(stage, "access-logs" if is_log else name.lower()),
+            versioned=not is_log,
+            encryption=s3.BucketEncryption.S3_MANAGED,
+            enforce_ssl=True,
+            minimum_tls_version=1.2,
+            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
+            server_access_logs_bucket=None if is_log else self.access_logs,
+            server_access_logs_prefix=None if is_log else f"{name.lower()}/",
+            lifecycle_rules=[*rules, abort],
+            removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
+        )
+
+    def _catalogue(self) -> None:
+        """The tables as Athena finds them. Their schema is declared once, in encore.tables."""
+        self.database = glue.CfnDatabase(
+            self,
+            "Database",
+            catalog_id=self.account,
+            database_input=glue.CfnDatabase.DatabaseInputProperty(
+                name=f"{DATABASE}_{self._stage.name}", description="Encore: Delta tables, and views that unfold them"
+            ),
+        )
+        name = self.database.ref
+        for table in ALL:
+            glue.CfnTable(
+                self,
+                f"Table-{table.name}",
+                catalog_id=self.account,
+                database_name=name,
+                table_input=glue.CfnTable.TableInputProperty(
+                    name=table.name,
+                    description=f"A row is {table.grain}",
+                    table_type="EXTERNAL_TABLE",
+                    parameters=glue_parameters(),
+                    storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
+                        columns=[
+                            glue.CfnTable.ColumnProperty(name=column, type=type_, comment=comment)
+                            for column, type_, comment in glue_columns(table)
+                        ],
+                        location=f"{self.lake_path}/{table.name}/",
+                    ),
+                ),
+            )
+        for view in VIEWS:
+            parameters, text, columns = athena_view(view, f"{DATABASE}_{self._stage.name}")
+            glue.CfnTable(
+                self,
+                f"View-{view}",
+                catalog_id=self.account,
+                database_name=name,
+                table_input=glue.CfnTable.TableInputProperty(
+                    name=view,
+                    table_type="VIRTUAL_VIEW",
+                    parameters=parameters,
+                    view_original_text=text,
+                    view_expanded_text="/* Presto View */",
+                    storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
+                        columns=[glue.CfnTable.ColumnProperty(name=column, type=type_) for column, type_ in columns]
+                    ),
+                ),
+            )
+        self.workgroup = athena.CfnWorkGroup(
+            self,
+            "Workgroup",
+            name=f"encore-{self._stage.name}",
+            description="Queries on the tables of Encore",
+            recursive_delete_option=not self._stage.keep,
+            work_group_configuration=athena.CfnWorkGroup.WorkGroupConfigurationProperty(
+                enforce_work_group_configuration=True,
+                publish_cloud_watch_metrics_enabled=True,
+                # a query that reads more than 50 GB is a mistake here: the whole lake is smaller
+                bytes_scanned_cutoff_per_query=50 * 1024**3,
+                engine_version=athena.CfnWorkGroup.EngineVersionProperty(
+                    selected_engine_version="Athena engine version 3"
+                ),
+                result_configuration=athena.CfnWorkGroup.ResultConfigurationProperty(
+                    output_location=f"s3://{self.results.bucket_name}/",
+                    encryption_configuration=athena.CfnWorkGroup.EncryptionConfigurationProperty(
+                        encryption_option="SSE_S3"
+                    ),
+                ),
+            ),
+        )
+
+
+def _superseded(days: int) -> s3.LifecycleRule:
+    return s3.LifecycleRule(
+        id="superseded", noncurrent_version_expiration=Duration.days(days), expired_object_delete_marker=True
+    )
+
+
+def _scratch() -> s3.LifecycleRule:
+    return s3.LifecycleRule(id="scratch", prefix=f"{PREFIX}/_scratch/", expiration=Duration.days(7))
+
+
+def _cold() -> s3.LifecycleRule:
+    return s3.LifecycleRule(
+        id="cold",
+        transitions=[
+            s3.Transition(storage_class=s3.StorageClass.INTELLIGENT_TIERING, transition_after=Duration.days(30))
+        ],
+    )

@@ -1,0 +1,93 @@
+"""The tables and views as Glue and Athena know them, from the declarations of encore.tables.
+
+Athena reads a Delta table's schema and files from its log; what stands in Glue tells it that and where, and people the
+columns and their comments. The views are those of `encore.tables.VIEWS` in Athena's SQL, which unfolds arrays by
+UNNEST and counts them from 1.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+from encore.tables import HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table
+
+DATABASE = "encore"
+
+VIEWS: dict[str, str] = {
+    "playlist_tracks": """
+        SELECT p.pid, p.name AS playlist_name, CAST(u.place - 1 AS integer) AS pos, t.track_id, t.track_uri,
+               t.track_name, t.artist_uri, t.artist_name, t.album_uri, t.album_name, t.duration_ms
+        FROM playlists p
+        CROSS JOIN UNNEST(p.track_ids) WITH ORDINALITY AS u (track_id, place)
+        JOIN tracks t ON t.track_id = u.track_id""",
+    "holdout_tracks": """
+        SELECT h.pid, h.part, h.pos, t.track_id, t.track_uri, t.track_name, t.artist_uri, t.artist_name
+        FROM (SELECT pid, 'train' AS part, CAST(u.place - 1 AS integer) AS pos, u.track_id
+              FROM holdout CROSS JOIN UNNEST(train) WITH ORDINALITY AS u (track_id, place)
+              UNION ALL
+              SELECT pid, 'test' AS part, CAST(u.place - 1 AS integer) AS pos, u.track_id
+              FROM holdout CROSS JOIN UNNEST(test) WITH ORDINALITY AS u (track_id, place)) h
+        JOIN tracks t ON t.track_id = h.track_id""",
+    "recommended_tracks": """
+        SELECT r.model, r.pid, CAST(u.place AS integer) AS rank, t.track_uri, r.scores[u.place] AS score, t.track_id,
+               t.track_name, t.artist_uri, t.artist_name, contains(h.test, u.track_id) AS hit
+        FROM recommendations r
+        CROSS JOIN UNNEST(r.track_ids) WITH ORDINALITY AS u (track_id, place)
+        JOIN tracks t ON t.track_id = u.track_id
+        LEFT JOIN holdout h ON h.pid = r.pid""",
+}
+"""By the names, and with the columns, of `encore.tables.VIEWS`."""
+
+_MADE = {
+    "playlist_name": "string",
+    "pos": "int",
+    "part": "string",
+    "rank": "int",
+    "score": "float",
+    "hit": "boolean",
+}
+"""Columns of views that are in no table."""
+
+VIEW_COLUMNS: dict[str, tuple[str, ...]] = {
+    "playlist_tracks": (
+        *("pid", "playlist_name", "pos", "track_id", "track_uri", "track_name", "artist_uri", "artist_name"),
+        *("album_uri", "album_name", "duration_ms"),
+    ),
+    "holdout_tracks": ("pid", "part", "pos", "track_id", "track_uri", "track_name", "artist_uri", "artist_name"),
+    "recommended_tracks": (
+        *("model", "pid", "rank", "track_uri", "score", "track_id", "track_name", "artist_uri", "artist_name", "hit"),
+    ),
+}
+
+_PRESTO = {"string": "varchar", "int": "integer", "float": "real"}
+
+
+def glue_columns(table: Table) -> list[tuple[str, str, str]]:
+    """Name, Hive's type, and comment of each column."""
+    return [(column.name, column.type, column.comment) for column in table.columns]
+
+
+def glue_parameters() -> dict[str, str]:
+    """What says of a table in Glue that it is Delta, to Athena and to Spark."""
+    return {"table_type": "DELTA", "spark.sql.sources.provider": "delta", "classification": "delta", "EXTERNAL": "TRUE"}
+
+
+def athena_view(name: str, database: str) -> tuple[dict[str, str], str, list[tuple[str, str]]]:
+    """A view in Glue: its parameters, the text in which Athena finds its SQL, and its columns with Hive's types."""
+    columns = [(column, _type_of(column)) for column in VIEW_COLUMNS[name]]
+    about = {
+        "originalSql": " ".join(VIEWS[name].split()),
+        "catalog": "awsdatacatalog",
+        "schema": database,
+        "columns": [{"name": column, "type": _PRESTO.get(type_, type_)} for column, type_ in columns],
+    }
+    text = base64.b64encode(json.dumps(about).encode()).decode()
+    return {"presto_view": "true", "comment": "Presto View"}, f"/* Presto View: {text} */", columns
+
+
+def _type_of(column: str) -> str:
+    for table in (TRACKS, PLAYLISTS, HOLDOUT, RECOMMENDATIONS):
+        if column in table.names and column not in _MADE:
+            return table.column(column).type
+    return _MADE[column]

@@ -1,0 +1,55 @@
+"""The picture of Encore on AWS, generated from the jobs and from what the state machine does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from encore.aws.access import FRAMEWORK, RAW
+from encore.graph import Node, Parallel, Part, compose
+
+
+def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
+    """A mermaid flowchart: what starts the line, its jobs as the machine runs them, and what each may write."""
+    line = compose(nodes)
+    steps: list[tuple[str, str]] = []
+    first, _ = _join(line, steps)
+    lines = [
+        "flowchart LR",
+        "    schedule([EventBridge Scheduler<br>nightly]) -->|execution id = run id| machine",
+        "    weekly([EventBridge Scheduler<br>weekly]) -->|only| machine",
+        "    schedule -. not started .-> dead[(SQS dead letters)]",
+        "    machine[[Step Functions]] <-->|one execution at a time| lock[(DynamoDB lock)]",
+        "    machine -. job, run, reason, log .-> topic([SNS failures])",
+        "    subgraph emr [EMR Serverless, one role a job]",
+        *(f"        {one} --> {other}" for one, other in steps),
+        *(f"        {node.name}" for node in extra),
+        "    end",
+        *(f"    machine -->|startJobRun.sync| {name}" for name in first),
+        *(f"    machine --> {node.name}" for node in extra),
+        *(f"    {folder}[(S3 raw<br>{folder}/)] --> {job}" for job, folder in sorted(RAW.items())),
+    ]
+    for node in nodes:
+        tables = "<br>".join(table.name for table in node.writes)
+        if tables:
+            lines.append(f'    {node.name} -->|"{tables}"| lake[(S3 lake<br>Delta)]')
+    lines += [
+        f"    emr -->|{', '.join(table.name for table in FRAMEWORK)}| lake",
+        "    emr -->|metrics| mlflow[MLflow<br>private, TLS]",
+        "    emr -->|log, outcome| logs[(S3 logs)]",
+        "    logs -->|exit code| machine",
+        "    lake --> athena[Glue and Athena<br>tables and views]",
+    ]
+    return "\n".join(lines)
+
+
+def _join(part: Part, steps: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Add the arrows within a part; returns the jobs with which it begins and those with which it ends."""
+    if isinstance(part, str):
+        return [part], [part]
+    ends = [_join(inner, steps) for inner in part.parts]
+    if isinstance(part, Parallel):
+        return [name for first, _ in ends for name in first], [name for _, last in ends for name in last]
+    for (_, before), (after, _) in pairwise(ends):
+        steps.extend((one, other) for one in before for other in after)
+    return ends[0][0], ends[-1][1]

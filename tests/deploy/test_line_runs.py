@@ -1,0 +1,486 @@
+"""The state machine runs: moto interprets the definition, each job is a real spark-submit, the lake is on a real S3."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from mlflow import MlflowClient
+from moto import mock_aws
+
+from encore.aws.access import Buckets, statements
+from encore.aws.states import Limits, definition, filled, placeholders
+from encore.config import load_config
+from encore.graph import edges
+from encore.job import EXTRA_JOBS, JOBS, Session, node, nodes, upkeep
+from encore.store import Store
+from encore.tables import ALL, JOB_RUNS
+from tests.deploy.emr import Ended, Runner, ServiceError, emr_serverless, spark_submit
+from tests.deploy.s3proxy import Call, recording
+from tests.deploy.simulator import refused
+from tests.s3server import S3Server
+
+REGION = "us-east-1"
+FEW = ("split_holdout", "evaluate", "report")
+QUICK = Limits(job_seconds=600, queue_seconds=60, tries=3, wait_seconds=1, retry_seconds=1)
+SETTINGS = ["s3.path_style=true", "spark.shuffle_partitions=4", "recommend.k=50", "run.chunk_playlists=200"]
+
+
+@dataclass
+class Account:
+    """An account of moto's with the machine in it, and what reads its messages."""
+
+    machine: str
+    queue: str
+    logs: str
+    table: str
+    known: dict[str, str]
+    states: Any
+    sqs: Any
+    s3: Any
+    dynamodb: Any
+    started: list[str] = field(default_factory=list)
+
+    def run(self, name: str, asked: dict[str, Any] | None = None, seconds: float = 900) -> dict[str, Any]:
+        """Start an execution, and wait for its end."""
+        arn = self.states.start_execution(stateMachineArn=self.machine, name=name, input=json.dumps(asked or {}))
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            found: dict[str, Any] = self.states.describe_execution(executionArn=arn["executionArn"])
+            if found["status"] != "RUNNING":
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{name} still runs after {seconds} s")
+
+    def entered(self, arn: str) -> list[str]:
+        """The states that an execution entered, in order."""
+        events = self.states.get_execution_history(executionArn=arn, maxResults=1000)["events"]
+        return [event["stateEnteredEventDetails"]["name"] for event in events if "stateEnteredEventDetails" in event]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What was said on the topic, as a queue that listens to it has it."""
+        found = self.sqs.receive_message(QueueUrl=self.queue, MaxNumberOfMessages=10).get("Messages", [])
+        for message in found:
+            self.sqs.delete_message(QueueUrl=self.queue, ReceiptHandle=message["ReceiptHandle"])
+        return [json.loads(json.loads(message["Body"])["Message"]) for message in found]
+
+    def lock(self) -> dict[str, Any] | None:
+        """The item that says who has the line."""
+        item: dict[str, Any] | None = self.dynamodb.get_item(
+            TableName=self.table, Key={"line": {"S": self.known["Lake"]}}
+        ).get("Item")
+        return item
+
+
+@contextmanager
+def account(known: dict[str, str], jobs: Sequence[str] = JOBS) -> Iterator[Account]:
+    """moto's account with the machine of some jobs, the topic and a queue on it, the lock's table and the bucket of
+    logs. Few jobs: moto takes seconds to read the whole line, each time it is started."""
+    with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
+        sns, sqs, s3, states, dynamodb = (
+            boto3.client(name, region_name=REGION) for name in ("sns", "sqs", "s3", "stepfunctions", "dynamodb")
+        )
+        topic = sns.create_topic(Name="failures")["TopicArn"]
+        queue = sqs.create_queue(QueueName="listener")["QueueUrl"]
+        arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+        s3.create_bucket(Bucket=known["LogBucket"])
+        dynamodb.create_table(
+            TableName=known["LockTable"],
+            KeySchema=[{"AttributeName": "line", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "line", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        role = "arn:aws:iam::" + topic.split(":")[4] + ":role/machine"
+        machine = definition([node(name) for name in jobs], extra=[node(name) for name in EXTRA_JOBS], limits=QUICK)
+        full = filled(machine, {**dict.fromkeys(placeholders(machine), role), **known, "TopicArn": topic})
+        made = states.create_state_machine(name="line", definition=json.dumps(full), roleArn=role)
+        yield Account(
+            made["stateMachineArn"],
+            queue,
+            known["LogBucket"],
+            known["LockTable"],
+            known,
+            states,
+            sqs,
+            s3,
+            dynamodb,
+        )
+
+
+def known_for(place: str, tracking: str = "sqlite:///unused.db") -> dict[str, str]:
+    """What the deployment knows, with the buckets of one test."""
+    return {
+        "ApplicationId": "00application",
+        "Region": REGION,
+        "CodePrefix": f"s3://{place}-code/current",
+        "Lake": f"s3://{place}-lake/lake",
+        "RawPrefix": f"s3://{place}-raw",
+        "LogBucket": f"{place}-logs",
+        "TrackingUri": tracking,
+        "LockTable": "lock",
+    }
+
+
+@pytest.fixture(autouse=True)
+def moto_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here speaks to AWS, and moto wants some credentials."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+
+
+def leaves(machine: Account, asked: dict[str, Any], outcome: dict[str, Any]) -> None:
+    """Put the outcome of a failed try where its arguments say, as the job does."""
+    arguments = asked["JobDriver"]["SparkSubmit"]["EntryPointArguments"]
+    bucket, _, key = arguments[arguments.index("--outcome") + 1].removeprefix("s3://").partition("/")
+    machine.s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(outcome).encode())
+
+
+# what the machine decides, without Spark ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decisions() -> Iterator[tuple[Account, list[str], dict[str, list[Any]]]]:
+    """A machine whose jobs end at once, as `script` says by job: an exit code, which it writes down;
+    one that it does not, negative; or a service's error."""
+    ran: list[str] = []
+    script: dict[str, list[Any]] = {}
+    with account(known_for("decide"), FEW) as made:
+
+        def run(job: str, asked: dict[str, Any]) -> Ended:
+            ran.append(job)
+            then = script[job].pop(0) if script.get(job) else 0
+            if isinstance(then, str):
+                raise ServiceError(then)
+            if then > 0:
+                leaves(made, asked, {"code": then, "reason": f"{job} ended with {then}", "remedy": "mend it"})
+            return Ended(abs(then))
+
+        with emr_serverless(run):
+            yield made, ran, script
+
+
+Decisions = tuple[Account, list[str], dict[str, list[Any]]]
+
+
+@pytest.mark.slow
+def test_all_jobs_run_in_an_order_that_the_graph_allows() -> None:
+    ran: list[str] = []
+
+    def run(job: str, _: dict[str, Any]) -> Ended:
+        ran.append(job)
+        return Ended(0)
+
+    with account(known_for("all")) as made, emr_serverless(run):
+        assert made.run("whole")["status"] == "SUCCEEDED"
+        assert made.messages() == []
+        assert made.lock() is None
+    assert sorted(ran) == sorted(JOBS), "and the extra jobs do not"
+    assert all(ran.index(before) < ran.index(after) for before, _, after in edges(nodes()))
+
+
+@pytest.mark.parametrize("code", [3, *(pytest.param(code, marks=pytest.mark.slow) for code in (1, 2, 4, 5))])
+def test_a_failure_that_stays_is_not_tried_again_and_is_told(decisions: Decisions, code: int) -> None:
+    made, ran, script = decisions
+    script["split_holdout"] = [code]
+    found = made.run("bad", {"only": ["split_holdout", "evaluate"]})
+    assert found["status"] == "FAILED"
+    assert ran == ["split_holdout"]
+    (message,) = made.messages()
+    assert message["job"] == "split_holdout"
+    assert message["run_id"] == "bad"
+    assert message["exit_code"] == code
+    assert message["reason"] == f"split_holdout ended with {code}"
+    assert message["log"].endswith(f"/s3/buckets/{made.logs}?prefix=logs/split_holdout/bad/")
+    assert made.lock() is None, "the lock is let go after a failure too"
+
+
+@pytest.mark.parametrize(
+    "passing", [75, *(pytest.param(one, marks=pytest.mark.slow) for one in (-137, "ThrottlingException"))]
+)
+def test_what_passes_is_tried_again(decisions: Decisions, passing: Any) -> None:
+    made, ran, script = decisions
+    script["split_holdout"] = [passing]
+    assert made.run("again", {"only": ["split_holdout", "evaluate"]})["status"] == "SUCCEEDED"
+    assert ran == ["split_holdout", "split_holdout", "evaluate"]
+    assert made.messages() == []
+
+
+@pytest.mark.slow
+def test_it_is_tried_three_times_and_each_job_has_its_own(decisions: Decisions) -> None:
+    made, ran, script = decisions
+    script["split_holdout"], script["evaluate"] = [75, 75], [75, 75, 75]
+    assert made.run("enough", {"only": ["split_holdout", "evaluate"]})["status"] == "FAILED"
+    assert ran == ["split_holdout"] * 3 + ["evaluate"] * 3
+    (message,) = made.messages()
+    assert (message["job"], message["exit_code"], message["tries"]) == ("evaluate", 75, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "tries"), [(3, 1), (137, 2)])
+def test_where_the_job_left_no_word_the_service_s_text_decides(decisions: Decisions, code: int, tries: int) -> None:
+    made, ran, script = decisions
+    script["split_holdout"] = [-code]
+    assert made.run("text", {"only": ["split_holdout"]})["status"] == ("FAILED" if tries == 1 else "SUCCEEDED")
+    assert ran == ["split_holdout"] * tries
+
+
+@pytest.mark.slow
+def test_a_call_that_the_service_refuses_for_good_is_told_at_once(decisions: Decisions) -> None:
+    made, ran, script = decisions
+    script["split_holdout"] = ["ValidationException"]
+    assert made.run("refused", {"only": ["split_holdout"]})["status"] == "FAILED"
+    assert ran == ["split_holdout"]
+    assert made.messages()[0]["error"] == "EMRServerless.ValidationException"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"from": "evaluate"}, ["evaluate", "report"]),
+        ({"only": ["maintain"]}, ["maintain"]),
+        ({"from": "report", "set": ["report.top=5"], "env": "emr", "date": "2026-11-25"}, ["report"]),
+    ],
+)
+def test_part_of_the_line(decisions: Decisions, asked: dict[str, Any], expected: list[str]) -> None:
+    made, ran, _ = decisions
+    assert made.run("part", asked)["status"] == "SUCCEEDED"
+    assert ran == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked", [{"from": "nothing"}, {"only": ["nothing"]}, {"from": "report", "only": ["report"]}, {"date": "today"}]
+)
+def test_what_cannot_be_meant_is_refused_before_anything_runs(decisions: Decisions, asked: dict[str, Any]) -> None:
+    made, ran, _ = decisions
+    found = made.run("wrong", asked)
+    assert (found["status"], found["error"]) == ("FAILED", "Encore.Input")
+    assert ran == []
+    assert made.lock() is None
+
+
+def test_arguments_carry_the_run_the_settings_and_the_date() -> None:
+    seen: list[list[str]] = []
+
+    def run(_: str, asked: dict[str, Any]) -> Ended:
+        seen.append(asked["JobDriver"]["SparkSubmit"]["EntryPointArguments"])
+        return Ended(0)
+
+    with account(known_for("say"), FEW) as made, emr_serverless(run):
+        made.run("run-7", {"only": ["report"], "set": ["report.top=5", "recommend.k=9"], "date": "2026-11-25"})
+    (arguments,) = seen
+    pairs = list(zip(arguments[::2], arguments[1::2], strict=True))
+    assert ("--run-id", "run-7") in pairs
+    assert ("--set-json", '["report.top=5","recommend.k=9"]') in [
+        (name, value.replace(", ", ",")) for name, value in pairs
+    ]
+    assert ("--set", "raw.playlists=s3://say-raw/playlists/date=2026-11-25/") in pairs
+    assert ("--outcome", "s3://say-logs/outcomes/report/run-7/1.json") in pairs
+
+
+@pytest.mark.slow
+def test_two_executions_never_overlap() -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def run(_: str, __: dict[str, Any]) -> Ended:
+        inside.set()
+        assert go.wait(30)
+        return Ended(0)
+
+    with account(known_for("twice"), FEW) as made, emr_serverless(run):
+        first = made.states.start_execution(stateMachineArn=made.machine, name="first", input='{"only": ["report"]}')
+        assert inside.wait(30)
+        second = made.run("second", {"only": ["report"]})
+        assert (second["status"], second["error"]) == ("FAILED", "Encore.Overlap")
+        assert made.messages()[0]["run_id"] == "second"
+        holder = made.lock()
+        assert holder is not None
+        assert holder["execution"]["S"] == first["executionArn"], "the second left the first one's lock alone"
+        go.set()
+        until = time.monotonic() + 30
+        while made.states.describe_execution(executionArn=first["executionArn"])["status"] == "RUNNING":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert made.run("third", {"only": ["report"]})["status"] == "SUCCEEDED"
+
+
+@pytest.mark.slow
+def test_the_lock_of_an_execution_that_was_stopped_is_taken_over(decisions: Decisions) -> None:
+    made, _, script = decisions
+    script["report"] = [3]
+    stopped = made.run("stopped", {"only": ["report"]})["executionArn"]
+    made.dynamodb.put_item(TableName=made.table, Item={"line": {"S": made.known["Lake"]}, "execution": {"S": stopped}})
+    assert made.run("next", {"only": ["report"]})["status"] == "SUCCEEDED"
+    assert made.lock() is None
+
+
+# the line itself ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Proof:
+    """One run of the whole line by the machine, and what was seen of it."""
+
+    account: Account
+    server: S3Server
+    known: dict[str, str]
+    calls: dict[str, set[Call]]
+    ended: dict[str, list[Ended]]
+    tracking: str
+
+
+@pytest.fixture(scope="module")
+def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
+    """A machine whose jobs are real, with raw data on the S3 server."""
+    folder = tmp_path_factory.mktemp("started-in")
+    tracking = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    known, client = known_for("line", tracking), s3_server.client()
+    for kind in ("raw", "lake", "logs", "code"):
+        client.create_bucket(Bucket=f"line-{kind}")
+    for path in generated.rglob("*"):
+        if path.is_file():
+            kind = "" if "features" in path.parts else "playlists/"
+            client.upload_file(str(path), "line-raw", f"{kind}{path.relative_to(generated)}")
+    calls: dict[str, set[Call]] = {}
+    ended: dict[str, list[Ended]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        with account(known) as made, emr_serverless(_real(made, s3_server, calls, ended, folder)):
+            yield Proof(made, s3_server, known, calls, ended, tracking)
+
+
+def _real(
+    made: Account, server: S3Server, calls: dict[str, set[Call]], ended: dict[str, list[Ended]], folder: Path
+) -> Runner:
+    def run(job: str, asked: dict[str, Any]) -> Ended:
+        with recording(server.endpoint) as recorder:
+            environment = {**server.environment(), "AWS_ENDPOINT_URL": recorder.endpoint}
+            done = spark_submit(job, asked, environment, folder)
+        calls.setdefault(job, set()).update(recorder.calls)
+        ended.setdefault(job, []).append(done)
+        # what the job wrote for the machine is where the machine of this test looks
+        client = server.client()
+        for item in client.list_objects_v2(Bucket=made.logs).get("Contents", []):
+            body = client.get_object(Bucket=made.logs, Key=item["Key"])["Body"].read()
+            made.s3.put_object(Bucket=made.logs, Key=item["Key"], Body=body)
+        return done
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+class TestTheLine:
+    """In order: each test goes on where the one before it ended."""
+
+    def test_it_runs_and_its_metrics_are_in_mlflow(self, line: Proof, proved: Callable[[str], None]) -> None:
+        found = line.account.run("nightly-1", {"set": SETTINGS})
+        assert found["status"] == "SUCCEEDED", {job: one[-1].log for job, one in line.ended.items() if one[-1].code}
+        assert {job: len(one) for job, one in line.ended.items()} == dict.fromkeys(JOBS, 1)
+        assert line.account.messages() == []
+        client = MlflowClient(tracking_uri=line.tracking)
+        experiment = client.get_experiment_by_name("encore")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        kinds = {run.data.tags["encore.kind"]: run for run in runs}
+        assert kinds["pipeline"].data.tags["encore.run_id"] == "nightly-1"
+        assert {run.data.tags.get("model") for run in runs} >= {"cosine", "popularity", "random"}
+        assert kinds["model"].data.metrics["r_precision"] >= 0
+        proved(f"the state machine ran {len(JOBS)} jobs by spark-submit on a real S3 server; metrics are in MLflow")
+
+    def test_roles_allow_what_the_jobs_did_and_nothing_on_tables_that_they_do_not_declare(
+        self, line: Proof, proved: Callable[[str], None]
+    ) -> None:
+        assert set(line.calls) == set(JOBS)
+        for job, calls in line.calls.items():
+            allowed = policy(job)
+            assert [refused(allowed, call) for call in calls if refused(allowed, call)] == [], job
+            assert {call.action for call in calls} >= {"s3:GetObject", "s3:PutObject", "s3:ListBucket"}
+        n = sum(len(calls) for calls in line.calls.values())
+        proved(f"{n} different S3 calls of {len(line.calls)} jobs, by three clients: each job's own role allows them")
+
+    def test_bad_input_is_not_tried_again_and_is_told(self, line: Proof, proved: Callable[[str], None]) -> None:
+        before = len(line.ended["ingest_features"])
+        asked = {"only": ["ingest_features", "report"], "set": [*SETTINGS, "raw.features=null"]}
+        assert line.account.run("bad-input", asked)["status"] == "FAILED"
+        assert [one.code for one in line.ended["ingest_features"][before:]] == [3]
+        (message,) = line.account.messages()
+        assert (message["job"], message["run_id"], message["exit_code"]) == ("ingest_features", "bad-input", 3)
+        assert "no audio features are given" in message["reason"]
+        assert "raw.features" in message["remedy"]
+        proved("bad input: one try, exit code 3, its sentence and remedy on the topic, read back by a queue")
+
+    def test_a_failure_that_passes_is_tried_again(self, line: Proof, proved: Callable[[str], None]) -> None:
+        """Maintenance refuses to remove files while MLflow does not answer; then it answers."""
+        with mlflow_away(line):
+            found = line.account.run("maintenance-1", {"only": ["maintain"], "set": SETTINGS})
+        assert [one.code for one in line.ended["maintain"]] == [75, 0], line.ended["maintain"][-1].log
+        assert found["status"] == "SUCCEEDED"
+        assert line.account.messages() == []
+        proved("a passing failure, exit code 75: tried again, and well")
+        allowed = policy("maintain")
+        assert [refused(allowed, call) for call in line.calls["maintain"] if refused(allowed, call)] == []
+
+    def test_a_second_run_after_maintenance_has_nothing_to_do(
+        self, line: Proof, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in line.server.environment().items():
+            monkeypatch.setenv(name, value)
+        config = load_config("emr", [f"lake.path={line.known['Lake']}", "raw.playlists=unused", "s3.path_style=true"])
+        store = Store(config, Session(config))
+        before = {table.name: store.data_version(table) for table in ALL if table is not JOB_RUNS}
+        for name in line.server.environment():
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        assert line.account.run("nightly-2", {"set": SETTINGS})["status"] == "SUCCEEDED"
+        for name, value in line.server.environment().items():
+            monkeypatch.setenv(name, value)
+        assert {table.name: store.data_version(table) for table in ALL if table is not JOB_RUNS} == before
+
+
+@contextmanager
+def mlflow_away(line: Proof) -> Iterator[None]:
+    """The first run of `maintain` finds a store that another MLflow made; the second one finds the right one."""
+    path = Path(line.tracking.removeprefix("sqlite:///"))
+    (before,) = sql(path, "SELECT version_num FROM alembic_version")[0]
+    sql(path, "UPDATE alembic_version SET version_num = 'another'")
+
+    def back() -> None:
+        until = time.monotonic() + 280
+        while not line.ended.get("maintain") and time.monotonic() < until:
+            time.sleep(0.05)
+        sql(path, f"UPDATE alembic_version SET version_num = '{before}'")
+
+    thread = threading.Thread(target=back)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def sql(path: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+def policy(job: str) -> list[dict[str, Any]]:
+    """The statements of a job's role, with the buckets of this test."""
+    lake, raw, code, logs = (f"arn:aws:s3:::line-{kind}" for kind in ("lake", "raw", "code", "logs"))
+    return statements(node(job), Buckets(lake, raw, code, logs), upkeep(job))
