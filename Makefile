@@ -107,7 +107,7 @@ deploy: setup ## Deploy all stacks of STAGE=dev|staging|prod to the account of y
 	@cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js --yes aws-cdk@2 deploy --all --require-approval never -c stage=$(STAGE)
 
 .PHONY: bench
-bench: setup ## Measure side by side with peers (under 10 minutes); PARTS="topk parser ingest line" chooses
+bench: setup ## Measure side by side with peers (ten minutes or so); PARTS="topk parser ingest line" chooses
 	@$(BIN)/python -m tests.bench run $(PARTS) $(if $(QUICK),--quick)
 
 .PHONY: bench-compare

@@ -38,7 +38,7 @@ class Sizes:
 
     slices: int = 20
     folder: int = 40_000
-    repeats: int = 3
+    repeats: int = 2
 
 
 QUICK = Sizes(slices=4, folder=4_000, repeats=1)

@@ -48,7 +48,7 @@ class Sizes:
     kernel: int = 128
     kdtree: int = 32
     repeats: int = 3
-    seconds: float = 20.0
+    seconds: float = 10.0
 
 
 QUICK = Sizes(slices=10, queries=4096, batch=512, faiss=512, kernel=128, kdtree=32, seconds=5.0)
