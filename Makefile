@@ -92,7 +92,6 @@ test: setup s3 lint ## Lint, types and all tests but the slow ones (under 5 minu
 test-full: setup s3 lint ## All tests, the slow ones too
 	@$(call pytest,)
 
-# Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
 .PHONY: deploy-check
 deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an account; says what it proved (10 minutes)
 	@$(BIN)/pytest -m slow tests/deploy
@@ -106,6 +105,7 @@ synth: setup ## Make the CloudFormation templates of STAGE=dev|staging|prod in b
 deploy: setup ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
 	@cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js --yes aws-cdk@2 deploy --all --require-approval never -c stage=$(STAGE)
 
+# Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
 .PHONY: bench
 bench: setup ## Measure side by side with peers (ten minutes or so); PARTS="topk parser ingest line" chooses
 	@$(BIN)/python -m tests.bench run $(PARTS) $(if $(QUICK),--quick)

@@ -264,10 +264,9 @@ def show_graph(
     def work() -> None:
         from encore.aws.picture import architecture
         from encore.graph import mermaid
-        from encore.job import EXTRA_JOBS, node, nodes
+        from encore.job import extra_nodes, nodes
 
-        extra = [node(name) for name in EXTRA_JOBS]
-        out.print(architecture(nodes(), extra) if aws else mermaid(nodes()), highlight=False, markup=False)
+        out.print(architecture(nodes(), extra_nodes()) if aws else mermaid(nodes()), highlight=False, markup=False)
 
     _exit(guarded(work))
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from encore.datafiles import Moved
-from encore.tables import JOB_COSTS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -123,5 +122,7 @@ def row(found: Sequence[Stage], moved: Moved) -> dict[str, Any]:
     return totals
 
 
-FIGURES = tuple(name for name in JOB_COSTS.names if name not in JOB_COSTS.key)
-"""Names of the figures of a job, in the order of the table."""
+def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest of some rows of `job_costs` of each job, in the order in which they ran."""
+    ordered = sorted(rows, key=lambda row: row["started_at"])
+    return sorted({row["job"]: row for row in ordered}.values(), key=lambda row: row["started_at"])

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from encore.config import S3Config
-from encore.files import is_s3, write_bytes
+from encore.files import is_s3, open_file, write_bytes
 from encore.tables import Table, arrow_schema
 
 GROUP_BYTES = 16 << 20
@@ -69,6 +70,10 @@ class Place:
 
     uri: str
     s3: S3Config
+
+    def open(self, path: str) -> Any:
+        """A data file, by its path as the table's log has it, for random access; see files.open_file."""
+        return open_file(f"{self.uri}/{unquote(path)}", self.s3)
 
 
 def broken_rows(table: Table, rows: pa.Table) -> dict[str, tuple[int, str]]:
@@ -181,10 +186,9 @@ class _Part:
         # minimum and maximum of whole-number keys are what readers skip files by
         self._keys = [name for name in table.key if pa.types.is_integer(schema.field(name).type)]
         self._stats: dict[str, list[int]] = {}
-        # of a key of one whole number, besides the partition, all values: a file must not have one twice
-        self._seen: list[NDArray[np.int64]] | None = None
-        if [name for name in table.key if name not in table.partition_by] == self._keys:
-            self._seen = []
+        # all values of a key of one whole number: a file must not have one twice
+        self._number = table.number_key
+        self._seen = [np.empty(0, np.int64)]
         self._rows = 0
         self._held: list[pa.Table] = []
         self._held_bytes = 0
@@ -214,8 +218,8 @@ class _Part:
             ends = pc.min_max(rows[name]).as_py()
             low, high = self._stats.get(name, (ends["min"], ends["max"]))
             self._stats[name] = [min(low, ends["min"]), max(high, ends["max"])]
-        if self._seen is not None:
-            self._seen.append(rows[self._keys[0]].to_numpy().astype(np.int64))
+        if self._number is not None:
+            self._seen.append(rows[self._number].to_numpy().astype(np.int64))
         self._rows += rows.num_rows
         self._held.append(rows.select(self._schema.names).cast(self._schema))
         self._held_bytes += rows.nbytes
@@ -231,8 +235,7 @@ class _Part:
 
     def repeated(self) -> dict[str, tuple[int, str]]:
         """As `broken_rows`: keys that this file has more than once."""
-        values = np.concatenate(self._seen) if self._seen else np.empty(0, np.int64)
-        return repeated_keys(values, self._keys[0] if self._keys else "")
+        return {} if self._number is None else repeated_keys(np.concatenate(self._seen), self._number)
 
     def close(self) -> dict[str, Any]:
         self._flush()

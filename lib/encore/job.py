@@ -86,8 +86,13 @@ def upkeep(name: str) -> tuple[Table, ...]:
 
 
 def nodes() -> list[Node]:
-    """All jobs as the graph sees them."""
+    """All jobs of the line as the graph sees them."""
     return [node(name) for name in JOBS]
+
+
+def extra_nodes() -> list[Node]:
+    """The jobs that are not of the line, as the graph sees them."""
+    return [node(name) for name in EXTRA_JOBS]
 
 
 class Session:
@@ -285,7 +290,7 @@ class JobContext:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, and `costs.FIGURES`."""
+    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, what it cost."""
 
     name: str
     status: str

@@ -6,10 +6,9 @@ never pass through the JVM, where each costs ten times as much. See datafiles.py
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 
 from encore.datafiles import Moved, Place
 from encore.errors import LakeError
-from encore.files import open_file
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ class Scan:
     """Columns of rows of a table at a version, picklable: `schema` of what is read, `where` which rows, `stretches`
     in the order of the files' least keys."""
 
-    name: str
     place: Place
     schema: pa.Schema
     where: Where
@@ -122,6 +119,10 @@ class Scan:
             start = end
         return [replace(self, stretches=tuple(found)) for found in cuts]
 
+    def whole(self, moved: Moved | None = None) -> pa.Table:
+        """The rows of `read` as one table."""
+        return pa.concat_tables([self.schema.empty_table(), *self.read(moved)])
+
     def read(self, moved: Moved | None = None) -> Iterator[pa.Table]:
         """The rows, a table for each row group; what was read is added to `moved`."""
         counted = moved or Moved()
@@ -132,12 +133,11 @@ class Scan:
         fixed = dict(stretch.partition)
         names = [name for name in self.schema.names if name not in fixed]
         extra = [self.where.column] if stretch.filtered and self.where.column not in names else []
-        url = f"{self.place.uri}/{unquote(stretch.path)}"
-        with open_file(url, self.place.s3) as source:
+        with self.place.open(stretch.path) as source:
             file = pq.ParquetFile(source, pre_buffer=True)
             ends = np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             if stretch.last > ends[-1]:
-                raise LakeError(f"{url}: {stretch.last} rows expected, {ends[-1]} found")
+                raise LakeError(f"{self.place.uri}/{stretch.path}: {stretch.last} rows expected, {ends[-1]} found")
             for group in range(file.num_row_groups):
                 low, high = max(stretch.first, int(ends[group])), min(stretch.last, int(ends[group + 1]))
                 if low >= high:
@@ -163,22 +163,30 @@ def _stored(group: Any, names: set[str]) -> int:
     return sum(column.total_compressed_size for column in columns if column.path_in_schema.split(".")[0] in names)
 
 
+def touched(
+    files: Iterable[dict[str, Any]], where: Where | Among, partition_by: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, str], bool, bool]]:
+    """Of rows of deltalake's flattened add actions those of the partitions, each with its partition's values, and
+    whether rows of it may be inside, and outside, by its statistics."""
+    for file in files:
+        partition = {name: file[f"partition.{name}"] for name in partition_by}
+        if all(partition[name] == value for name, value in where.partition):
+            low, high = (file.get(f"{end}.{where.column}") for end in ("min", "max"))
+            yield file, partition, *where.sides(low, high)
+
+
 def scan_of(
-    name: str, place: Place, schema: pa.Schema, where: Where, partition_by: Sequence[str], files: list[dict[str, Any]]
+    place: Place, schema: pa.Schema, where: Where, partition_by: Sequence[str], files: list[dict[str, Any]]
 ) -> Scan:
     """The scan of a table's files, rows of deltalake's flattened add actions; files that cannot have a row are left."""
     found = []
-    for file in files:
-        partition = {key: file[f"partition.{key}"] for key in partition_by}
-        if any(partition[key] != value for key, value in where.partition):
-            continue
-        low, high = (file.get(f"{end}.{where.column}") for end in ("min", "max"))
-        inside, outside = where.sides(low, high)
+    for file, partition, inside, outside in touched(files, where, partition_by):
         rows = file["num_records"]
         if rows is None:
-            with open_file(f"{place.uri}/{unquote(file['path'])}", place.s3) as source:
+            with place.open(file["path"]) as source:
                 rows = pq.ParquetFile(source).metadata.num_rows
         if inside and rows:
+            low = file.get(f"min.{where.column}")
             order = tuple(partition.values()), low is None, low, file["path"]
             found.append((order, Stretch(file["path"], 0, rows, tuple(partition.items()), outside)))
-    return Scan(name, place, schema, where, tuple(stretch for _, stretch in sorted(found, key=lambda entry: entry[0])))
+    return Scan(place, schema, where, tuple(stretch for _, stretch in sorted(found, key=lambda entry: entry[0])))

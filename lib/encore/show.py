@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table as Grid
 from encore.config import Config
 from encore.errors import LakeError
 from encore.store import Store
-from encore.tables import ALL, JOB_COSTS, JOB_RUNS, VIEWS, Table
+from encore.tables import ALL, FRAMEWORK, JOB_COSTS, JOB_RUNS, VIEWS, Table
 
 
 def _no_spark() -> NoReturn:
@@ -57,7 +58,7 @@ def print_tables(config: Config, out: Console) -> None:
 
 
 def _recorder(table: Table) -> str:
-    return "every job" if table in (JOB_RUNS, JOB_COSTS) else "-"
+    return "every job" if table in FRAMEWORK else "-"
 
 
 def size(count: int) -> str:
@@ -80,7 +81,8 @@ def last_run(store: Store) -> list[dict[str, Any]]:
 
 def print_run(config: Config, out: Console) -> None:
     """The last run: each stage with its seconds, rows, and what it had to say."""
-    rows = last_run(open_store(config))
+    store = open_store(config)
+    rows = last_run(store)
     grid = Grid("stage", "status", title=f"run {rows[0]['run_id']}, {rows[0]['started_at']:%Y-%m-%d %H:%M:%S} UTC")
     grid.add_column("seconds", justify="right")
     grid.add_column("rows")
@@ -95,7 +97,7 @@ def print_run(config: Config, out: Console) -> None:
             "\n".join(f"{t} {n:,}" for t, n in row["rows"]),
             remarks,
         )
-    _print_costs(open_store(config), rows, out)
+    _print_costs(store, rows, out)
     total = (rows[-1]["started_at"] - rows[0]["started_at"]).total_seconds() + rows[-1]["seconds"]
     grid.caption = f"{total:.1f} s in all; stages that were up to date are not listed"
     out.print(grid)
@@ -103,8 +105,9 @@ def print_run(config: Config, out: Console) -> None:
 
 def _print_costs(store: Store, runs: list[dict[str, Any]], out: Console) -> None:
     """What the jobs of a run cost, as Spark counted it; nothing where they ran before that was recorded."""
-    wanted = {(run["run_id"], run["job"], run["started_at"]) for run in runs}
-    rows = [row for row in store.read_small(JOB_COSTS).to_pylist() if tuple(row[n] for n in JOB_COSTS.key) in wanted]
+    key = itemgetter(*JOB_COSTS.key)
+    wanted = {key(run) for run in runs}
+    rows = [row for row in store.read_small(JOB_COSTS).to_pylist() if key(row) in wanted]
     if not rows:
         return
     grid = Grid("stage", title="costs", title_justify="left")

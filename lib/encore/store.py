@@ -1,7 +1,8 @@
 """Delta tables of a lake: the only place that knows paths. Reads at a version; writes whole or not at all.
 
-Reads of rows and all writes go through Spark. What a table is (version, history, rows, size) is read by delta-rs from
-the log alone: it needs no JVM and takes milliseconds, so that a run with nothing to do starts no session.
+What a table is (version, history, rows, size, files) is read by delta-rs from the log alone: it needs no JVM and takes
+milliseconds, so that a run with nothing to do starts no session. Rows are read (scan.py) and written (datafiles.py) as
+data files, which are committed here. Spark reads tables where people ask for them in SQL.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from encore.config import Config
 from encore.datafiles import Place, Writer, merge_broken, repeated_keys
 from encore.errors import LakeError, WriteRefused
-from encore.files import delete_folder, is_s3, open_file
-from encore.scan import Among, Scan, Where, scan_of
+from encore.files import delete_folder, is_s3
+from encore.scan import Among, Scan, Where, scan_of, touched
 from encore.tables import ALL, VIEWS, Table, arrow_schema, arrow_type
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class TableState:
 
 
 class Store:
-    """The tables of one lake. `spark` is called on the first read or write of rows."""
+    """The tables of one lake. `spark` is called where Spark itself is to read a table."""
 
     def __init__(self, config: Config, spark: Callable[[], SparkSession]) -> None:
         self.path = config.lake.path.removeprefix("file://").rstrip("/")
@@ -122,16 +122,30 @@ class Store:
 
     def uri(self, table: Table) -> str:
         """Where a table is, as Spark writes it (Hadoop's name of S3 is s3a)."""
-        path = self.path if is_s3(self.path) else os.path.abspath(self.path)
-        return f"{path.replace('s3://', 's3a://', 1)}/{table.name}"
+        return f"{self._root}/{table.name}".replace("s3://", "s3a://", 1)
+
+    def _url(self, table: Table) -> str:
+        """Where a table is, as the AWS tools and delta-rs write it."""
+        return f"{self._root}/{table.name}".replace("s3a://", "s3://", 1)
+
+    @property
+    def _root(self) -> str:
+        return self.path if is_s3(self.path) else os.path.abspath(self.path)
 
     def _delta(self, table: Table) -> DeltaTable | None:
         try:
-            return DeltaTable(self.uri(table).replace("s3a://", "s3://", 1), storage_options=self._options)
+            return DeltaTable(self._url(table), storage_options=self._options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
             raise LakeError(f"{self.uri(table)}: cannot be read: {_first_line(error)}") from error
+
+    def _there(self, table: Table) -> DeltaTable:
+        """As `_delta`. Raises LakeError where the table is not there."""
+        found = self._delta(table)
+        if found is None:
+            raise LakeError(f"{self.uri(table)}: the table is not there")
+        return found
 
     def exists(self, table: Table) -> bool:
         """Whether the table is there."""
@@ -173,8 +187,7 @@ class Store:
     def partitions(self, table: Table, column: str) -> set[str]:
         """The values of a partition column that have rows; none where the table is not there."""
         found = self._delta(table)
-        files = pa.table(found.get_add_actions(flatten=True)).to_pylist() if found else []
-        return {file[f"partition.{column}"] for file in files}
+        return {file[f"partition.{column}"] for file in _files(found)} if found else set()
 
     def parts_done(self, table: Table, fingerprint: str) -> set[str]:
         """Parts of the work of this fingerprint that are the table's newest commits: a re-run skips them."""
@@ -233,9 +246,7 @@ class Store:
 
         Raises LakeError where the table is not there, or where its files alone do not say what its rows are.
         """
-        found = self._delta(table)
-        if found is None:
-            raise LakeError(f"{self.uri(table)}: the table is not there")
+        found = self._there(table)
         if version is not None:
             found.load_as_version(version)
         protocol = found.protocol()
@@ -245,9 +256,8 @@ class Store:
                 f"{self.uri(table)}: plain data files expected, {features} found",
                 remedy="another program turned that on: drop the table, its job makes it again",
             )
-        schema = pa.schema([arrow_schema(table).field(name) for name in columns])
-        files = pa.table(found.get_add_actions(flatten=True)).to_pylist()
-        return scan_of(table.name, self.place(table), schema, where or Where(), table.partition_by, files)
+        schema = arrow_schema(table, columns)
+        return scan_of(self.place(table), schema, where or Where(), table.partition_by, _files(found))
 
     def register_views(self) -> list[str]:
         """Make every table that is there, and the views over them, known to Spark SQL by name; returns the names."""
@@ -270,7 +280,7 @@ class Store:
         if found is not None:
             self._check_schema(table, found)
             return
-        uri = self.uri(table).replace("s3a://", "s3://", 1)
+        uri = self._url(table)
         try:
             if not is_s3(uri):
                 os.makedirs(uri, exist_ok=True)
@@ -309,19 +319,12 @@ class Store:
                 table.name, [f"{name}: broken by {n} row(s), such as {key} {of}" for name, (n, of) in broken.items()]
             )
         self._check_keys(table, reports.filter(reports["path"].is_valid()).to_pylist(), where)
-        found = self._delta(table)
-        if found is None:
-            raise LakeError(f"{self.uri(table)}: the table is not there")
+        found = self._there(table)
         self._check_schema(table, found)
         actions: list[AddAction | RemoveAction] = []
         kept = Writer(table, self.place(table))
         now = int(time.time() * 1000)
-        for file in pa.table(found.get_add_actions(flatten=True)).to_pylist():
-            partition = {name: file[f"partition.{name}"] for name in table.partition_by}
-            if any(partition[name] != value for name, value in where.partition):
-                continue
-            low, high = (file.get(f"{end}.{where.column}") for end in ("min", "max"))
-            inside, outside = where.sides(low, high)
+        for file, partition, inside, outside in touched(_files(found), where, table.partition_by):
             if inside or not file["num_records"]:
                 if outside and file["num_records"]:
                     rows = self._rows_outside(table, file["path"], partition, where)
@@ -351,10 +354,9 @@ class Store:
     def _check_keys(self, table: Table, files: list[dict[str, Any]], where: Where | Among) -> None:
         """That new files have no key twice, and no row outside of what they replace. Each file for itself was checked
         as it was written, so keys are read of those alone whose ends overlap. For keys of one whole number."""
-        names = [name for name in table.key if name not in table.partition_by]
-        if len(names) != 1 or not pa.types.is_integer(arrow_schema(table).field(names[0]).type):
+        name = table.number_key
+        if name is None:
             return
-        (name,) = names
         parts: dict[str, list[tuple[int, int, str]]] = {}
         for file in files:
             stats, values = json.loads(file["stats"]), json.loads(file["partition"])
@@ -375,19 +377,19 @@ class Store:
     def _keys_in(self, table: Table, name: str, paths: list[str]) -> NDArray[np.int64]:
         found = []
         for path in paths:
-            with open_file(f"{self.place(table).uri}/{unquote(path)}", self._config.s3) as source:
+            with self.place(table).open(path) as source:
                 found.append(pq.ParquetFile(source, pre_buffer=True).read([name])[name].to_numpy().astype(np.int64))
         return np.concatenate(found)
 
     def place(self, table: Table) -> Place:
         """Where workers write files of a table."""
-        return Place(self.uri(table).replace("s3a://", "s3://", 1), self._config.s3)
+        return Place(self._url(table), self._config.s3)
 
     def _rows_outside(
         self, table: Table, path: str, partition: dict[str, str], where: Where | Among
     ) -> pa.Table | None:
         """The rows of a file that are outside; None where all are, and the file may stay as it is."""
-        with open_file(f"{self.place(table).uri}/{unquote(path)}", self._config.s3) as source:
+        with self.place(table).open(path) as source:
             file = pq.ParquetFile(source, pre_buffer=True)
             outside = where.outside(file.read([where.column])[where.column])
             if pc.all(outside, min_count=0).as_py():
@@ -400,7 +402,7 @@ class Store:
     def append_small(self, table: Table, rows: list[dict[str, Any]]) -> None:
         """Add a few rows without Spark, making the table where it is not there. For the framework's own ledger."""
         data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
-        uri = self.uri(table).replace("s3a://", "s3://", 1)
+        uri = self._url(table)
         try:
             if not is_s3(uri):
                 os.makedirs(uri, exist_ok=True)
@@ -412,11 +414,9 @@ class Store:
 
     def optimize(self, table: Table, small_files: int) -> int:
         """Merge small files where a table, or a partition, has at least so many; returns how many were merged."""
-        found = self._delta(table)
-        if found is None:
-            raise LakeError(f"{self.uri(table)}: the table is not there")
+        found = self._there(table)
         small: dict[tuple[str, ...], int] = {}
-        for file in pa.table(found.get_add_actions(flatten=True)).to_pylist():
+        for file in _files(found):
             if file["size_bytes"] < SMALL_BYTES:
                 partition = tuple(str(file[f"partition.{name}"]) for name in table.partition_by)
                 small[partition] = small.get(partition, 0) + 1
@@ -433,9 +433,7 @@ class Store:
     def vacuum(self, table: Table, keep_versions: Sequence[int], retention_days: int) -> int:
         """Remove files that neither the newest version nor `keep_versions` refer to and that are older than the
         retention; returns how many. The log of a kept version stays, too."""
-        found = self._delta(table)
-        if found is None:
-            raise LakeError(f"{self.uri(table)}: the table is not there")
+        found = self._there(table)
         with self._maintaining(table):
             if found.metadata().configuration.get(LOG_RETENTION[0]) != LOG_RETENTION[1]:
                 found.alter.set_table_properties(dict([LOG_RETENTION]))
@@ -466,12 +464,16 @@ class Store:
     @contextmanager
     def scratch(self, name: str) -> Iterator[str]:
         """A place in the lake for what a job sets aside between two passes; it is gone when the block ends."""
-        path = self.path if is_s3(self.path) else os.path.abspath(self.path)
-        place = f"{path}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
+        place = f"{self._root}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
         try:
             yield place
         finally:
             delete_folder(place, self._config.s3)
+
+
+def _files(found: DeltaTable) -> list[dict[str, Any]]:
+    """The data files of the version that is loaded: path, size, rows, partition.<name>, min.<name>, max.<name>."""
+    return pa.table(found.get_add_actions(flatten=True)).to_pylist()
 
 
 def overlapping(files: list[tuple[int, int, str]]) -> set[str]:

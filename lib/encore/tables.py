@@ -6,7 +6,7 @@ Spark SQL's; a column that is not nullable and each check become Delta constrain
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -144,8 +144,14 @@ class Table:
 
     @property
     def ddl(self) -> str:
-        """The columns as a Spark DDL string, without comments or nullability: what `mapInArrow` takes."""
+        """The columns as a Spark DDL string, without comments or nullability."""
         return ", ".join(f"`{column.name}` {column.type}" for column in self.columns)
+
+    @property
+    def number_key(self) -> str | None:
+        """The column of a key that is one whole number besides the partition; None for other keys."""
+        names = [name for name in self.key if name not in self.partition_by]
+        return names[0] if len(names) == 1 and self.column(names[0]).type in ("int", "bigint") else None
 
 
 def arrow_type(ddl: str) -> pa.DataType:
@@ -167,9 +173,10 @@ def arrow_type(ddl: str) -> pa.DataType:
     return simple[ddl]
 
 
-def arrow_schema(table: Table) -> pa.Schema:
-    """The Arrow schema of a declared table."""
-    return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in table.columns])
+def arrow_schema(table: Table, names: Iterable[str] | None = None) -> pa.Schema:
+    """The Arrow schema of a declared table, or of some columns of it in the order of `names`."""
+    columns = table.columns if names is None else [table.column(name) for name in names]
+    return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in columns])
 
 
 PLAYLISTS = Table(
@@ -384,16 +391,21 @@ PLAYLIST_METRICS = Table(
     stats_columns=2,
 )
 
+_JOB_KEY = ("run_id", "job", "started_at")
+_OF_A_JOB = (
+    Column("run_id", "string", "The pipeline run that it was part of"),
+    Column("job", "string", "Its name"),
+    Column("started_at", "timestamp", "When it started, UTC"),
+    Column("seconds", "double", "How long it took"),
+)
+
 JOB_RUNS = Table(
     name="job_runs",
     layer="reporting",
     grain="a job that ended",
-    key=("run_id", "job", "started_at"),
+    key=_JOB_KEY,
     columns=(
-        Column("run_id", "string", "The pipeline run that it was part of"),
-        Column("job", "string", "Its name"),
-        Column("started_at", "timestamp", "When it started, UTC"),
-        Column("seconds", "double", "How long it took"),
+        *_OF_A_JOB,
         Column("status", "string", "done, up_to_date or failed"),
         Column(
             "fingerprint",
@@ -412,12 +424,9 @@ JOB_COSTS = Table(
     name="job_costs",
     layer="reporting",
     grain="a job that ended and had work",
-    key=("run_id", "job", "started_at"),
+    key=_JOB_KEY,
     columns=(
-        Column("run_id", "string", "The pipeline run that it was part of"),
-        Column("job", "string", "Its name"),
-        Column("started_at", "timestamp", "When it started, UTC"),
-        Column("seconds", "double", "How long it took"),
+        *_OF_A_JOB,
         Column("stages", "bigint", "Stages that Spark ran"),
         Column("tasks", "bigint", "Tasks that Spark started"),
         Column("run_seconds", "double", "Seconds of all tasks together"),
@@ -435,6 +444,9 @@ JOB_COSTS = Table(
         Column("driver_bytes", "bigint", "Peak resident memory of the driver's Python process since it started"),
     ),
 )
+
+FRAMEWORK: tuple[Table, ...] = (JOB_RUNS, JOB_COSTS)
+"""Tables in which every job records itself, and which it reads to see whether it has anything to do."""
 
 ALL: tuple[Table, ...] = (
     INGEST_LEDGER,

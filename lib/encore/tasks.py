@@ -26,18 +26,18 @@ def run_tasks(spark: SparkSession, parts: Sequence[Any], work: Callable[[Any], p
 
     def each(own: Iterable[Any]) -> Iterator[bytes]:
         for part in own:
-            yield pack(work(part))
+            yield pack(work(part)).to_pybytes()
 
     answers = spark.sparkContext.parallelize(list(parts), len(parts)).mapPartitions(each).collect()
     return [unpack(answer) for answer in answers]
 
 
-def pack(table: pa.Table) -> bytes:
-    """A table as Arrow's stream."""
+def pack(table: pa.Table, compression: str | None = None) -> pa.Buffer:
+    """A table as Arrow's stream; `compression`: lz4, zstd, or none."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as stream:
         stream.write_table(table)
-    return bytes(sink.getvalue())
+    return sink.getvalue()
 
 
 def unpack(data: bytes) -> pa.Table:

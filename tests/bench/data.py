@@ -108,7 +108,7 @@ def _pieces(values: U64, size: int) -> Iterable[U64]:
 
 def _counted(slices: int) -> tuple[U64, NDArray[np.int64]]:
     """The distinct tracks of some slices, ascending, and how often each stands there."""
-    runs = [list(range(start, min(start + 25, slices))) for start in range(0, slices, 25)]
+    runs = _runs(slices)
     # spawned, as the generator itself does: a forked process would inherit threads that are not there
     with ProcessPoolExecutor(cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = list(pool.map(_count_run, runs))
@@ -116,6 +116,11 @@ def _counted(slices: int) -> tuple[U64, NDArray[np.int64]]:
     ids, place = np.unique(every, return_inverse=True)
     counts = np.bincount(place, weights=np.concatenate([counts for _, counts in parts]), minlength=len(ids))
     return ids, counts.astype(np.int64)
+
+
+def _runs(slices: int) -> list[list[int]]:
+    """Numbers of slices, some to a process's task."""
+    return [list(range(start, min(start + 25, slices))) for start in range(0, slices, 25)]
 
 
 def _count_run(indices: Sequence[int]) -> tuple[U64, NDArray[np.int64]]:
@@ -200,7 +205,7 @@ def playlists_in(data: Path) -> int:
 
 def distinct_tracks(seed: int, slices: int) -> U64:
     """The distinct tracks of the first slices that a seed gives, without writing one."""
-    runs = [list(range(start, min(start + 25, slices))) for start in range(0, slices, 25)]
+    runs = _runs(slices)
     distinct = DistinctIds()
     with ProcessPoolExecutor(cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
         for ids in pool.map(_distinct_run, [seed] * len(runs), runs):

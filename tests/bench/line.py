@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from encore.config import Config, load_config
+from encore.costs import latest
 from encore.job import Session
 from encore.log import configure_logging
 from encore.pipeline import plan, run_pipeline
 from encore.store import Store
-from encore.tables import JOB_COSTS, JOB_RUNS
+from encore.tables import JOB_COSTS
 from tests.bench.data import CACHE, encore, in_order, slices_of
 from tests.bench.figures import BenchError, Check, Found, figure, write_json
 from tests.bench.limits import in_cgroup
@@ -112,7 +113,7 @@ def run_line(
 
 def nothing_to_do(n: int, own: Mapping[str, str]) -> Found:
     """Seconds of the slowest job of a lake on which all jobs have run, and of all of them; no session is started."""
-    config = load_config("local", [f"{name}={value}" for name, value in own.items()])
+    config = _config(own)
     configure_logging(config.log)
     unused = Session(config)
     results = run_pipeline(config, plan(), session=unused)
@@ -141,14 +142,15 @@ def options(raw: Path, features: Path, home: Path, more: Mapping[str, str]) -> d
     }
 
 
+def _config(own: Mapping[str, str]) -> Config:
+    return load_config("local", [f"{name}={value}" for name, value in own.items()])
+
+
 def costs_of(own: Mapping[str, str]) -> list[dict[str, Any]]:
     """The newest row of `job_costs` of each job of a lake, in the order in which they ran."""
-    config: Config = load_config("local", [f"{name}={value}" for name, value in own.items()])
-    store = Store(config, Session(config))
-    failed = {row["started_at"] for row in store.read_small(JOB_RUNS).to_pylist() if row["status"] != "done"}
-    rows = sorted(store.read_small(JOB_COSTS).to_pylist(), key=lambda row: row["started_at"])
-    last = {row["job"]: row for row in rows if row["started_at"] not in failed}
-    return [{**row, "started_at": row["started_at"].isoformat()} for row in last.values()]
+    config = _config(own)
+    rows = latest(Store(config, Session(config)).read_small(JOB_COSTS).to_pylist())
+    return [{**row, "started_at": row["started_at"].isoformat()} for row in rows]
 
 
 def figures_of(n: int, ran: Ran, prefix: str = "line") -> Found:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from encore.aws.access import FRAMEWORK, Buckets, statements
+from encore.aws.access import Buckets, statements
 from encore.job import EXTRA_JOBS, JOBS, node, upkeep
-from encore.tables import ALL
+from encore.tables import ALL, FRAMEWORK
 from tests.deploy.s3proxy import Call, calls_of
 from tests.deploy.simulator import refused
 

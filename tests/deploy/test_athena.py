@@ -77,7 +77,7 @@ def test_columns_in_glue_are_those_that_the_query_gives(engine: duckdb.DuckDBPyC
 
 def test_the_picture_in_the_documentation_is_the_generated_one() -> None:
     from encore.aws.picture import architecture
-    from encore.job import EXTRA_JOBS, node, nodes
+    from encore.job import extra_nodes, nodes
 
     text = (ROOT / "deploy" / "docs" / "aws-stacks.md").read_text()
-    assert architecture(nodes(), [node(name) for name in EXTRA_JOBS]) in text, "write it anew: encore graph --aws"
+    assert architecture(nodes(), extra_nodes()) in text, "write it anew: encore graph --aws"

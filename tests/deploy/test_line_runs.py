@@ -21,7 +21,7 @@ from encore.aws.access import Buckets, statements
 from encore.aws.states import Limits, definition, filled, placeholders
 from encore.config import load_config
 from encore.graph import edges
-from encore.job import EXTRA_JOBS, JOBS, Session, node, nodes, upkeep
+from encore.job import JOBS, Session, extra_nodes, node, nodes, upkeep
 from encore.store import Store
 from encore.tables import ALL, JOB_RUNS
 from tests.deploy.emr import Ended, Runner, ServiceError, emr_serverless, spark_submit
@@ -101,7 +101,7 @@ def account(known: dict[str, str], jobs: Sequence[str] = JOBS) -> Iterator[Accou
             BillingMode="PAY_PER_REQUEST",
         )
         role = "arn:aws:iam::" + topic.split(":")[4] + ":role/machine"
-        machine = definition([node(name) for name in jobs], extra=[node(name) for name in EXTRA_JOBS], limits=QUICK)
+        machine = definition([node(name) for name in jobs], extra=extra_nodes(), limits=QUICK)
         full = filled(machine, {**dict.fromkeys(placeholders(machine), role), **known, "TopicArn": topic})
         made = states.create_state_machine(name="line", definition=json.dumps(full), roleArn=role)
         yield Account(

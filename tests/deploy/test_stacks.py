@@ -16,7 +16,7 @@ import pytest
 from encore.aws.access import Buckets, statements
 from encore.aws.athena import VIEWS, glue_columns
 from encore.aws.states import camel, definition, placeholders
-from encore.job import EXTRA_JOBS, JOBS, node, nodes, upkeep
+from encore.job import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from encore.tables import ALL, BY_NAME
 from tests.deploy.synth import Template, assembly, of_type, plain, templates, text
 
@@ -111,7 +111,7 @@ def listed(statement: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_machine_is_the_generated_one_with_every_placeholder_filled(prod: dict[str, Template]) -> None:
     (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
-    expected = definition(nodes(), extra=[node(name) for name in EXTRA_JOBS])
+    expected = definition(nodes(), extra=extra_nodes())
     assert json.loads(machine["DefinitionString"]) == expected
     assert set(machine["DefinitionSubstitutions"]) == placeholders(expected)
     assert machine["LoggingConfiguration"]["Level"] == "ALL"

@@ -21,7 +21,7 @@ from encore.pipeline import plan, run_pipeline
 from encore.scan import Where
 from encore.show import print_run
 from encore.store import Store
-from encore.tables import ALL, JOB_COSTS, JOB_RUNS, RECOMMENDATIONS, Table
+from encore.tables import ALL, FRAMEWORK, RECOMMENDATIONS, Table
 from encore.tracking import Tracking
 from tests import recompute
 from tests.conftest import settings, write_slice
@@ -48,7 +48,7 @@ def contents(lake: Path) -> dict[str, list[str]]:
             for row in recompute.table(lake, table.name)
         )
         for table in ALL
-        if table not in (JOB_RUNS, JOB_COSTS)
+        if table not in FRAMEWORK
     }
 
 

@@ -19,7 +19,7 @@ from encore.ragged import Ragged
 from encore.rows import Kernel, RowMap, write_rows
 from encore.scan import Scan, Stretch, Where
 from encore.shipping import ship
-from encore.tables import HOLDOUT, RECOMMENDATIONS
+from encore.tables import HOLDOUT, RECOMMENDATIONS, arrow_schema
 from encore.tasks import run_tasks
 
 S3 = S3Config(endpoint=None, region=None, path_style=False)
@@ -35,7 +35,7 @@ def source(folder: Path, *files: range, group: int = 4) -> Scan:
         folder.mkdir(exist_ok=True)
         pq.write_table(rows, folder / name, row_group_size=group)
         stretches.append(Stretch(name, 0, len(pids)))
-    return Scan("playlists", Place(str(folder), S3), SCHEMA, Where(), tuple(stretches))
+    return Scan(Place(str(folder), S3), SCHEMA, Where(), tuple(stretches))
 
 
 def halves() -> Kernel:
@@ -135,22 +135,14 @@ def test_a_file_that_is_written_is_read_back_with_its_partition(tmp_path: Path) 
     writer = Writer(RECOMMENDATIONS, place)
     rows = pa.table(
         {"model": ["m"] * 5, "pid": range(5), "track_ids": [[1, 2]] * 5, "scores": [[0.5, 0.25]] * 5},
-        schema=pa.schema([(n, RECOMMENDATIONS_TYPES[n]) for n in RECOMMENDATIONS.names]),
+        schema=arrow_schema(RECOMMENDATIONS),
     )
     writer.write(rows)
     path = writer.close().column("path")[0].as_py()
     schema = pa.schema([("model", pa.string()), ("track_ids", pa.list_(pa.int32()))])
     stretch = Stretch(path, 1, 4, (("model", "m"),), filtered=True)
-    scan = Scan("recommendations", place, schema, Where((("model", "m"),), "pid", 2, 9), (stretch,))
+    scan = Scan(place, schema, Where((("model", "m"),), "pid", 2, 9), (stretch,))
     found = pa.concat_tables(scan.read(moved))
     assert found.to_pylist() == [{"model": "m", "track_ids": [1, 2]}] * 2
     assert moved.read_rows == 3
     assert 0 < moved.read_bytes < (tmp_path / path).stat().st_size
-
-
-RECOMMENDATIONS_TYPES = {
-    "model": pa.string(),
-    "pid": pa.int64(),
-    "track_ids": pa.list_(pa.int32()),
-    "scores": pa.list_(pa.float32()),
-}

@@ -18,9 +18,8 @@ from encore.tables import (
     ALL,
     AUDIO_FEATURES,
     FEATURES,
+    FRAMEWORK,
     HOLDOUT,
-    JOB_COSTS,
-    JOB_RUNS,
     PLAYLIST_CENTROIDS,
     QUARANTINE,
     RECOMMENDATIONS,
@@ -30,7 +29,7 @@ from encore.tables import (
 from tests.conftest import settings
 
 COMMIT = Commit("test", "run", "fingerprint")
-TABLES = [table for table in ALL if table not in (JOB_RUNS, JOB_COSTS)]
+TABLES = [table for table in ALL if table not in FRAMEWORK]
 SAMPLE: dict[str, Any] = {
     "bigint": 7,
     "int": 1,

@@ -179,7 +179,7 @@ def test_tables_that_are_not_there_are_not_made(lake_settings: Callable[..., Con
 def test_versions_of_runs_are_those_of_tags_and_of_models_parameters(lake_settings: Callable[..., Config]) -> None:
     config = lake_settings()
     client = MlflowClient(tracking_uri=config.tracking.uri)
-    experiment = client.create_experiment("encore")
+    experiment = client.create_experiment("encore", artifact_location=f"{config.lake.path}-artifacts")
     client.create_run(experiment, tags={"version.tracks": "3", "version.odd": "x"})
     model = client.create_run(experiment)
     client.log_param(model.info.run_id, "version.tracks", "5")

@@ -16,7 +16,7 @@ SCHEMA = pa.schema([("pid", pa.int64())])
 
 
 def scan(*lengths: int) -> Scan:
-    return Scan("t", PLACE, SCHEMA, Where(), tuple(Stretch(str(i), 0, n) for i, n in enumerate(lengths)))
+    return Scan(PLACE, SCHEMA, Where(), tuple(Stretch(str(i), 0, n) for i, n in enumerate(lengths)))
 
 
 def rows_of(found: Scan) -> list[tuple[str, int]]:
@@ -39,7 +39,7 @@ def test_files_that_cannot_have_a_row_are_left_out_and_those_at_the_edge_are_fil
         for i in (3, 1, 0, 2)
         for model in "ba"
     ]
-    found = scan_of("t", PLACE, SCHEMA, Where((("model", "a"),), "pid", 10, 25), ["model"], files)
+    found = scan_of(PLACE, SCHEMA, Where((("model", "a"),), "pid", 10, 25), ["model"], files)
     assert [(s.path, s.filtered, s.partition) for s in found.stretches] == [
         ("1", False, (("model", "a"),)),
         ("2", True, (("model", "a"),)),
@@ -49,9 +49,9 @@ def test_files_that_cannot_have_a_row_are_left_out_and_those_at_the_edge_are_fil
 
 def test_a_file_of_unknown_ends_is_read_and_filtered() -> None:
     files = [{"path": "x", "num_records": 4}]
-    (stretch,) = scan_of("t", PLACE, SCHEMA, Where((), "pid", 10, 20), [], files).stretches
+    (stretch,) = scan_of(PLACE, SCHEMA, Where((), "pid", 10, 20), [], files).stretches
     assert stretch.filtered
-    assert not scan_of("t", PLACE, SCHEMA, Where(), [], files).stretches[0].filtered
+    assert not scan_of(PLACE, SCHEMA, Where(), [], files).stretches[0].filtered
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8)), max_size=8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_cdk import ArnFormat, Aws, CfnOutput, CfnTag, Stack, Tags
+from aws_cdk import ArnFormat, CfnOutput, CfnTag, Stack, Tags
 from aws_cdk import aws_emr as emr
 from aws_cdk import aws_emrserverless as serverless
 from aws_cdk import aws_iam as iam
@@ -12,9 +12,9 @@ from constructs import Construct
 
 from encore.aws.access import Buckets, statements
 from encore.aws.states import camel
-from encore.job import EXTRA_JOBS, node, nodes, upkeep
+from encore.job import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import MlflowStack
-from encore_cdk.nag import argued, wildcards
+from encore_cdk.nag import argued, shown, wildcards
 from encore_cdk.network import NetworkStack
 from encore_cdk.stage import Stage
 from encore_cdk.storage import PREFIX, StorageStack, bucket_arn
@@ -62,7 +62,7 @@ class ComputeStack(Stack):
         lake, raw, code, logs = (bucket_arn(stage, name) for name in ("lake", "raw", "code", "logs"))
         buckets = Buckets(lake, raw, code, logs, PREFIX)
         self.roles: dict[str, iam.Role] = {}
-        for job in [*nodes(), *(node(name) for name in EXTRA_JOBS)]:
+        for job in [*nodes(), *extra_nodes()]:
             self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
             if mlflow.login is not None:
                 # EMR reads the login with the job's role as it starts it: it stands in no command line
@@ -96,10 +96,7 @@ class ComputeStack(Stack):
         )
         why = "Objects in a folder that is the job's own, or of a table that it declares; listing is held to these"
         found = {resource for statement in allowed for resource in statement["Resource"] if "*" in resource}
-        pseudo = {Aws.PARTITION: "<AWS::Partition>", Aws.ACCOUNT_ID: "<AWS::AccountId>", Aws.REGION: "<AWS::Region>"}
-        for token, shown in pseudo.items():
-            found = {resource.replace(token, shown) for resource in found}
-        wildcards(role, why, *(f"Resource::{resource}" for resource in sorted(found)))
+        wildcards(role, why, *(f"Resource::{resource}" for resource in sorted(map(shown, found))))
         return role
 
     def _cluster(self, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
@@ -128,11 +125,7 @@ class ComputeStack(Stack):
             )
         )
         why = "All jobs share the nodes of a cluster, and so one role: the union of theirs. Serverless parts them"
-        arns = (
-            f"arn:<AWS::Partition>:s3:::encore-{stage.name}-{name}-<AWS::AccountId>-<AWS::Region>/*"
-            for name in ("lake", "raw", "code", "logs")
-        )
-        wildcards(node_role, why, *(f"Resource::{arn}" for arn in arns))
+        wildcards(node_role, why, *(f"Resource::{shown(resource)}" for resource in objects))
         service.add_to_policy(
             iam.PolicyStatement(
                 actions=["iam:PassRole"],

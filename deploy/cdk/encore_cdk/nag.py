@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aws_cdk import Acknowledgment, Validations
+from aws_cdk import Acknowledgment, Aws, Validations
 from constructs import IConstruct
 
 
@@ -15,6 +15,14 @@ def argued(construct: IConstruct, reasons: dict[str, str]) -> None:
 def wildcards(construct: IConstruct, why: str, *found: str) -> None:
     """Argue wildcards of policies: each `Action::...` or `Resource::...`, as cdk-nag writes it, by itself."""
     argued(construct, {f"AwsSolutions-IAM5[{finding}]": why for finding in found})
+
+
+def shown(arn: str) -> str:
+    """An ARN as cdk-nag writes it: account, region and partition by their names in the template."""
+    pseudo = {Aws.PARTITION: "<AWS::Partition>", Aws.ACCOUNT_ID: "<AWS::AccountId>", Aws.REGION: "<AWS::Region>"}
+    for token, name in pseudo.items():
+        arn = arn.replace(token, name)
+    return arn
 
 
 SHARED_BUCKET = ("Action::s3:GetBucket*", "Action::s3:GetObject*", "Action::s3:List*")

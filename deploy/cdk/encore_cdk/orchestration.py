@@ -18,9 +18,9 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from encore.aws.states import camel, definition
-from encore.job import EXTRA_JOBS, node, nodes
+from encore.job import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
-from encore_cdk.nag import SHARED_KEY, argued, wildcards
+from encore_cdk.nag import SHARED_KEY, argued, shown, wildcards
 from encore_cdk.stage import Stage
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
@@ -159,9 +159,7 @@ class OrchestrationStack(Stack):
             self,
             "Line",
             state_machine_name=self._name,
-            definition_body=sfn.DefinitionBody.from_string(
-                json.dumps(definition(nodes(), extra=[node(name) for name in EXTRA_JOBS]))
-            ),
+            definition_body=sfn.DefinitionBody.from_string(json.dumps(definition(nodes(), extra=extra_nodes()))),
             definition_substitutions=known,
             role=role,
             logs=sfn.LogOptions(
@@ -182,12 +180,11 @@ class OrchestrationStack(Stack):
             "Runs of one application, executions of this machine and outcomes of jobs have names that are made as they "
             "start; delivery of logs and traces (logs:*Delivery*, xray:Put*) knows no resources"
         )
-        storage_logs = f"arn:<AWS::Partition>:s3:::{self._name}-logs-<AWS::AccountId>-<AWS::Region>"
         wildcards(
             role,
             why,
             "Resource::*",
-            f"Resource::{storage_logs}/outcomes/*",
+            f"Resource::{shown(bucket_arn(stage, 'logs'))}/outcomes/*",
             "Resource::arn:<AWS::Partition>:emr-serverless:<AWS::Region>:<AWS::AccountId>:/applications/"
             f"{self._name}-application-id/jobruns/*",
             f"Resource::arn:<AWS::Partition>:states:<AWS::Region>:<AWS::AccountId>:execution:{self._name}:*",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aws_cdk import Aws, CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_athena as athena
 from aws_cdk import aws_glue as glue
@@ -77,43 +79,32 @@ class StorageStack(Stack):
                 name=f"{DATABASE}_{self._stage.name}", description="Encore: Delta tables, and views that unfold them"
             ),
         )
-        name = self.database.ref
         for table in ALL:
-            glue.CfnTable(
-                self,
+            self._entry(
                 f"Table-{table.name}",
-                catalog_id=self.account,
-                database_name=name,
-                table_input=glue.CfnTable.TableInputProperty(
-                    name=table.name,
-                    description=f"A row is {table.grain}",
-                    table_type="EXTERNAL_TABLE",
-                    parameters=glue_parameters(),
-                    storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
-                        columns=[
-                            glue.CfnTable.ColumnProperty(name=column, type=type_, comment=comment)
-                            for column, type_, comment in glue_columns(table)
-                        ],
-                        location=f"{self.lake_path}/{table.name}/",
-                    ),
+                name=table.name,
+                description=f"A row is {table.grain}",
+                table_type="EXTERNAL_TABLE",
+                parameters=glue_parameters(),
+                storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
+                    columns=[
+                        glue.CfnTable.ColumnProperty(name=column, type=type_, comment=comment)
+                        for column, type_, comment in glue_columns(table)
+                    ],
+                    location=f"{self.lake_path}/{table.name}/",
                 ),
             )
         for view in VIEWS:
             parameters, text, columns = athena_view(view, f"{DATABASE}_{self._stage.name}")
-            glue.CfnTable(
-                self,
+            self._entry(
                 f"View-{view}",
-                catalog_id=self.account,
-                database_name=name,
-                table_input=glue.CfnTable.TableInputProperty(
-                    name=view,
-                    table_type="VIRTUAL_VIEW",
-                    parameters=parameters,
-                    view_original_text=text,
-                    view_expanded_text="/* Presto View */",
-                    storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
-                        columns=[glue.CfnTable.ColumnProperty(name=column, type=type_) for column, type_ in columns]
-                    ),
+                name=view,
+                table_type="VIRTUAL_VIEW",
+                parameters=parameters,
+                view_original_text=text,
+                view_expanded_text="/* Presto View */",
+                storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
+                    columns=[glue.CfnTable.ColumnProperty(name=column, type=type_) for column, type_ in columns]
                 ),
             )
         self.workgroup = athena.CfnWorkGroup(
@@ -137,6 +128,16 @@ class StorageStack(Stack):
                     ),
                 ),
             ),
+        )
+
+    def _entry(self, id: str, **about: Any) -> None:
+        """A table or view of the database, of what TableInputProperty takes."""
+        glue.CfnTable(
+            self,
+            id,
+            catalog_id=self.account,
+            database_name=self.database.ref,
+            table_input=glue.CfnTable.TableInputProperty(**about),
         )
 
 

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from encore.graph import Node
-from encore.tables import JOB_COSTS, JOB_RUNS, Table
+from encore.tables import FRAMEWORK, Table
 
 Statement = dict[str, Any]
-
-FRAMEWORK: tuple[Table, ...] = (JOB_RUNS, JOB_COSTS)
-"""Tables that every job reads, to see whether it has anything to do, and writes."""
 
 RAW = {"ingest_playlists": "playlists", "ingest_features": "features"}
 """Jobs that read what is not in the lake, and the folder of the raw bucket that is theirs."""

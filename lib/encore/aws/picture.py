@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from encore.aws.access import FRAMEWORK, RAW
+from encore.aws.access import RAW
 from encore.graph import Node, Parallel, Part, compose
+from encore.tables import FRAMEWORK
 
 
 def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:

@@ -46,7 +46,7 @@ def run(ctx: JobContext) -> None:
             covered[model] |= count_tracks(lists, "track_ids", n_tracks) > 0
         columns = (*Metrics._fields, "n_train", "n_recommended")
         own = ctx.store.scan(PLAYLIST_METRICS, columns, where=Where((("model", model),)))
-        rows = pa.concat_tables([own.schema.empty_table(), *own.read(ctx.moved)])
+        rows = own.whole(ctx.moved)
         summary = _summary(rows, n_tracks, covered[model])
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
@@ -127,7 +127,7 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
 
 def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
     """Of the playlists with test tracks, by pid: pids int64 (n,), the test tracks, train tracks of each int32 (n,)."""
-    rows = pa.concat_tables([holdout.schema.empty_table(), *holdout.read(ctx.moved)])
+    rows = holdout.whole(ctx.moved)
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
     order = np.argsort(pids)

@@ -24,7 +24,7 @@ READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
 WRITES = (AUDIO_FEATURES, QUARANTINE)
 SETTINGS = ("features",)
 STAGE = "ingest_features"
-TRACKS_ASKED = pa.schema([arrow_schema(TRACKS).field(name) for name in ("track_id", "track_uri")])
+TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri"))
 
 
 def state(ctx: JobContext) -> str:

@@ -141,7 +141,7 @@ def _write(ctx: JobContext, about: pa.Table, changed: list[str], aside: ingest.A
 
 def _existing(ctx: JobContext) -> pa.Table:
     """The tracks that are there: track_id, track_uri, first_pid, and how many of TRACK_FIELDS are null."""
-    schema = pa.schema([*(arrow_schema(TRACKS).field(name) for name in IDENTITY), ("n_missing", pa.int8())])
+    schema = pa.schema([*arrow_schema(TRACKS, IDENTITY), ("n_missing", pa.int8())])
     parts = [schema.empty_table()]
     # by what is there and not by the ledger: a first run that broke off has left tracks, and their ids stay
     for rows in ctx.stream(TRACKS, (*IDENTITY, *TRACK_FIELDS)):

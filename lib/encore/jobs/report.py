@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encore.catalogue import artist_numbers, count_tracks, features_by_track
+from encore.costs import latest
 from encore.errors import EnvironmentMissing
 from encore.evaluation.metrics import Metrics, Summary
 from encore.job import JobContext
@@ -150,10 +151,9 @@ def run(ctx: JobContext) -> None:
 
 def _costs(ctx: JobContext) -> pa.Table:
     """The newest row of `job_costs` of each other job, in the order in which they ran."""
-    rows = sorted(ctx.store.read_small(JOB_COSTS).to_pylist(), key=lambda row: row["started_at"])
-    last = {row["job"]: row for row in rows if row["job"] != ctx.name}
-    ordered = sorted(last.values(), key=lambda row: row["started_at"])
-    return pa.Table.from_pylist(ordered, schema=arrow_schema(JOB_COSTS))
+    rows = ctx.store.read_small(JOB_COSTS).to_pylist()
+    found = latest(row for row in rows if row["job"] != ctx.name)
+    return pa.Table.from_pylist(found, schema=arrow_schema(JOB_COSTS))
 
 
 def write_page(path: Path, text: str) -> None:
@@ -181,7 +181,7 @@ def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: Where |
 
 
 def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: Where | None = None) -> pa.Table:
-    schema = pa.schema([arrow_schema(table).field(name) for name in columns])
+    schema = arrow_schema(table, columns)
     return pa.concat_tables([schema.empty_table(), *_parts(ctx, table, columns, where)])
 
 
@@ -193,8 +193,7 @@ def _playlist_facts(ctx: JobContext) -> pa.Table:
         described = pc.fill_null(pc.not_equal(rows["description"], ""), False)
         part = rows.select(plain).append_column("described", described)
         parts.append(part.append_column("n", pc.list_value_length(rows["track_ids"])))
-    schema = [arrow_schema(PLAYLISTS).field(name) for name in plain]
-    empty = pa.schema([*schema, ("described", pa.bool_()), ("n", pa.int32())]).empty_table()
+    empty = pa.schema([*arrow_schema(PLAYLISTS, plain), ("described", pa.bool_()), ("n", pa.int32())]).empty_table()
     return pa.concat_tables([empty, *parts])
 
 
@@ -206,7 +205,7 @@ def _features(ctx: JobContext, n_tracks: int) -> np.ndarray:
 
 def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
     """The tracks of some playlists, in the order of their pids."""
-    wanted, schema = pa.array(pids), pa.schema([arrow_schema(PLAYLISTS).field(n) for n in ("pid", "track_ids")])
+    wanted, schema = pa.array(pids), arrow_schema(PLAYLISTS, ("pid", "track_ids"))
     parts = (rows.filter(pc.is_in(rows["pid"], wanted)) for rows in ctx.stream(PLAYLISTS, schema.names))
     rows = pa.concat_tables([schema.empty_table(), *parts])
     return Ragged.from_arrow(rows["track_ids"]).take(np.argsort(rows["pid"].to_numpy()))

@@ -34,7 +34,7 @@ from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
 from encore.mpd.tracks import DistinctTracks
 from encore.ragged import Ragged
 from encore.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
-from encore.tasks import run_tasks
+from encore.tasks import pack, run_tasks, unpack
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -104,14 +104,11 @@ class Aside:
 
     def write(self, name: str, table: pa.Table) -> None:
         """Set a table aside; a second one of that name takes its place."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
-            stream.write_table(table)
-        write_bytes(f"{self.uri}/{name}.arrows", sink.getvalue(), self.s3)
+        write_bytes(f"{self.uri}/{name}.arrows", pack(table, "lz4"), self.s3)
 
     def read(self, name: str) -> pa.Table:
         """A table that was set aside."""
-        return pa.ipc.open_stream(read_bytes(f"{self.uri}/{name}.arrows", self.s3)).read_all()
+        return unpack(read_bytes(f"{self.uri}/{name}.arrows", self.s3))
 
 
 @dataclass(frozen=True)

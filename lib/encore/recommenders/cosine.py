@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +63,13 @@ def _mapped(arrays: Arrays) -> Arrays:
     """The same arrays in files that are gone when this process ends."""
     folder = tempfile.mkdtemp(prefix="encore-index-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    found = dict(arrays)
     for name, array in arrays.items():
-        np.save(f"{folder}/{name}.npy", array)
-    mode: dict[str, Literal["r"] | None] = {name: "r" if array.size else None for name, array in arrays.items()}
-    return {name: np.load(f"{folder}/{name}.npy", mmap_mode=mode[name]) for name in arrays}
+        # a file without a value cannot be mapped, and there is nothing to put away
+        if array.size:
+            np.save(f"{folder}/{name}.npy", array)
+            found[name] = np.load(f"{folder}/{name}.npy", mmap_mode="r")
+    return found
 
 
 MODEL = Model(name="cosine", needs=("vector_ids", "vectors"), fit=fit, load=Cosine)
