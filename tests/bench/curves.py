@@ -57,7 +57,7 @@ def run(sizes: Sizes) -> Found:
 
 def _point(name: str, queries: F32, index: Tree, k: int, sizes: Sizes, threads: int = 1) -> Figure:
     many: Any = timed(lambda: tree.search_counted(queries, index, k, threads=threads), sizes.repeats)
-    work = f"{len(index):,} items, d = {queries.shape[1]}, k = {k}, {len(queries):,} queries"
+    work = f"{len(index.ids):,} items, d = {queries.shape[1]}, k = {k}, {len(queries):,} queries"
     share = many.result[1].share
     values = [seconds / len(queries) * 1e3 for seconds in many.seconds]
     return figure(name, "ms/query", values, work=work, note=f"{work}: {share:.2%} of the items scored")
