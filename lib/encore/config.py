@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -182,8 +183,23 @@ class TrackingConfig(Section):
     """MLflow."""
 
     uri: str = Field(description="Tracking store: MLFLOW_TRACKING_URI where that is set, else a local sqlite file.")
+    login: str | None = Field(
+        description="Name or ARN of a secret in AWS Secrets Manager with `uri`, `username` and `password` of MLflow, "
+        "JSON; it stands for tracking.uri, and keeps address and login out of command lines, logs and plans."
+    )
     experiment: str = Field(description="Name of the experiment.")
     artifacts: str | None = Field(description="Where a new experiment of a local store keeps its artefacts.")
+
+
+class EmrConfig(Section):
+    """Where `encore submit` starts jobs on AWS; `--stage` fills in what a deployment made."""
+
+    application: str | None = Field(description="Id of the EMR Serverless application.")
+    role: str | None = Field(description="ARN of the role with which the job runs there.")
+    cluster: str | None = Field(description="Id of the EMR cluster on EC2.")
+    code: str | None = Field(description="s3:// folder with what `make package` made.")
+    logs: str | None = Field(description="s3:// folder for logs and outcomes.")
+    minutes: int = Field(ge=5, description="After how long a job is ended by EMR.")
 
 
 class LogConfig(Section):
@@ -210,6 +226,7 @@ class Config(Section):
     maintain: MaintainConfig
     report: ReportConfig
     tracking: TrackingConfig
+    emr: EmrConfig
     log: LogConfig
 
     def flat(self) -> dict[str, Any]:
@@ -232,9 +249,11 @@ class Config(Section):
 
 
 def conf_dir() -> Path:
-    """The folder of the YAML layers: ENCORE_CONF_DIR, else conf/ in the working folder, else beside the package."""
+    """The folder of the YAML layers: ENCORE_CONF_DIR, else conf/ in the working folder, beside the package, or in the
+    application archive."""
     given = os.environ.get("ENCORE_CONF_DIR")
-    candidates = [Path(given)] if given else [Path("conf"), Path(__file__).resolve().parents[2] / "conf"]
+    own = [Path("conf"), Path(__file__).resolve().parents[2] / "conf", Path(sys.prefix) / "conf"]
+    candidates = [Path(given)] if given else own
     for candidate in candidates:
         if (candidate / "base.yaml").is_file():
             return candidate

@@ -21,7 +21,6 @@ from rich.markup import escape
 from encore.config import Config
 from encore.errors import EncoreError
 from encore.files import is_s3, list_files, split_s3
-from encore.log import redact
 from encore.session import find_java, jars_folder
 from encore.show import size
 from encore.store import Store
@@ -62,12 +61,14 @@ def findings(config: Config) -> Iterator[Finding]:
     if config.features.provider == "file":
         yield _input("features", "raw.features", config.raw.features, config, "*")
     yield _lake(config)
-    failed = Tracking(config, "doctor").check()
-    uri = redact(config.tracking.uri)
+    tracking = Tracking(config, "doctor")
+    failed = tracking.check()
     yield Finding(
         "MLflow",
-        f"{uri} answers" if failed is None else f"{uri}: {failed}",
-        None if failed is None else "check tracking.uri (MLFLOW_TRACKING_URI) and that the server runs",
+        f"{tracking.place} answers" if failed is None else f"{tracking.place}: {failed}",
+        None
+        if failed is None
+        else "check tracking.uri (MLFLOW_TRACKING_URI) or tracking.login, and that the server runs",
         warning=True,
     )
 

@@ -7,6 +7,7 @@ measure stands in the Delta tables, and a warning says that it is not in MLflow.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -43,10 +44,12 @@ MLFLOW_SETTINGS = {
 
 
 def git_commit() -> str:
-    """The commit of the code: ENCORE_GIT_COMMIT where an archive carries it, else of the checkout, else unknown."""
-    given = os.environ.get("ENCORE_GIT_COMMIT")
+    """The commit of the code: ENCORE_GIT_COMMIT where that is set, else of the archive or the checkout, else unknown."""
+    given, packed = os.environ.get("ENCORE_GIT_COMMIT"), Path(__file__).with_name("COMMIT")
     if given:
         return given
+    if packed.is_file():
+        return packed.read_text().strip()
     try:
         folder = Path(__file__).resolve().parents[2]
         found = subprocess.run(
@@ -75,6 +78,27 @@ def folder_of(name: str) -> str | None:
     return str(Path(name).parent) if "/" in name else None
 
 
+def read_secret(name: str, region: str | None) -> dict[str, str]:
+    """The texts of a secret in AWS Secrets Manager: `uri`, and `username` and `password` where there is a login.
+
+    Raises boto's errors where it cannot be read, ValueError where it is not such an object.
+    """
+    import boto3
+    from botocore.config import Config as BotoConfig
+
+    quick = BotoConfig(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 3})
+    client = boto3.client("secretsmanager", region_name=region, config=quick)
+    text = client.get_secret_value(SecretId=name)["SecretString"]
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("uri"), str):
+        # what it says instead is not shown: it may be a password
+        raise ValueError(f'the secret {name}: {{"uri": ..., "username": ..., "password": ...}} expected')
+    return {key: str(value) for key, value in found.items()}
+
+
 class Tracking:
     """The MLflow runs of one pipeline run. Nothing is created before something is logged."""
 
@@ -89,10 +113,29 @@ class Tracking:
     def _client(self) -> Any:
         from mlflow import MlflowClient
 
-        uri = self._config.tracking.uri
+        uri = self._uri
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=uri)
+
+    @cached_property
+    def _uri(self) -> str:
+        """Address of the store. User and password, where a secret has them, go where MLflow looks: into variables of
+        this process, which no command line, log or plan of Spark shows."""
+        login = self._config.tracking.login
+        if login is None:
+            return self._config.tracking.uri
+        found = read_secret(login, self._config.s3.region)
+        for name in ("username", "password"):
+            if name in found:
+                os.environ[f"MLFLOW_TRACKING_{name.upper()}"] = found[name]
+        return found["uri"]
+
+    @property
+    def place(self) -> str:
+        """The store as it may be shown: its address without a login, or the secret that holds both."""
+        tracking = self._config.tracking
+        return redact(tracking.uri) if tracking.login is None else f"of the secret {tracking.login}"
 
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
         """Do something with MLflow; a failure is said once and remembered, and never ends a job."""
@@ -100,15 +143,24 @@ class Tracking:
             return None
         for name, value in MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
+        from botocore.exceptions import BotoCoreError, ClientError
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
             return work()
-        except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
+        except (
+            MlflowException,
+            RequestException,
+            SQLAlchemyError,
+            BotoCoreError,
+            ClientError,
+            OSError,
+            ValueError,
+        ) as error:
             self.failed = redact(" ".join(str(error).split())[:300])
-            log.warning("mlflow_failed", what=what, uri=self._config.tracking.uri, error=self.failed)
+            log.warning("mlflow_failed", what=what, uri=self.place, error=self.failed)
             return None
 
     def check(self) -> str | None:
@@ -122,7 +174,7 @@ class Tracking:
         if found is not None:
             return str(found.experiment_id)
         place = self._config.tracking.artifacts
-        local = urlsplit(self._config.tracking.uri).scheme not in ("http", "https", "databricks")
+        local = urlsplit(self._uri).scheme not in ("http", "https", "databricks")
         location = (
             Path(place).absolute().as_uri() if place and local and "://" not in place else (place if local else None)
         )

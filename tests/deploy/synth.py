@@ -27,7 +27,7 @@ def assembly(stage: str, *choices: str) -> Path:
     """The folder with the templates of a stage, with choices such as `ec2=true`. RuntimeError for a finding of nag."""
     from aws_cdk import App
     from encore_cdk import FLAGS, build
-    from encore_cdk.stage import stage_of
+    from encore.aws.stage import stage_of
 
     folder = Path(tempfile.mkdtemp(prefix="encore-cdk-"))
     app = App(outdir=str(folder), context=FLAGS, analytics_reporting=False)

@@ -187,7 +187,7 @@ def test_production_waits_for_a_person(prod: dict[str, Template]) -> None:
 
 
 def test_a_stage_or_a_choice_that_there_is_not_is_one_sentence() -> None:
-    from encore_cdk.stage import UnknownStage, stage_of
+    from encore.aws.stage import UnknownStage, stage_of
 
     with pytest.raises(UnknownStage, match="no stage 'production'; one of: dev, staging, prod"):
         stage_of({"stage": "production"})

@@ -10,7 +10,7 @@ from encore_cdk.delivery import DeliveryStack
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.network import NetworkStack
 from encore_cdk.orchestration import OrchestrationStack
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 from encore_cdk.storage import StorageStack
 
 FLAGS = {
@@ -30,7 +30,7 @@ def build(app: App, stage: Stage) -> None:
     storage = StorageStack(app, f"{name}-storage", stage)
     mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
     compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow)
-    OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow.tracking_uri)
+    OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
     DeliveryStack(app, "encore-delivery", stage)
     for stack in (network, storage, mlflow, compute):
         Tags.of(stack).add("encore:stage", stage.name)

@@ -11,17 +11,14 @@ from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from encore.aws.access import Buckets, statements
+from encore.aws.deployment import RELEASE, ROLE_OUTPUT
 from encore.aws.states import camel
 from encore.job import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.nag import argued, shown, wildcards
 from encore_cdk.network import NetworkStack
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 from encore_cdk.storage import PREFIX, StorageStack, bucket_arn
-
-RELEASE = "emr-spark-8.1.0"
-"""Spark 4.1.1, Delta 4.2.0, Python 3.11."""
-
 
 EMR_TAG = "for-use-with-amazon-emr-managed-policies"
 """What EMR's own policy for clusters is held to."""
@@ -64,9 +61,9 @@ class ComputeStack(Stack):
         self.roles: dict[str, iam.Role] = {}
         for job in [*nodes(), *extra_nodes()]:
             self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
-            if mlflow.login is not None:
-                # EMR reads the login with the job's role as it starts it: it stands in no command line
-                mlflow.login.grant_read(self.roles[job.name])
+            # the job reads the login itself: it stands in no command line
+            mlflow.login.grant_read(self.roles[job.name])
+            CfnOutput(self, f"{ROLE_OUTPUT}{camel(job.name)}", value=self.roles[job.name].role_arn)
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
             self._cluster(stage, network, storage)
@@ -159,6 +156,7 @@ class ComputeStack(Stack):
             visible_to_all_users=True,
             tags=[CfnTag(key=EMR_TAG, value="true")],
         )
+        CfnOutput(self, "ClusterId", value=self.cluster.ref)
         argued(
             self.cluster,
             {

@@ -13,7 +13,7 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, argued, wildcards
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 
 
 class DeliveryStack(Stack):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, SecretValue, Stack
 from aws_cdk import aws_certificatemanager as acm
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
@@ -22,7 +23,7 @@ from constructs import Construct
 
 from encore_cdk.nag import argued, wildcards
 from encore_cdk.network import NetworkStack
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 from encore_cdk.storage import StorageStack
 
 IMAGE = Path(__file__).resolve().parents[1] / "mlflow"
@@ -31,7 +32,7 @@ DATABASE_PORT = 5433
 
 
 class MlflowStack(Stack):
-    """The tracking server. `tracking_uri` is where jobs find it, `login` the secret with user and password."""
+    """The tracking server. `login` is the secret with its address, user and password, which jobs read."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: MLflow")
@@ -48,14 +49,10 @@ class MlflowStack(Stack):
             server_access_logs_prefix="artefacts/",
             removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
         )
-        self.login: secrets.Secret | None = None
-        if stage.mlflow == "sagemaker":
-            self.tracking_uri = self._managed()
-        else:
-            self.tracking_uri = self._fargate(network, storage)
-        CfnOutput(self, "TrackingUri", value=self.tracking_uri)
+        self.login = self._managed() if stage.mlflow == "sagemaker" else self._fargate(network, storage)
+        CfnOutput(self, "TrackingLogin", value=self.login.secret_arn)
 
-    def _managed(self) -> str:
+    def _managed(self) -> secrets.Secret:
         """A server of SageMaker's: sign-on is IAM's, and the URI is the server's ARN (plugin sagemaker-mlflow)."""
         role = iam.Role(self, "ServerRole", assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"))
         self._may_keep_artefacts(role)
@@ -68,9 +65,16 @@ class MlflowStack(Stack):
             role_arn=role.role_arn,
             automatic_model_registration=False,
         )
-        return server.attr_tracking_server_arn
+        login = secrets.Secret(
+            self,
+            "Login",
+            description="Encore: the address of MLflow; sign-on is by role",
+            secret_object_value={"uri": SecretValue.unsafe_plain_text(server.attr_tracking_server_arn)},
+        )
+        argued(login, {"AwsSolutions-SMG4": "It holds an address and no password"})
+        return login
 
-    def _fargate(self, network: NetworkStack, storage: StorageStack) -> str:
+    def _fargate(self, network: NetworkStack, storage: StorageStack) -> secrets.Secret:
         stage, vpc, name = self._stage, network.vpc, f"mlflow.{self._stage.domain}"
         balancer_group = ec2.SecurityGroup(self, "BalancerGroup", vpc=vpc, description="MLflow: HTTPS from the VPC")
         server_group = ec2.SecurityGroup(self, "ServerGroup", vpc=vpc, description="MLflow: the balancer alone")
@@ -86,20 +90,18 @@ class MlflowStack(Stack):
         database_group.add_ingress_rule(server_group, ec2.Port.tcp(DATABASE_PORT), "from the server")
         database = self._database(network, database_group)
 
-        self.login = secrets.Secret(
+        login = secrets.Secret(
             self,
             "Login",
-            description="Encore: first user of MLflow, and that of the jobs",
+            description="Encore: address of MLflow; its first user, which is that of the jobs",
             generate_secret_string=secrets.SecretStringGenerator(
-                secret_string_template='{"username": "encore"}',
+                secret_string_template=json.dumps({"uri": f"https://{name}", "username": "encore"}),
                 generate_string_key="password",
                 exclude_punctuation=True,
                 password_length=32,
             ),
         )
-        argued(
-            self.login, {"AwsSolutions-SMG4": "MLflow keeps its users itself: changed there and here by one command"}
-        )
+        argued(login, {"AwsSolutions-SMG4": "MLflow keeps its users itself: changed there and here by one command"})
         pages = secrets.Secret(
             self,
             "Pages",
@@ -134,8 +136,8 @@ class MlflowStack(Stack):
             secrets={
                 "DB_USER": ecs.Secret.from_secrets_manager(database.secret, "username"),
                 "DB_PASSWORD": ecs.Secret.from_secrets_manager(database.secret, "password"),
-                "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(self.login, "username"),
-                "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(self.login, "password"),
+                "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(login, "username"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(login, "password"),
                 "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(pages),
             },
             port_mappings=[ecs.PortMapping(container_port=5000)],
@@ -191,7 +193,7 @@ class MlflowStack(Stack):
             record_name="mlflow",
             target=route53.RecordTarget.from_alias(targets.LoadBalancerTarget(balancer)),
         )
-        return f"https://{name}"
+        return login
 
     def _may_keep_artefacts(self, role: iam.IRole) -> None:
         role.add_to_principal_policy(

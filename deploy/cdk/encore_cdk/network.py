@@ -7,7 +7,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 
 
 class NetworkStack(Stack):

@@ -17,11 +17,14 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from encore.aws.states import camel, definition
+from encore.aws.render import launch_settings
+from encore.aws.states import Limits, camel, definition
+from encore.config import load_config
 from encore.job import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
+from encore_cdk.mlflow import MlflowStack
 from encore_cdk.nag import SHARED_KEY, argued, shown, wildcards
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
 _OF_RUNS = ("GetJobRun", "CancelJobRun", "TagResource")
@@ -38,7 +41,7 @@ class OrchestrationStack(Stack):
         stage: Stage,
         storage: StorageStack,
         compute: ComputeStack,
-        tracking_uri: str,
+        mlflow: MlflowStack,
     ) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: state machine, schedules, alarms")
         self._stage, self._name = stage, f"encore-{stage.name}"
@@ -67,7 +70,7 @@ class OrchestrationStack(Stack):
             removal_policy=RemovalPolicy.DESTROY,
         )
         argued(self.lock, {"AwsSolutions-DDB3": "One item, the lock: what it was yesterday is of no use"})
-        self.machine = self._machine(storage, compute, tracking_uri, key)
+        self.machine = self._machine(storage, compute, mlflow, key)
         self.dead = sqs.Queue(
             self, "NotStarted", encryption=sqs.QueueEncryption.KMS, encryption_master_key=key,
             enforce_ssl=True, retention_period=Duration.days(14),
@@ -89,7 +92,7 @@ class OrchestrationStack(Stack):
         self._watch(compute)
 
     def _machine(
-        self, storage: StorageStack, compute: ComputeStack, tracking_uri: str, key: kms.Key
+        self, storage: StorageStack, compute: ComputeStack, mlflow: MlflowStack, key: kms.Key
     ) -> sfn.StateMachine:
         stage = self._stage
         known = {
@@ -99,7 +102,7 @@ class OrchestrationStack(Stack):
             "Lake": storage.lake_path,
             "RawPrefix": f"s3://{bucket_name(stage, 'raw')}",
             "LogBucket": bucket_name(stage, "logs"),
-            "TrackingUri": tracking_uri,
+            "TrackingLogin": mlflow.login.secret_arn,
             "TopicArn": self.topic.topic_arn,
             "LockTable": self.lock.table_name,
             **{f"Role{camel(job)}": role.role_arn for job, role in compute.roles.items()},
@@ -155,11 +158,12 @@ class OrchestrationStack(Stack):
             ),
         ):
             role.add_to_policy(statement)
+        line = definition(nodes(), extra=extra_nodes(), limits=Limits(spark=_sizes()))
         machine = sfn.StateMachine(
             self,
             "Line",
             state_machine_name=self._name,
-            definition_body=sfn.DefinitionBody.from_string(json.dumps(definition(nodes(), extra=extra_nodes()))),
+            definition_body=sfn.DefinitionBody.from_string(json.dumps(line)),
             definition_substitutions=known,
             role=role,
             logs=sfn.LogOptions(
@@ -279,6 +283,12 @@ class OrchestrationStack(Stack):
                 ],
             ],
         )
+
+
+def _sizes() -> tuple[tuple[str, str], ...]:
+    """Of drivers and executors, as conf/emr.yaml has them: they count before a job can read its configuration."""
+    unused = ["lake.path=s3://unused", "raw.playlists=s3://unused"]
+    return launch_settings(load_config("emr", unused))
 
 
 def _allow(

@@ -13,7 +13,7 @@ from constructs import Construct
 from encore.aws.athena import DATABASE, VIEWS, athena_view, glue_columns, glue_parameters
 from encore.tables import ALL
 from encore_cdk.nag import argued
-from encore_cdk.stage import Stage
+from encore.aws.stage import Stage
 
 PREFIX = "lake"
 
@@ -49,6 +49,7 @@ class StorageStack(Stack):
         self._catalogue()
         CfnOutput(self, "LakePath", value=self.lake_path)
         CfnOutput(self, "RawBucket", value=self.raw.bucket_name)
+        CfnOutput(self, "LogBucket", value=self.logs.bucket_name)
 
     def _bucket(self, name: str, rules: list[s3.LifecycleRule]) -> s3.Bucket:
         stage, is_log = self._stage, name == "AccessLogs"

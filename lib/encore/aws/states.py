@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from encore.aws.render import serverless
 from encore.graph import Node, Part, Series, compose, order, select
 
 State = dict[str, Any]
@@ -45,7 +46,7 @@ PLACEHOLDERS = {
     "Lake": "s3:// prefix of the tables",
     "RawPrefix": "s3:// prefix of the raw data, with playlists/ and features/ in it",
     "LogBucket": "bucket of logs and outcomes",
-    "TrackingUri": "of MLflow",
+    "TrackingLogin": "ARN of the secret with address and login of MLflow",
     "TopicArn": "the topic that is told of failures",
     "LockTable": "table of the lock, keyed by `line`",
     "Role<Job>": "ARN of the execution role of each job",
@@ -72,13 +73,15 @@ _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how often. Seconds but for `tries`, the most runs of a job within one execution."""
+    """How long, how often, and how large: seconds but for `tries`, the most runs of a job within one execution, and
+    `spark`, settings that count before a JVM is there."""
 
     job_seconds: int = 4 * 3600
     queue_seconds: int = 900
     tries: int = 3
     wait_seconds: int = 120
     retry_seconds: int = 20
+    spark: tuple[tuple[str, str], ...] = ()
 
 
 def camel(job: str) -> str:
@@ -124,45 +127,37 @@ def job_run(job: str, limits: Limits) -> State:
         "raw.features": "$.raw.features",
     }
     arguments = ["'--env'", "$.asked.env", "'--run-id'", "$.run_id", "'--set'", "'lake.path=${Lake}'"]
+    arguments += ["'--set'", "'tracking.login=${TrackingLogin}'"]
     for name, path in settings.items():
         arguments += ["'--set'", f"States.Format('{name}={{}}', {path})"]
     arguments += ["'--set-json'", "States.JsonToString($.asked.set)", "'--outcome'"]
     arguments += [f"States.Format('s3://${{LogBucket}}/{_outcome_key(job)}', $.run_id, $.try.n)"]
-    return {
-        "ApplicationId": "${ApplicationId}",
-        "ExecutionRoleArn": f"${{Role{camel(job)}}}",
-        "Name.$": f"States.Format('{job}-{{}}', $.run_id)",
-        "ExecutionTimeoutMinutes": limits.job_seconds // 60,
-        "Tags": {"encore:job": job},
-        "JobDriver": {
-            "SparkSubmit": {
-                "EntryPoint": f"${{CodePrefix}}/jobs/{job}.py",
-                "EntryPointArguments.$": f"States.Array({', '.join(arguments)})",
-                "SparkSubmitParameters": spark_parameters(),
-            }
-        },
-        "ConfigurationOverrides": {
-            "MonitoringConfiguration": {
-                "S3MonitoringConfiguration": {
-                    "LogUri.$": f"States.Format('s3://${{LogBucket}}/{_log_prefix(job)}', $.run_id)"
-                }
-            }
-        },
-    }
+    return _capitals(
+        serverless(
+            job,
+            f"States.Array({', '.join(arguments)})",
+            application="${ApplicationId}",
+            role=f"${{Role{camel(job)}}}",
+            code="${CodePrefix}",
+            log_uri=f"States.Format('s3://${{LogBucket}}/{_log_prefix(job)}', $.run_id)",
+            name=f"States.Format('{job}-{{}}', $.run_id)",
+            minutes=limits.job_seconds // 60,
+            spark=limits.spark,
+        )
+    )
 
 
-def spark_parameters() -> str:
-    """Options of spark-submit that every job is started with."""
-    python = "./environment/bin/python"
-    settings = {
-        "spark.archives": "${CodePrefix}/environment.tar.gz#environment",
-        "spark.emr-serverless.driverEnv.PYSPARK_DRIVER_PYTHON": python,
-        "spark.emr-serverless.driverEnv.PYSPARK_PYTHON": python,
-        "spark.emr-serverless.driverEnv.MLFLOW_TRACKING_URI": "${TrackingUri}",
-        "spark.executorEnv.PYSPARK_PYTHON": python,
-        "spark.jars": "/usr/share/aws/delta/lib/delta-spark.jar,/usr/share/aws/delta/lib/delta-storage.jar",
-    }
-    return " ".join(f"--conf {name}={value}" for name, value in settings.items())
+def _capitals(value: Any) -> Any:
+    """Parameters as Step Functions wants them: names with a capital, and .$ at the end where a value is worked out."""
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for name, inner in value.items():
+        worked_out = isinstance(inner, str) and inner.startswith(("States.", "$."))
+        # tags are names of our own
+        own = inner if name == "tags" else _capitals(inner)
+        found[f"{name[0].upper()}{name[1:]}{'.$' if worked_out else ''}"] = own
+    return found
 
 
 def _outcome_key(job: str) -> str:

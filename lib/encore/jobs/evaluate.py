@@ -25,7 +25,8 @@ SETTINGS = ("recommend",)
 
 def state(ctx: JobContext) -> str:
     """Where the metrics are logged: another store has to be told too."""
-    return f"{ctx.config.tracking.uri} {ctx.config.tracking.experiment}"
+    tracking = ctx.config.tracking
+    return f"{tracking.login or tracking.uri} {tracking.experiment}"
 
 
 def run(ctx: JobContext) -> None:

@@ -37,7 +37,7 @@ def run(ctx: JobContext) -> None:
     if referred is None:
         raise PassingFailure(
             f"MLflow does not say which versions its runs refer to, so no file was removed: {ctx.tracking.failed}",
-            remedy="mend tracking.uri, or wait until the server answers, and run it again",
+            remedy="mend tracking.uri or tracking.login, or wait until the server answers, and run it again",
         )
     for table in tables:
         kept = sorted(referred.get(table.name, set()))

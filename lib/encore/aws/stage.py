@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from encore.errors import ConfigError
 
-class UnknownStage(ValueError):
+
+class UnknownStage(ConfigError):
     """A stage or a choice that there is not."""
 
 

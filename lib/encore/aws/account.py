@@ -1,0 +1,91 @@
+"""Calls to AWS: what goes wrong with one is a sentence, a remedy and an exit code, as everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from botocore.config import Config as BotoConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
+
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_UNKNOWN = ("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_REFUSED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403")
+_MISSING = ("ResourceNotFoundException", "NoSuchBucket", "NoSuchKey", "404", "NoSuchEntity")
+_PASSING = ("ThrottlingException", "Throttling", "TooManyRequestsException", "SlowDown", "InternalServerException")
+
+
+def client(service: str, region: str | None, endpoint: str | None = None) -> Any:
+    """A client of boto3's that tries again what is throttled. EnvironmentMissing where no region or profile is found."""
+    try:
+        retries = BotoConfig(retries={"mode": "standard", "max_attempts": 5})
+        return boto3.client(service, region_name=region, endpoint_url=endpoint, config=retries)
+    except (NoRegionError, ProfileNotFound) as error:
+        raise aws_error(service, error) from error
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Turn boto's errors within the block into ours. `what`: what was looked for, for the sentence."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(what, error) from error
+
+
+def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
+    """Our error for one of boto's."""
+    text = " ".join(str(error).split())
+    if isinstance(error, NoCredentialsError):
+        return EnvironmentMissing(
+            f"{what}: no AWS credentials found",
+            remedy="set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; `aws sso login` makes some",
+        )
+    if isinstance(error, (SSOError, TokenRetrievalError)):
+        return EnvironmentMissing(f"{what}: the login has expired: {text}", remedy="call `aws sso login`")
+    if isinstance(error, (PartialCredentialsError, CredentialRetrievalError, ProfileNotFound)):
+        return EnvironmentMissing(f"{what}: AWS credentials: {text}", remedy="mend the profile, or the variables AWS_*")
+    if isinstance(error, NoRegionError):
+        return EnvironmentMissing(f"{what}: no AWS region is set", remedy="set AWS_REGION, or region in the profile")
+    if isinstance(error, ParamValidationError):
+        return ConfigError(f"{what}: {text}")
+    if isinstance(error, EndpointConnectionError):
+        return PassingFailure(f"{what}: AWS does not answer: {text}", remedy="check the network, the proxy and the region")
+    if not isinstance(error, ClientError):
+        return PassingFailure(f"{what}: {text}")
+    found = error.response.get("Error", {})
+    code, message = str(found.get("Code", "")), str(found.get("Message", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _EXPIRED:
+        return EnvironmentMissing(f"{what}: the AWS credentials have expired", remedy="get new ones: `aws sso login`")
+    if code in _UNKNOWN:
+        return EnvironmentMissing(f"{what}: AWS does not know these credentials ({code})", remedy="check AWS_PROFILE")
+    if code in _REFUSED or status == 403:
+        return EnvironmentMissing(
+            f"{what}: access refused ({code}): {message}", remedy="let whoever calls do this, or take another profile"
+        )
+    if code in ("PermanentRedirect", "301") or status == 301:
+        return InputError(f"{what}: is in another region", remedy="set AWS_REGION to that of the bucket")
+    if code in _MISSING or status == 404:
+        return InputError(f"{what}: does not exist ({code})", remedy="check the name, the account and the region")
+    if code == "ServiceQuotaExceededException":
+        return PassingFailure(f"{what}: out of quota: {message}", remedy="wait for other runs, or ask for a higher quota")
+    if code in _PASSING or status >= 500 or status == 429:
+        return PassingFailure(f"{what}: AWS says {code}: {message}", remedy="try again")
+    return InputError(f"{what}: AWS says {code}: {message}")

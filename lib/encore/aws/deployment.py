@@ -1,0 +1,185 @@
+"""A deployment as the account shows it: where a stage's buckets, roles and applications are, and whether one can be made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from encore.aws.account import aws_error, client, said
+from encore.aws.stage import Stage, stage_of
+from encore.aws.states import camel
+from encore.doctor import Finding
+from encore.errors import EncoreError, InputError
+
+ROLE_OUTPUT = "Role"
+"""How the output with the role of a job begins: RoleBuildCentroids."""
+
+STACKS = ("storage", "mlflow", "compute", "orchestration")
+"""Stacks whose outputs a submission needs."""
+
+Clients = Callable[[str], Any]
+"""A client of boto3's by the name of its service."""
+
+
+def outputs(stage: str, clients: Clients) -> dict[str, str]:
+    """Outputs of a stage's stacks, by name. InputError where the stage was not deployed in this account and region."""
+    stage_of({"stage": stage})
+    found: dict[str, str] = {}
+    formation = clients("cloudformation")
+    for stack in STACKS:
+        name = f"encore-{stage}-{stack}"
+        try:
+            with said(f"stack {name}"):
+                described = formation.describe_stacks(StackName=name)["Stacks"][0]
+        except InputError as error:
+            raise InputError(
+                f"stack {name}: is not in {formation.meta.region_name}",
+                remedy=f"call `make deploy STAGE={stage}`, or set AWS_REGION and AWS_PROFILE to where it is",
+            ) from error
+        found |= {item["OutputKey"]: item["OutputValue"] for item in described.get("Outputs", ())}
+    return found
+
+
+def settings_of(stage: str, job: str, clients: Clients) -> list[str]:
+    """Settings that send a job to what a stage made; those that a caller gives come after them, and win."""
+    made = outputs(stage, clients)
+    found = {
+        "lake.path": made["LakePath"],
+        "raw.playlists": f"s3://{made['RawBucket']}/playlists/",
+        "raw.features": f"s3://{made['RawBucket']}/features/",
+        "tracking.login": made["TrackingLogin"],
+        "emr.application": made["ApplicationId"],
+        "emr.role": made[f"{ROLE_OUTPUT}{camel(job)}"],
+        "emr.code": made["CodePath"],
+        "emr.logs": f"s3://{made['LogBucket']}",
+    }
+    if "ClusterId" in made:
+        found["emr.cluster"] = made["ClusterId"]
+    return [f"{name}={value}" for name, value in found.items()]
+
+
+RELEASE = "emr-spark-8.1.0"
+"""Spark 4.1.1, Delta 4.2.0, Python 3.11."""
+
+BOOTSTRAP = "CDKToolkit"
+"""The stack that `cdk bootstrap` makes."""
+
+VCPU_QUOTA = ("emr-serverless", "L-D05C8A75")
+"""Quota of EMR Serverless: vCPUs of an account at a time."""
+
+
+def findings(stage: Stage, package: Path, clients: Clients, region: str | None) -> Iterator[Finding]:
+    """Is all there that a deployment of a stage needs? In the order in which it would miss it."""
+    yield _package(package)
+    if region is None:
+        yield Finding("AWS region", "none is set", "set AWS_REGION, or region in the profile")
+        return
+    yield Finding("AWS region", region)
+    who = _ask("AWS account", lambda: clients("sts").get_caller_identity())
+    if isinstance(who, Finding):
+        yield who
+        return
+    yield Finding("AWS account", f"{who['Account']}, as {who['Arn'].rsplit(':', 1)[-1]}")
+    yield _there(
+        "CDK bootstrap",
+        lambda: clients("cloudformation").describe_stacks(StackName=BOOTSTRAP)["Stacks"][0]["StackStatus"],
+        f"npx aws-cdk@2 bootstrap aws://{who['Account']}/{region}",
+    )
+    if stage.mlflow == "fargate":
+        yield _certificate(stage, clients)
+    yield _there(
+        "git connection",
+        lambda: _parameter(clients, "/encore/git-connection"),
+        "make a connection to your git host (CodeConnections), and put its ARN into the parameter /encore/git-connection",
+    )
+    yield _quota(stage, clients)
+    yield _release(clients)
+
+
+def _package(folder: Path) -> Finding:
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return Finding("application archive", f"none in {folder}", "call `make package`")
+    made = json.loads(manifest.read_text())
+    dirty = str(made["commit"]).endswith("-dirty")
+    return Finding(
+        "application archive",
+        f"version {made['version']} of commit {made['commit'][:12]}{' and changes to it' if dirty else ''}",
+        "commit, and call `make package` again" if dirty else None,
+        warning=True,
+    )
+
+
+def _ask(what: str, call: Callable[[], Any]) -> Any:
+    """What AWS answers, or a finding of why it does not."""
+    try:
+        return call()
+    except (BotoCoreError, ClientError) as error:
+        return _told(what, aws_error(what, error))
+    except EncoreError as error:
+        return _told(what, error)
+
+
+def _told(what: str, error: EncoreError) -> Finding:
+    return Finding(what, str(error).removeprefix(f"{what}: "), error.remedy or "look at the message")
+
+
+def _there(what: str, call: Callable[[], str], remedy: str) -> Finding:
+    found = _ask(what, call)
+    return Finding(what, "not there", remedy) if isinstance(found, Finding) else Finding(what, found)
+
+
+def _parameter(clients: Clients, name: str) -> str:
+    value: str = clients("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    return value
+
+
+def _certificate(stage: Stage, clients: Clients) -> Finding:
+    what, name = "certificate", f"/encore/{stage.name}/mlflow-certificate"
+    remedy = f"put the ARN of a certificate for mlflow.{stage.domain} into the parameter {name} (SSM, String)"
+    arn = _ask(what, lambda: _parameter(clients, name))
+    if isinstance(arn, Finding):
+        return Finding(what, f"no parameter {name}", remedy)
+    found = _ask(what, lambda: clients("acm").describe_certificate(CertificateArn=arn)["Certificate"])
+    if isinstance(found, Finding):
+        return Finding(what, found.fact, remedy)
+    issued, names = found["Status"] == "ISSUED", [found["DomainName"], *found.get("SubjectAlternativeNames", ())]
+    fits = f"mlflow.{stage.domain}" in names or f"*.{stage.domain}" in names
+    return Finding(what, f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}", None if issued and fits else remedy)
+
+
+def _quota(stage: Stage, clients: Clients) -> Finding:
+    service, code = VCPU_QUOTA
+    what = "quota of vCPUs"
+    found = _ask(
+        what, lambda: clients("service-quotas").get_service_quota(ServiceCode=service, QuotaCode=code)["Quota"]["Value"]
+    )
+    if isinstance(found, Finding):
+        return Finding(what, f"not known: {found.fact}", "look at it in Service Quotas", warning=True)
+    enough = found >= stage.max_vcpu
+    return Finding(
+        what,
+        f"{found:.0f} at a time, {stage.max_vcpu} are allowed to the stage",
+        None if enough else "ask for more in Service Quotas, or deploy with a lower max_vcpu",
+        warning=True,
+    )
+
+
+def _release(clients: Clients) -> Finding:
+    found = _ask("EMR release", lambda: clients("emr").list_release_labels(Filters={"Prefix": RELEASE})["ReleaseLabels"])
+    if isinstance(found, Finding):
+        return Finding("EMR release", f"not known: {found.fact}", "let whoever deploys list release labels", warning=True)
+    return Finding(
+        "EMR release",
+        RELEASE if RELEASE in found else f"{RELEASE} is not listed in this region",
+        None if RELEASE in found else "deploy to a region that has it",
+    )
+
+
+def clients_of(region: str | None) -> Clients:
+    """Clients of one region."""
+    return lambda service: client(service, region)
