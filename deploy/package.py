@@ -7,8 +7,8 @@
     build/package/manifest.json        versions, digests, the commit
 
 Neither pyspark nor delta-spark nor any jar is in it: EMR brings its own. Packages are the wheels of
-deploy/requirements-emr.txt for EMR's Python and Linux, whatever builds it. The same input gives the same bytes: files in
-order and without times or owners, compiled ahead and checked by content, nothing of the machine in them.
+deploy/requirements-emr.txt for EMR's Python and Linux, whatever builds it. The same input gives the same bytes: files
+in order and without times or owners, compiled ahead, nothing of the machine in them.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ def _pack(tree: Path, archive: Path) -> None:
 
 
 def commit() -> str:
-    """Of the checkout; `-dirty` where files differ from it, `unknown` without git."""
+    """ENCORE_GIT_COMMIT where set, else of the checkout: `-dirty` where files differ from it, `unknown` without git."""
+    given = os.environ.get("ENCORE_GIT_COMMIT")
+    if given:
+        return given
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         changed = subprocess.run(

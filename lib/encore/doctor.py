@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,10 +172,10 @@ def _unused() -> None:
     raise AssertionError("the doctor starts no Spark session")
 
 
-def print_findings(config: Config, out: Console) -> bool:
-    """Print every finding; False where one of them keeps jobs from running."""
+def print_findings(found: Iterable[Finding], out: Console) -> bool:
+    """Print every finding as it is made; False where one of them is more than a warning."""
     well = True
-    for finding in findings(config):
+    for finding in found:
         sign = "[green]ok  [/]" if finding.remedy is None else "[yellow]warn[/]" if finding.warning else "[red]FAIL[/]"
         out.print(f"{sign}  {finding.what:20} {escape(finding.fact)}", highlight=False)
         if finding.remedy is not None:

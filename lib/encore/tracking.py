@@ -44,7 +44,7 @@ MLFLOW_SETTINGS = {
 
 
 def git_commit() -> str:
-    """The commit of the code: ENCORE_GIT_COMMIT where that is set, else of the archive or the checkout, else unknown."""
+    """The commit of the code: ENCORE_GIT_COMMIT where set, else of the archive or the checkout, else unknown."""
     given, packed = os.environ.get("ENCORE_GIT_COMMIT"), Path(__file__).with_name("COMMIT")
     if given:
         return given

@@ -15,10 +15,11 @@ import pytest
 
 from encore.aws.access import Buckets, statements
 from encore.aws.athena import VIEWS, glue_columns
-from encore.aws.states import camel, definition, placeholders
+from encore.aws.deployment import ROLE_OUTPUT, STACKS
+from encore.aws.states import camel, definition, placeholders, sized
 from encore.job import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from encore.tables import ALL, BY_NAME
-from tests.deploy.synth import Template, assembly, of_type, plain, templates, text
+from tests.deploy.synth import VERSION, Template, assembly, of_type, plain, templates, text
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +112,9 @@ def listed(statement: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_machine_is_the_generated_one_with_every_placeholder_filled(prod: dict[str, Template]) -> None:
     (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
-    expected = definition(nodes(), extra=extra_nodes())
+    expected = definition(nodes(), extra=extra_nodes(), limits=sized())
     assert json.loads(machine["DefinitionString"]) == expected
+    assert "--conf spark.executor.memory=4g" in machine["DefinitionString"], "sizes are those of conf/emr.yaml"
     assert set(machine["DefinitionSubstitutions"]) == placeholders(expected)
     assert machine["LoggingConfiguration"]["Level"] == "ALL"
     (_, role) = next(
@@ -136,6 +138,25 @@ def test_the_schedules_start_it_in_a_time_zone_once_and_with_a_queue_for_what_fa
         assert target["DeadLetterConfig"]
     asked = json.loads(text(schedules["encore-prod-maintenance"]["Target"]["Input"]))
     assert json.loads(asked["Input"]) == {"only": list(EXTRA_JOBS)}
+
+
+def test_code_is_uploaded_into_a_folder_of_its_own_version_and_jobs_start_from_there(
+    prod: dict[str, Template],
+) -> None:
+    (made,) = of_type(prod["compute"], "Custom::CDKBucketDeployment")
+    assert (made["DestinationBucketKeyPrefix"], made["Prune"]) == (VERSION, False)
+    (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
+    place = plain(machine["DefinitionSubstitutions"]["CodePrefix"])
+    assert place == f"s3://encore-prod-code-ACCOUNT-REGION/{VERSION}"
+    assert plain(prod["compute"]["Outputs"]["CodePath"]["Value"]) == place
+
+
+def test_a_submission_finds_in_the_outputs_all_that_it_needs(prod: dict[str, Template]) -> None:
+    """`encore submit --stage` reads them by these names; a cluster is there only where one was asked for."""
+    made = {name for stack in STACKS for name in prod[stack].get("Outputs", {})}
+    assert {"LakePath", "RawBucket", "LogBucket", "TrackingLogin", "ApplicationId", "CodePath"} <= made
+    assert {f"{ROLE_OUTPUT}{camel(job)}" for job in (*JOBS, *EXTRA_JOBS)} <= made
+    assert "ClusterId" not in made
 
 
 def test_someone_is_told_when_it_fails_is_late_does_not_start_or_is_silent(prod: dict[str, Template]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from aws_cdk import App, Tags, Validations
 from cdk_nag import AwsSolutionsChecks
 
+from encore.aws.stage import Stage
 from encore_cdk.compute import ComputeStack
 from encore_cdk.delivery import DeliveryStack
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.network import NetworkStack
 from encore_cdk.orchestration import OrchestrationStack
-from encore.aws.stage import Stage
 from encore_cdk.storage import StorageStack
 
 FLAGS = {
@@ -22,14 +24,17 @@ FLAGS = {
 """How the CDK is to behave where it has changed its mind: the same for the command and for tests."""
 
 
-def build(app: App, stage: Stage) -> None:
-    """All stacks of a stage, and the pipeline. No account, no region: these are of whoever deploys."""
+def build(app: App, stage: Stage, package: Path) -> None:
+    """All stacks of a stage, and the pipeline. No account, no region: these are of whoever deploys.
+
+    `package`: the folder with the application archive that the stage is to run.
+    """
     Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
     name = f"encore-{stage.name}"
     network = NetworkStack(app, f"{name}-network", stage)
     storage = StorageStack(app, f"{name}-storage", stage)
     mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
-    compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow)
+    compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow, package)
     OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
     DeliveryStack(app, "encore-delivery", stage)
     for stack in (network, storage, mlflow, compute):

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from aws_cdk import ArnFormat, CfnOutput, CfnTag, Stack, Tags
+from aws_cdk import ArnFormat, CfnOutput, CfnTag, RemovalPolicy, Size, Stack, Tags
 from aws_cdk import aws_emr as emr
 from aws_cdk import aws_emrserverless as serverless
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs_
+from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_s3_deployment as upload
 from constructs import Construct
 
 from encore.aws.access import Buckets, statements
 from encore.aws.deployment import RELEASE, ROLE_OUTPUT
+from encore.aws.stage import Stage
 from encore.aws.states import camel
 from encore.job import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import MlflowStack
-from encore_cdk.nag import argued, shown, wildcards
+from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, argued, shown, wildcards
 from encore_cdk.network import NetworkStack
-from encore.aws.stage import Stage
-from encore_cdk.storage import PREFIX, StorageStack, bucket_arn
+from encore_cdk.storage import PREFIX, StorageStack, bucket_arn, bucket_name
 
 EMR_TAG = "for-use-with-amazon-emr-managed-policies"
 """What EMR's own policy for clusters is held to."""
 
 
 class ComputeStack(Stack):
-    """What jobs run on, and what each may touch."""
+    """What jobs run on, their code, and what each may touch. `package`: the folder that `make package` makes."""
 
     def __init__(
-        self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack
+        self,
+        scope: Construct,
+        id: str,
+        stage: Stage,
+        network: NetworkStack,
+        storage: StorageStack,
+        mlflow: MlflowStack,
+        package: Path,
     ) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: EMR")
+        super().__init__(scope, id, stack_name=id, description="Encore: EMR, and the application archive")
+        self.add_stack_dependency(storage)
+        self.code_path = self._code(stage, package)
         subnets = network.vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids
         limit = serverless.CfnApplication.MaximumAllowedResourcesProperty(
             cpu=f"{stage.max_vcpu} vCPU", memory=f"{4 * stage.max_vcpu} GB", disk=f"{20 * stage.max_vcpu} GB"
@@ -66,7 +80,50 @@ class ComputeStack(Stack):
             CfnOutput(self, f"{ROLE_OUTPUT}{camel(job.name)}", value=self.roles[job.name].role_arn)
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
-            self._cluster(stage, network, storage)
+            self._cluster(stage, network, storage, mlflow)
+
+    def _code(self, stage: Stage, package: Path) -> str:
+        """Upload the application archive into a folder named by its content, and return that folder's s3:// address.
+
+        Folders of earlier versions stay: a run that has begun with one ends with it, and a deployment of an older
+        commit finds its own.
+        """
+        version = json.loads((package / "manifest.json").read_text())["version"]
+        bucket = s3.Bucket.from_bucket_name(self, "CodeBucket", bucket_name(stage, "code"))
+        upload.BucketDeployment(
+            self,
+            "Code",
+            sources=[upload.Source.asset(str(package))],
+            destination_bucket=bucket,
+            destination_key_prefix=version,
+            prune=False,
+            # the archive twice, packed and unpacked, in a function of its own
+            memory_limit=1024,
+            ephemeral_storage_size=Size.gibibytes(2),
+            log_group=logs_.LogGroup(
+                self, "Uploads", retention=logs_.RetentionDays.ONE_MONTH, removal_policy=RemovalPolicy.DESTROY
+            ),
+        )
+        function = self.node.find_child(_uploader(self))
+        basic = "Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
+        argued(
+            function,
+            {
+                f"AwsSolutions-IAM4[{basic}]": "Of the CDK's own function for uploads: it writes its log",
+                "AwsSolutions-L1": "The runtime of the CDK's own function is the CDK's choice, and follows it",
+            },
+        )
+        wildcards(
+            function,
+            "Of the CDK's own function: it reads what the deployment uploaded, and writes into the bucket of the code",
+            *SHARED_BUCKET,
+            *SHARED_BUCKET_WRITE,
+            "Resource::arn:<AWS::Partition>:s3:::cdk-hnb659fds-assets-<AWS::AccountId>-<AWS::Region>/*",
+            f"Resource::{shown(bucket_arn(stage, 'code'))}/*",
+        )
+        path = f"s3://{bucket.bucket_name}/{version}"
+        CfnOutput(self, "CodePath", value=path)
+        return path
 
     def _role(self, job: str, allowed: list[dict[str, Any]]) -> iam.Role:
         source = {
@@ -96,7 +153,7 @@ class ComputeStack(Stack):
         wildcards(role, why, *(f"Resource::{resource}" for resource in sorted(map(shown, found))))
         return role
 
-    def _cluster(self, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
+    def _cluster(self, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack) -> None:
         """A small cluster that ends itself when idle, for steps of `encore submit --target emr-ec2`."""
         service = iam.Role(
             self,
@@ -116,6 +173,7 @@ class ComputeStack(Stack):
                 resources=objects,
             )
         )
+        mlflow.login.grant_read(node_role)
         node_role.add_to_policy(
             iam.PolicyStatement(
                 actions=["s3:ListBucket"], resources=[resource.removesuffix("/*") for resource in objects]
@@ -166,6 +224,14 @@ class ComputeStack(Stack):
                 "AwsSolutions-EMR6": "There is no SSH: no key is given, and no port is open; sessions go by SSM",
             },
         )
+
+
+def _uploader(stack: Stack) -> str:
+    """The name of the construct that the CDK makes for its function that uploads: one a stack and size of it."""
+    (found,) = (
+        child.node.id for child in stack.node.children if child.node.id.startswith("Custom::CDKBucketDeployment")
+    )
+    return found
 
 
 def _waiting() -> list[serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty]:

@@ -12,8 +12,8 @@ from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, argued, wildcards
 from encore.aws.stage import Stage
+from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, argued, wildcards
 
 
 class DeliveryStack(Stack):
@@ -44,7 +44,9 @@ class DeliveryStack(Stack):
             output=source,
         )
         test = self._project("Test", ["make test", "make deploy-check"])
-        package = self._project("Package", ["make package"], files=["**/*"])
+        # what is built has no .git: the commit is what the pipeline fetched
+        commit = "export ENCORE_GIT_COMMIT=$CODEBUILD_RESOLVED_SOURCE_VERSION"
+        package = self._project("Package", [f"{commit} && make package"], files=["**/*"])
         deployer = self._deployer()
         made = pipeline.Pipeline(
             self,
@@ -119,7 +121,7 @@ class DeliveryStack(Stack):
         commands = [
             'test -n "$STAGE"',
             "make setup",
-            'make deploy STAGE="$STAGE"',
+            'make deploy STAGE="$STAGE" PACKAGED=yes',
         ]
         project = self._project("Deploy", commands)
         wildcards(

@@ -21,9 +21,9 @@ from aws_cdk import aws_secretsmanager as secrets
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
+from encore.aws.stage import Stage
 from encore_cdk.nag import argued, wildcards
 from encore_cdk.network import NetworkStack
-from encore.aws.stage import Stage
 from encore_cdk.storage import StorageStack
 
 IMAGE = Path(__file__).resolve().parents[1] / "mlflow"

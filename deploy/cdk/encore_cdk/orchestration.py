@@ -17,14 +17,12 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from encore.aws.render import launch_settings
-from encore.aws.states import Limits, camel, definition
-from encore.config import load_config
+from encore.aws.stage import Stage
+from encore.aws.states import camel, definition, sized
 from encore.job import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.nag import SHARED_KEY, argued, shown, wildcards
-from encore.aws.stage import Stage
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
 _OF_RUNS = ("GetJobRun", "CancelJobRun", "TagResource")
@@ -98,7 +96,7 @@ class OrchestrationStack(Stack):
         known = {
             "ApplicationId": compute.application_id,
             "Region": self.region,
-            "CodePrefix": f"s3://{bucket_name(stage, 'code')}/current",
+            "CodePrefix": compute.code_path,
             "Lake": storage.lake_path,
             "RawPrefix": f"s3://{bucket_name(stage, 'raw')}",
             "LogBucket": bucket_name(stage, "logs"),
@@ -158,7 +156,7 @@ class OrchestrationStack(Stack):
             ),
         ):
             role.add_to_policy(statement)
-        line = definition(nodes(), extra=extra_nodes(), limits=Limits(spark=_sizes()))
+        line = definition(nodes(), extra=extra_nodes(), limits=sized())
         machine = sfn.StateMachine(
             self,
             "Line",
@@ -283,12 +281,6 @@ class OrchestrationStack(Stack):
                 ],
             ],
         )
-
-
-def _sizes() -> tuple[tuple[str, str], ...]:
-    """Of drivers and executors, as conf/emr.yaml has them: they count before a job can read its configuration."""
-    unused = ["lake.path=s3://unused", "raw.playlists=s3://unused"]
-    return launch_settings(load_config("emr", unused))
 
 
 def _allow(

@@ -11,9 +11,9 @@ from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from encore.aws.athena import DATABASE, VIEWS, athena_view, glue_columns, glue_parameters
+from encore.aws.stage import Stage
 from encore.tables import ALL
 from encore_cdk.nag import argued
-from encore.aws.stage import Stage
 
 PREFIX = "lake"
 

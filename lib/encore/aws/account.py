@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,12 +33,20 @@ _PASSING = ("ThrottlingException", "Throttling", "TooManyRequestsException", "Sl
 
 
 def client(service: str, region: str | None, endpoint: str | None = None) -> Any:
-    """A client of boto3's that tries again what is throttled. EnvironmentMissing where no region or profile is found."""
+    """A client of boto3's that tries again what is throttled. EnvironmentMissing where no region or profile is."""
     try:
         retries = BotoConfig(retries={"mode": "standard", "max_attempts": 5})
         return boto3.client(service, region_name=region, endpoint_url=endpoint, config=retries)
     except (NoRegionError, ProfileNotFound) as error:
         raise aws_error(service, error) from error
+
+
+def region_of(given: str | None) -> str | None:
+    """The region that is given, else AWS_REGION, else what boto3 finds; None where there is none."""
+    try:
+        return given or os.environ.get("AWS_REGION") or boto3.session.Session().region_name
+    except ProfileNotFound as error:
+        raise aws_error("AWS region", error) from error
 
 
 @contextmanager
@@ -66,7 +75,9 @@ def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
     if isinstance(error, ParamValidationError):
         return ConfigError(f"{what}: {text}")
     if isinstance(error, EndpointConnectionError):
-        return PassingFailure(f"{what}: AWS does not answer: {text}", remedy="check the network, the proxy and the region")
+        return PassingFailure(
+            f"{what}: AWS does not answer: {text}", remedy="check the network, the proxy and the region"
+        )
     if not isinstance(error, ClientError):
         return PassingFailure(f"{what}: {text}")
     found = error.response.get("Error", {})
@@ -85,7 +96,9 @@ def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
     if code in _MISSING or status == 404:
         return InputError(f"{what}: does not exist ({code})", remedy="check the name, the account and the region")
     if code == "ServiceQuotaExceededException":
-        return PassingFailure(f"{what}: out of quota: {message}", remedy="wait for other runs, or ask for a higher quota")
+        return PassingFailure(
+            f"{what}: out of quota: {message}", remedy="wait for other runs, or ask for a higher quota"
+        )
     if code in _PASSING or status >= 500 or status == 429:
         return PassingFailure(f"{what}: AWS says {code}: {message}", remedy="try again")
     return InputError(f"{what}: AWS says {code}: {message}")

@@ -1,4 +1,4 @@
-"""A deployment as the account shows it: where a stage's buckets, roles and applications are, and whether one can be made."""
+"""A deployment as the account shows it: where a stage's buckets and roles are, and whether one can be made."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from encore.aws.states import camel
 from encore.doctor import Finding
 from encore.errors import EncoreError, InputError
 
-ROLE_OUTPUT = "Role"
-"""How the output with the role of a job begins: RoleBuildCentroids."""
+ROLE_OUTPUT = "RoleOf"
+"""How the output with the role of a job begins: RoleOfBuildCentroids."""
 
 STACKS = ("storage", "mlflow", "compute", "orchestration")
 """Stacks whose outputs a submission needs."""
@@ -94,7 +94,7 @@ def findings(stage: Stage, package: Path, clients: Clients, region: str | None) 
     yield _there(
         "git connection",
         lambda: _parameter(clients, "/encore/git-connection"),
-        "make a connection to your git host (CodeConnections), and put its ARN into the parameter /encore/git-connection",
+        "make a connection to your git host (CodeConnections); put its ARN into the parameter /encore/git-connection",
     )
     yield _quota(stage, clients)
     yield _release(clients)
@@ -149,7 +149,9 @@ def _certificate(stage: Stage, clients: Clients) -> Finding:
         return Finding(what, found.fact, remedy)
     issued, names = found["Status"] == "ISSUED", [found["DomainName"], *found.get("SubjectAlternativeNames", ())]
     fits = f"mlflow.{stage.domain}" in names or f"*.{stage.domain}" in names
-    return Finding(what, f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}", None if issued and fits else remedy)
+    return Finding(
+        what, f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}", None if issued and fits else remedy
+    )
 
 
 def _quota(stage: Stage, clients: Clients) -> Finding:
@@ -170,9 +172,13 @@ def _quota(stage: Stage, clients: Clients) -> Finding:
 
 
 def _release(clients: Clients) -> Finding:
-    found = _ask("EMR release", lambda: clients("emr").list_release_labels(Filters={"Prefix": RELEASE})["ReleaseLabels"])
+    found = _ask(
+        "EMR release", lambda: clients("emr").list_release_labels(Filters={"Prefix": RELEASE})["ReleaseLabels"]
+    )
     if isinstance(found, Finding):
-        return Finding("EMR release", f"not known: {found.fact}", "let whoever deploys list release labels", warning=True)
+        return Finding(
+            "EMR release", f"not known: {found.fact}", "let whoever deploys list release labels", warning=True
+        )
     return Finding(
         "EMR release",
         RELEASE if RELEASE in found else f"{RELEASE} is not listed in this region",

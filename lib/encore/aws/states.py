@@ -33,7 +33,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from encore.aws.render import serverless
+from encore.aws.render import launch_settings, serverless
+from encore.config import load_config
 from encore.graph import Node, Part, Series, compose, order, select
 
 State = dict[str, Any]
@@ -82,6 +83,12 @@ class Limits:
     wait_seconds: int = 120
     retry_seconds: int = 20
     spark: tuple[tuple[str, str], ...] = ()
+
+
+def sized() -> Limits:
+    """The usual limits, and sizes of drivers and executors as conf/emr.yaml has them."""
+    unused = ["lake.path=s3://unused", "raw.playlists=s3://unused"]
+    return Limits(spark=launch_settings(load_config("emr", unused)))
 
 
 def camel(job: str) -> str:

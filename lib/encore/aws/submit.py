@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.aws import render
-from encore.aws.account import aws_error, client, said
+from encore.aws.account import aws_error, client, region_of, said
 from encore.config import Config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
 from encore.files import is_s3, split_s3
@@ -47,7 +47,7 @@ class Clients:
 
 def clients(target: str, config: Config) -> Clients:
     """The clients of a target, in the region of the configuration or of the environment."""
-    region = config.s3.region
+    region = region_of(config.s3.region)
     return Clients(client("s3", region, config.s3.endpoint), client(_SERVICES[target], region))
 
 
@@ -100,13 +100,15 @@ def submit(
 ) -> None:
     """Start it, wait until it has ended, looking every `seconds`, and return where it ended well.
 
-    Raises JobFailed with the end of the driver's log where it did not, and an EncoreError where it could not be started.
+    Raises JobFailed with the end of the driver's log where it did not, an EncoreError where it could not be started.
     KeyboardInterrupt cancels the run, and is raised on.
     """
     spoken = speak or clients(target, config)
     place, asked = wanted(config, target), request(job, config, target, run_id, force=force)
     check_places(config, place, spoken.s3)
-    follow = _Serverless(spoken, place, job, run_id) if target == "emr-serverless" else _Step(spoken, place, job, run_id)
+    follow = (
+        _Serverless(spoken, place, job, run_id) if target == "emr-serverless" else _Step(spoken, place, job, run_id)
+    )
     follow.check()
     follow.start(asked)
     on_state(f"{follow.name}: started")
@@ -146,6 +148,8 @@ def check_places(config: Config, place: dict[str, str], s3: Any) -> None:
                     f"{url}: there is no application archive", remedy="call `make package`, and deploy or upload it"
                 ) from error
             raise aws_error(url, error) from error
+        except BotoCoreError as error:
+            raise aws_error(url, error) from error
 
 
 def _bucket(url: str, s3: Any) -> None:
@@ -158,6 +162,8 @@ def _bucket(url: str, s3: Any) -> None:
         if elsewhere and elsewhere != s3.meta.region_name:
             raise _elsewhere(url, bucket, elsewhere, s3) from error
         raise aws_error(f"{url}: the bucket {bucket}", error) from error
+    except BotoCoreError as error:
+        raise aws_error(url, error) from error
     found = answer.get("BucketRegion")
     if found and found != s3.meta.region_name and s3.meta.region_name != "aws-global":
         raise _elsewhere(url, bucket, found, s3)
@@ -166,7 +172,7 @@ def _bucket(url: str, s3: Any) -> None:
 def _elsewhere(url: str, bucket: str, found: str, s3: Any) -> InputError:
     return InputError(
         f"{url}: the bucket {bucket} is in {found}, jobs would run in {s3.meta.region_name}",
-        remedy=f"set AWS_REGION={found}, or take a bucket of that region: traffic between regions is slow and is paid for",
+        remedy=f"set AWS_REGION={found}, or take a bucket of that region: traffic between regions costs time and money",
     )
 
 
@@ -180,7 +186,7 @@ def _failure(job: str, follow: _Serverless | _Step, state: str, detail: str, s3:
         return JobFailed(
             f"{job}: {follow.name} was ended before it was done: {detail or state}",
             code=EnvironmentMissing.exit_code,
-            remedy="where it took too long: --set emr.minutes=..., or more executors; the next run goes on after what is done",
+            remedy="where it took too long: --set emr.minutes=..., or more executors; the next run goes on from here",
             log=log,
         )
     return JobFailed(
@@ -210,7 +216,7 @@ class _Run:
         bucket, key = split_s3(url)
         try:
             body = self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-        except ClientError:
+        except (BotoCoreError, ClientError):
             return ""
         return (gzip.decompress(body) if key.endswith(".gz") else body).decode(errors="replace")
 
@@ -286,4 +292,8 @@ class _Step(_Run):
 
     def log(self) -> str:
         """The end of what the step wrote; the driver's own log is in that of its container."""
-        return self._text(f"{self._logs}/{self._place['cluster']}/steps/{self._id}/stderr.gz")[-TAIL:] if self._logs else ""
+        return (
+            self._text(f"{self._logs}/{self._place['cluster']}/steps/{self._id}/stderr.gz")[-TAIL:]
+            if self._logs
+            else ""
+        )
