@@ -111,7 +111,7 @@ def started(emr: Stubber) -> None:
     emr.add_response("start_job_run", {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN})
 
 
-def becomes(emr: Stubber, state: str, details: str | None = None) -> None:
+def becomes(emr: Stubber, state: str, details: str = "so it goes") -> None:
     found = {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN, "createdBy": ROLE}
     found |= {
         "createdAt": 0,
@@ -120,8 +120,7 @@ def becomes(emr: Stubber, state: str, details: str | None = None) -> None:
         "releaseLabel": "r",
         "jobDriver": {"sparkSubmit": {"entryPoint": "x"}},
     }
-    told = {} if details is None else {"stateDetails": details}
-    run = {"jobRun": {**found, "state": state, **told}}
+    run = {"jobRun": {**found, "state": state, "stateDetails": details}}
     emr.add_response("get_job_run", run, {"applicationId": "00application", "jobRunId": "run-id"})
 
 
@@ -149,7 +148,8 @@ def test_a_run_is_followed_until_it_has_ended_well(serverless: Three) -> None:
     started(emr)
     for state in ("SUBMITTED", "RUNNING", "RUNNING", "SUCCESS"):
         becomes(emr, state)
-    assert follow(made) == [f"job run run-id: {word}" for word in ("started", "submitted", "running", "success")]
+    words = ("started", "submitted: so it goes", "running: so it goes", "success")
+    assert follow(made) == [f"job run run-id: {word}" for word in words]
 
 
 def test_a_job_that_fails_says_why_in_its_own_words_with_its_own_code_and_the_log(serverless: Three) -> None:
