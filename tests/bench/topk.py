@@ -214,7 +214,7 @@ def run(sizes: Sizes) -> Found:
 
 
 def _ours(data: Search, index: Tree, few: F32, sizes: Sizes, threads: int, what: str) -> Found:
-    many = timed(lambda: tree.search_counted(data.queries, index, sizes.k, threads=threads), sizes.repeats, at_most=20)
+    many = timed(lambda: tree.search_counted(data.queries, index, sizes.k, threads=threads), sizes.repeats, at_most=12)
     small = timed(lambda: tree.search(few, index, sizes.k, threads=threads), max(5, sizes.repeats))
     _, work = many.result
     facts = {"topk.ours.share_scored": work.share} if threads == 1 else {}

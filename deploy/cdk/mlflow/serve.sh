@@ -2,13 +2,13 @@
 # The database's password, the first user (MLFLOW_AUTH_ADMIN_USERNAME and _PASSWORD) and the key of the pages' sessions
 # (MLFLOW_FLASK_SERVER_SECRET_KEY) come as variables from the secrets store: they stand in no command line.
 set -eu
-export MLFLOW_BACKEND_STORE_URI="postgresql://$DB_USER:$DB_PASSWORD@$DB_HOST:$DB_PORT/mlflow?sslmode=require"
-export MLFLOW_AUTH_CONFIG_PATH="$HOME/auth.ini"
+: "${MLFLOW_BACKEND_STORE_URI:=postgresql://$DB_USER:$DB_PASSWORD@$DB_HOST:$DB_PORT/mlflow?sslmode=require}"
+export MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH="$HOME/auth.ini"
 umask 077
 cat >"$MLFLOW_AUTH_CONFIG_PATH" <<INI
 [mlflow]
 default_permission = NO_PERMISSIONS
 database_uri = $MLFLOW_BACKEND_STORE_URI
 INI
-exec mlflow server --app-name basic-auth --host 0.0.0.0 --port 5000 --workers 2 --serve-artifacts \
-  --artifacts-destination "s3://$ARTEFACT_BUCKET/artefacts" --allowed-hosts "$ALLOWED_HOSTS"
+exec mlflow server --app-name basic-auth --host "${HOST:-0.0.0.0}" --port "${PORT:-5000}" --workers "${WORKERS:-2}" \
+  --serve-artifacts --artifacts-destination "s3://$ARTEFACT_BUCKET/artefacts" --allowed-hosts "$ALLOWED_HOSTS"

@@ -1,0 +1,185 @@
+"""MLflow as a deployment runs it: the image's own start script, sign-on, PostgreSQL by TLS, artefacts in S3."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.conftest import ROOT
+from tests.s3server import S3Server
+
+SCRIPT = ROOT / "deploy" / "cdk" / "mlflow" / "serve.sh"
+START_SECONDS = 90
+
+
+def postgres_programs() -> Path | None:
+    """The folder of the newest PostgreSQL server here; None where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    beside = shutil.which("postgres")
+    return found[-1].parent if found else Path(beside).parent if beside else None
+
+
+@contextmanager
+def postgres(programs: Path) -> Iterator[dict[str, str]]:
+    """A server with an empty database `mlflow`, reached by TLS and password alone; the variables of serve.sh for it."""
+    folder = Path(tempfile.mkdtemp(prefix="encore-pg-"))
+    password, port = secrets.token_hex(12), _free_port()
+    # PostgreSQL refuses to be run by root; Debian's package makes a user for it
+    user = "postgres" if os.getuid() == 0 else None
+    data, word = folder / "data", folder / "word"
+    word.write_text(password)
+    _certificate(folder)
+    if user:
+        os.chmod(folder, 0o700)
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    log = folder / "log"
+
+    def run(*command: str) -> None:
+        done = subprocess.run(command, user=user, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stderr}{log.read_text() if log.exists() else ''}")
+
+    try:
+        auth = ["--auth-host=scram-sha-256", "--auth-local=reject", f"--pwfile={word}"]
+        run(str(programs / "initdb"), "-D", str(data), "-U", "encore", "--no-sync", *auth)
+        # no other way in than by TLS
+        (data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off -c ssl=on"
+        options += f" -c ssl_cert_file={folder / 'crt'} -c ssl_key_file={folder / 'key'}"
+        run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(log), "-o", options, "start")
+        try:
+            _database(port, password)
+            yield {"DB_HOST": "127.0.0.1", "DB_PORT": str(port), "DB_USER": "encore", "DB_PASSWORD": password}
+        finally:
+            run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _database(port: int, password: str) -> None:
+    import psycopg2
+
+    place = {"host": "127.0.0.1", "port": port, "user": "encore", "password": password, "sslmode": "require"}
+    connection = psycopg2.connect(dbname="postgres", **place)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE mlflow")
+    connection.close()
+
+
+def _certificate(folder: Path) -> None:
+    """A certificate of its own, for a day, with its key beside it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    pem = serialization.Encoding.PEM
+    (folder / "crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key").write_bytes(private)
+    os.chmod(folder / "key", 0o600)
+
+
+@dataclass
+class MlflowServer:
+    """A server that can be stopped and started; its address, and the one user that it knows."""
+
+    uri: str
+    username: str
+    password: str
+    store: str
+    environment: dict[str, str]
+    folder: Path
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        """Start it and wait until it answers. RuntimeError with the end of its log where it does not."""
+        log = self.folder / "log"
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                ["sh", str(SCRIPT)], env=self.environment, cwd=self.folder, stdout=out, stderr=out, start_new_session=True
+            )
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.process.poll() is None:
+            with suppress(requests.ConnectionError):
+                if requests.get(f"{self.uri}/health", timeout=5).ok:
+                    return
+            time.sleep(0.2)
+        self.stop()
+        raise RuntimeError(f"MLflow does not answer; its log ends:\n{log.read_text()[-4000:]}")
+
+    def stop(self) -> None:
+        """Stop it and all its workers."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=20)
+            self.process = None
+
+
+@contextmanager
+def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
+    """MLflow with artefacts in a bucket, on PostgreSQL where that is installed, else on sqlite."""
+    programs, folder = postgres_programs(), Path(tempfile.mkdtemp(prefix="encore-mlflow-"))
+    port = _free_port()
+    inherited = {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
+    environment = {
+        **inherited,
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(folder),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "WORKERS": "1",
+        "ALLOWED_HOSTS": "127.0.0.1:*",
+        "ARTEFACT_BUCKET": bucket,
+        "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
+        "MLFLOW_AUTH_ADMIN_USERNAME": "line",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_hex(12),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(12),
+        **s3.environment(),
+    }
+    try:
+        if programs is None:
+            environment["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{folder}/mlflow.db"
+            yield from _running(port, "sqlite", environment, folder)
+        else:
+            with postgres(programs) as database:
+                yield from _running(port, "PostgreSQL", {**environment, **database}, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _running(port: int, store: str, environment: dict[str, str], folder: Path) -> Iterator[MlflowServer]:
+    login = (environment["MLFLOW_AUTH_ADMIN_USERNAME"], environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    server = MlflowServer(f"http://127.0.0.1:{port}", *login, store, environment, folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
