@@ -310,6 +310,30 @@ def submit(
     _exit(guarded(work))
 
 
+@app.command()
+def cost(
+    playlists: Annotated[
+        int | None, typer.Option(min=1, help="How many playlists; default: as many as are in the lake.")
+    ] = None,
+    region: Annotated[str, typer.Option(help="Whose prices: conf/prices/<region>.yaml.")] = "us-east-1",
+    executors: Annotated[int, typer.Option(min=1, help="Executors on AWS, of the size in conf/emr.yaml.")] = 4,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores that the last run had; default: spark.master.")
+    ] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """State what a run would cost on EMR Serverless and on EC2, from what the last run took, and how that was made."""
+
+    def work() -> None:
+        from encore.aws.command import print_cost
+
+        print_cost(settings(env, overrides, debug), playlists, region, executors, cores, out)
+
+    _exit(guarded(work))
+
+
 deployments = typer.Typer(name="deploy", help="A deployment on AWS.", no_args_is_help=True)
 app.add_typer(deployments)
 

@@ -273,6 +273,11 @@ def _layer(path: Path) -> DictConfig:
     return loaded
 
 
+def read_yaml(path: Path) -> Any:
+    """A YAML file of conf/ that is not a layer of settings, as plain values. ConfigError where it is not one."""
+    return OmegaConf.to_container(_layer(path), resolve=True)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 

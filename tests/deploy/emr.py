@@ -49,10 +49,11 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: the exit code of its driver, and the end of its log."""
+    """How a run ended: the exit code of its driver, the end of its log, and all that it said and was given."""
 
     code: int
     log: str = ""
+    said: str = ""
 
 
 Runner = Callable[[str, dict[str, Any]], Ended]
@@ -146,7 +147,7 @@ def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str], f
     command = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]"]
     command += [part for item in own for part in ("--conf", item)]
     command += [str(ROOT / "jobs" / f"{job}.py"), *submit["EntryPointArguments"]]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
     python = {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
     wanted = {name: value for name, value in driver.items() if not name.startswith("PYSPARK")}
     done = subprocess.run(
@@ -159,4 +160,4 @@ def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str], f
         timeout=300,
         check=False,
     )
-    return Ended(done.returncode, done.stderr[-3000:])
+    return Ended(done.returncode, done.stderr[-3000:], f"{json.dumps(asked)} {done.args} {done.stdout} {done.stderr}")

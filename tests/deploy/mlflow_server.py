@@ -117,7 +117,12 @@ class MlflowServer:
         log = self.folder / "log"
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                ["sh", str(SCRIPT)], env=self.environment, cwd=self.folder, stdout=out, stderr=out, start_new_session=True
+                ["sh", str(SCRIPT)],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:

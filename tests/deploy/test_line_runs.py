@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from deltalake import DeltaTable
 from mlflow import MlflowClient
 from moto import mock_aws
+from moto.server import ThreadedMotoServer
 
 from encore.aws.access import Buckets, statements
 from encore.aws.states import Limits, definition, filled, placeholders
@@ -25,6 +26,7 @@ from encore.job import JOBS, Session, extra_nodes, node, nodes, upkeep
 from encore.store import Store
 from encore.tables import ALL, JOB_RUNS
 from tests.deploy.emr import Ended, Runner, ServiceError, emr_serverless, spark_submit
+from tests.deploy.mlflow_server import MlflowServer, mlflow_server
 from tests.deploy.s3proxy import Call, recording
 from tests.deploy.simulator import refused
 from tests.s3server import S3Server
@@ -117,7 +119,7 @@ def account(known: dict[str, str], jobs: Sequence[str] = JOBS) -> Iterator[Accou
         )
 
 
-def known_for(place: str, tracking: str = "sqlite:///unused.db") -> dict[str, str]:
+def known_for(place: str) -> dict[str, str]:
     """What the deployment knows, with the buckets of one test."""
     return {
         "ApplicationId": "00application",
@@ -126,7 +128,7 @@ def known_for(place: str, tracking: str = "sqlite:///unused.db") -> dict[str, st
         "Lake": f"s3://{place}-lake/lake",
         "RawPrefix": f"s3://{place}-raw",
         "LogBucket": f"{place}-logs",
-        "TrackingUri": tracking,
+        "TrackingLogin": f"{place}-mlflow",
         "LockTable": "lock",
     }
 
@@ -340,16 +342,17 @@ class Proof:
     known: dict[str, str]
     calls: dict[str, set[Call]]
     ended: dict[str, list[Ended]]
-    tracking: str
+    mlflow: MlflowServer
+    after: dict[str, Callable[[], None]]
+    """What is to happen once the job of that name has ended next."""
 
 
 @pytest.fixture(scope="module")
 def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
-    """A machine whose jobs are real, with raw data on the S3 server."""
+    """A machine whose jobs are real, with raw data on the S3 server, and MLflow as a deployment runs it."""
     folder = tmp_path_factory.mktemp("started-in")
-    tracking = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    known, client = known_for("line", tracking), s3_server.client()
-    for kind in ("raw", "lake", "logs", "code"):
+    known, client = known_for("line"), s3_server.client()
+    for kind in ("raw", "lake", "logs", "code", "artefacts"):
         client.create_bucket(Bucket=f"line-{kind}")
     for path in generated.rglob("*"):
         if path.is_file():
@@ -357,22 +360,48 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
             client.upload_file(str(path), "line-raw", f"{kind}{path.relative_to(generated)}")
     calls: dict[str, set[Call]] = {}
     ended: dict[str, list[Ended]] = {}
-    with pytest.MonkeyPatch.context() as patch:
+    after: dict[str, Callable[[], None]] = {}
+    with mlflow_server(s3_server, "line-artefacts") as mlflow, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        with account(known) as made, emr_serverless(_real(made, s3_server, calls, ended, folder)):
-            yield Proof(made, s3_server, known, calls, ended, tracking)
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        # for the client of these tests: jobs are started without them
+        patch.setenv("MLFLOW_TRACKING_USERNAME", mlflow.username)
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", mlflow.password)
+        with account(known) as made, secrets_manager() as endpoint:
+            login = {"uri": mlflow.uri, "username": mlflow.username, "password": mlflow.password}
+            secret = boto3.client("secretsmanager", region_name=REGION)
+            secret.create_secret(Name=known["TrackingLogin"], SecretString=json.dumps(login))
+            with emr_serverless(_real(made, s3_server, endpoint, calls, ended, after, folder)):
+                yield Proof(made, s3_server, known, calls, ended, mlflow, after)
+
+
+@contextmanager
+def secrets_manager() -> Iterator[str]:
+    """moto's account over HTTP, for processes other than this one: its address."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 def _real(
-    made: Account, server: S3Server, calls: dict[str, set[Call]], ended: dict[str, list[Ended]], folder: Path
+    made: Account,
+    server: S3Server,
+    secrets: str,
+    calls: dict[str, set[Call]],
+    ended: dict[str, list[Ended]],
+    after: dict[str, Callable[[], None]],
+    folder: Path,
 ) -> Runner:
     def run(job: str, asked: dict[str, Any]) -> Ended:
         with recording(server.endpoint) as recorder:
-            environment = {**server.environment(), "AWS_ENDPOINT_URL": recorder.endpoint}
-            done = spark_submit(job, asked, environment, folder)
+            own = {"AWS_ENDPOINT_URL": recorder.endpoint, "AWS_ENDPOINT_URL_SECRETS_MANAGER": secrets}
+            done = spark_submit(job, asked, {**server.environment(), **own}, folder)
         calls.setdefault(job, set()).update(recorder.calls)
         ended.setdefault(job, []).append(done)
+        after.pop(job, lambda: None)()
         # what the job wrote for the machine is where the machine of this test looks
         client = server.client()
         for item in client.list_objects_v2(Bucket=made.logs).get("Contents", []):
@@ -393,7 +422,7 @@ class TestTheLine:
         assert found["status"] == "SUCCEEDED", {job: one[-1].log for job, one in line.ended.items() if one[-1].code}
         assert {job: len(one) for job, one in line.ended.items()} == dict.fromkeys(JOBS, 1)
         assert line.account.messages() == []
-        client = MlflowClient(tracking_uri=line.tracking)
+        client = MlflowClient(tracking_uri=line.mlflow.uri)
         experiment = client.get_experiment_by_name("encore")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id])
@@ -401,7 +430,38 @@ class TestTheLine:
         assert kinds["pipeline"].data.tags["encore.run_id"] == "nightly-1"
         assert {run.data.tags.get("model") for run in runs} >= {"cosine", "popularity", "random"}
         assert kinds["model"].data.metrics["r_precision"] >= 0
-        proved(f"the state machine ran {len(JOBS)} jobs by spark-submit on a real S3 server; metrics are in MLflow")
+        plots = client.list_artifacts(kinds["model"].info.run_id, "plots")
+        assert plots, "artefacts go by the server into its bucket"
+        stored = line.server.client().list_objects_v2(Bucket="line-artefacts")["KeyCount"]
+        assert stored >= len(plots)
+        proved(
+            f"the state machine ran {len(JOBS)} jobs by spark-submit on a real S3 server; metrics are in MLflow on "
+            f"{line.mlflow.store}, which was started by the script of its image and knows one user"
+        )
+
+    def test_where_mlflow_is_and_its_login_stand_in_no_command_line_log_or_table(
+        self, line: Proof, proved: Callable[[str], None]
+    ) -> None:
+        said = " ".join(one.said for runs in line.ended.values() for one in runs)
+        assert line.known["TrackingLogin"] in said, "the secret's name is all that they have"
+        found = {name: DeltaTable(f"{line.known['Lake']}/{name}", storage_options=storage(line.server))
+                 for name in ("job_runs", "job_costs")}  # fmt: skip
+        tables = str([table.to_pyarrow_table().to_pylist() for table in found.values()])
+        logs = objects(line.server, line.account.logs)
+        for secret in (line.mlflow.password, line.mlflow.uri):
+            assert secret not in said
+            assert secret not in tables
+            assert secret not in logs
+        proved("address and login of MLflow come from a secret, and stand in no argument, output, table or outcome")
+
+    def test_a_job_ends_well_while_mlflow_is_away_and_says_so(self, line: Proof, proved: Callable[[str], None]) -> None:
+        line.mlflow.stop()
+        asked = {"only": ["report"], "set": [*SETTINGS, "report.top=7"]}
+        found = line.account.run("without-mlflow", asked)
+        line.mlflow.start()
+        assert found["status"] == "SUCCEEDED", line.ended["report"][-1].log
+        assert "mlflow_failed" in line.ended["report"][-1].said
+        proved("a job whose MLflow is down ends well, and says so")
 
     def test_roles_allow_what_the_jobs_did_and_nothing_on_tables_that_they_do_not_declare(
         self, line: Proof, proved: Callable[[str], None]
@@ -427,8 +487,9 @@ class TestTheLine:
 
     def test_a_failure_that_passes_is_tried_again(self, line: Proof, proved: Callable[[str], None]) -> None:
         """Maintenance refuses to remove files while MLflow does not answer; then it answers."""
-        with mlflow_away(line):
-            found = line.account.run("maintenance-1", {"only": ["maintain"], "set": SETTINGS})
+        line.mlflow.stop()
+        line.after["maintain"] = line.mlflow.start
+        found = line.account.run("maintenance-1", {"only": ["maintain"], "set": SETTINGS})
         assert [one.code for one in line.ended["maintain"]] == [75, 0], line.ended["maintain"][-1].log
         assert found["status"] == "SUCCEEDED"
         assert line.account.messages() == []
@@ -454,30 +515,18 @@ class TestTheLine:
         assert {table.name: store.data_version(table) for table in ALL if table is not JOB_RUNS} == before
 
 
-@contextmanager
-def mlflow_away(line: Proof) -> Iterator[None]:
-    """The first run of `maintain` finds a store that another MLflow made; the second one finds the right one."""
-    path = Path(line.tracking.removeprefix("sqlite:///"))
-    (before,) = sql(path, "SELECT version_num FROM alembic_version")[0]
-    sql(path, "UPDATE alembic_version SET version_num = 'another'")
-
-    def back() -> None:
-        until = time.monotonic() + 280
-        while not line.ended.get("maintain") and time.monotonic() < until:
-            time.sleep(0.05)
-        sql(path, f"UPDATE alembic_version SET version_num = '{before}'")
-
-    thread = threading.Thread(target=back)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+def storage(server: S3Server) -> dict[str, str]:
+    """How delta-rs finds a server."""
+    return {**server.environment(), "AWS_ALLOW_HTTP": "true"}
 
 
-def sql(path: Path, statement: str) -> list[Any]:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        return connection.execute(statement).fetchall()
+def objects(server: S3Server, bucket: str) -> str:
+    """What all objects of a bucket hold, as text."""
+    client = server.client()
+    listed = client.list_objects_v2(Bucket=bucket).get("Contents", [])
+    return " ".join(
+        client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read().decode(errors="replace") for item in listed
+    )
 
 
 def policy(job: str) -> list[dict[str, Any]]:

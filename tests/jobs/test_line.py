@@ -21,7 +21,7 @@ from encore.pipeline import plan, run_pipeline
 from encore.scan import Where
 from encore.show import print_run
 from encore.store import Store
-from encore.tables import ALL, FRAMEWORK, RECOMMENDATIONS, Table
+from encore.tables import RECOMMENDATIONS, Table
 from encore.tracking import Tracking
 from tests import recompute
 from tests.conftest import settings, write_slice
@@ -37,19 +37,6 @@ def line(config: Config, session: Session, **options: Any) -> list[str]:
 def configured(lake: Path, raw: Path, *more: str) -> Config:
     own = (f"raw.playlists={raw}", f"raw.features={raw}/features", f"recommend.k={K}")
     return settings(lake, *own, *more)
-
-
-def contents(lake: Path) -> dict[str, list[str]]:
-    """The rows of every table but for times, in an order of their own."""
-    skipped = {"ingested_at", "modified_ns"}
-    return {
-        table.name: sorted(
-            json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)
-            for row in recompute.table(lake, table.name)
-        )
-        for table in ALL
-        if table not in FRAMEWORK
-    }
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +205,7 @@ def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     )
     results = run_pipeline(other, plan(last="evaluate"), session=session, force=True)
     assert {result.status for result in results} == {"done"}
-    assert contents(tmp_path / "lake") == contents(lake)
+    assert recompute.contents(tmp_path / "lake") == recompute.contents(lake)
     assert {f"{model}:{start}" for model in ("cosine", "random") for start in (0, 160)} <= _parts(other, session)
 
 

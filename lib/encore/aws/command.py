@@ -1,26 +1,33 @@
-"""What the commands `encore submit` and `encore deploy doctor` do: settings in, words out."""
+"""What the commands `encore submit`, `encore cost` and `encore deploy doctor` do: settings in, words out."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table as Grid
 
 from encore.aws import render
 from encore.aws.account import region_of
+from encore.aws.cost import FAR, Estimate, Prices, Workers, estimate, prices_of, workers_of
 from encore.aws.deployment import Clients, clients_of, findings, settings_of
 from encore.aws.stage import stage_of
 from encore.aws.submit import JobFailed, request, submit
-from encore.config import Config, load_config
+from encore.config import Config, conf_dir, load_config
+from encore.costs import latest
 from encore.doctor import Finding
-from encore.errors import ConfigError
+from encore.errors import ConfigError, LakeError
 from encore.job import EXTRA_JOBS, JOBS
 from encore.log import configure_logging
 from encore.pipeline import new_run_id
+from encore.show import open_store
+from encore.tables import ALL, JOB_COSTS, PLAYLISTS
 
 
 def submit_job(
@@ -77,6 +84,63 @@ def _local(job: str, config: Config, run_id: str, force: bool, dry_run: bool, ou
                 return process.wait()
             except KeyboardInterrupt:
                 continue
+
+
+def print_cost(
+    config: Config, playlists: int | None, region: str, executors: int, cores: int | None, out: Console
+) -> None:
+    """What a run costs on AWS, by the last run of each job in the lake. LakeError where none is recorded."""
+    store = open_store(config)
+    state, rows = store.state(PLAYLISTS), latest(store.read_small(JOB_COSTS).to_pylist())
+    if state is None or not state.rows or not rows:
+        raise LakeError(f"{config.lake.path} has no run to go by", remedy="call `encore run` first")
+    measured, emr = state.rows, load_config("emr", ["lake.path=s3://unused", "raw.playlists=s3://unused"])
+    wanted, on = playlists or measured, cores or _cores(config)
+    held = sum(found.bytes for table in ALL if (found := store.state(table)))
+    prices, workers = prices_of(region), workers_of(emr.spark.settings, emr.spark.driver_memory, executors)
+    made = estimate(rows, on, wanted / measured, held, prices, workers)
+    grid = Grid("job", title=f"{wanted:,} playlists, dollars", title_justify="left")
+    for name in ("s here", "s there", "Serverless", "EC2"):
+        grid.add_column(name, justify="right")
+    for job in made.jobs:
+        grid.add_row(job.job, f"{job.here:,.1f}", f"{job.there:,.0f}", f"{job.serverless:.3f}", f"{job.ec2:.3f}")
+    grid.add_row("nodes start, wait for their end", "", "", "", f"{made.waiting_ec2:.3f}", end_section=True)
+    grid.add_row("all", "", f"{made.seconds:,.0f}", f"{made.serverless:.2f}", f"{made.ec2:.2f}")
+    out.print(grid)
+    for note in _notes(made, prices, workers, measured, on):
+        out.print(note, highlight=False, markup=False)
+
+
+def _notes(made: Estimate, prices: Prices, workers: Workers, measured: int, cores: int) -> Iterator[str]:
+    """How an estimate was made, and what it leaves out."""
+    waits, nodes = prices.seconds, prices.ec2
+    yield f"Prices: {prices.region}, on demand, of {prices.date} ({conf_dir()}/prices/{prices.region}.yaml)."
+    yield f"Measured: the last run of each job, {measured:,} playlists on {cores} cores; times {made.scale:.3g}."
+    yield (
+        f"Serverless: a driver of {workers.driver_vcpu} vCPU and {workers.driver_gb} GB, {workers.executors} executors "
+        f"of {workers.executor_vcpu} and {workers.executor_gb}; {waits.worker_start:.0f} s to start and "
+        f"{waits.worker_idle:.0f} s idle, which were not measured."
+    )
+    yield f"EC2: {nodes.driver.type}, and {nodes.worker.type} with as many cores; a cluster for this run."
+    stored = made.lake_gb * prices.s3_gb_month
+    yield f"Kept in S3: {made.lake_gb:,.2f} GB, {stored:,.2f} a month. Not in it: requests, logs, NAT, MLflow."
+    yield (
+        "How: seconds there = start + N/n0 (the driver's own + seconds of all tasks / cores there); a core here is "
+        "taken for a vCPU there, one job after the other."
+    )
+    if made.scale > FAR:
+        yield (
+            f"Doubtful: {made.scale:.3g} times the playlists that were measured, and what does not grow with them is "
+            "counted as if it did: too much. Measure a larger run."
+        )
+    elif made.scale < 1 / FAR:
+        yield "Doubtful: far fewer playlists than were measured; what does not shrink with them is counted too low."
+
+
+def _cores(config: Config) -> int:
+    """Cores of a local master; those of this machine for local[*]."""
+    found = re.fullmatch(r"local\[(\d+)]", config.spark.master or "")
+    return int(found.group(1)) if found else os.cpu_count() or 1
 
 
 def deployment_findings(

@@ -1,0 +1,235 @@
+"""A standalone Spark cluster: a master, and workers that are processes of other users who do not see the checkout."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyspark
+
+from tests.conftest import FAST_JVM, ROOT
+from tests.s3server import S3Server
+
+USERS = ("nobody", "daemon")
+"""Of Debian and others: each owns nothing, and has no home that it could write to."""
+START_SECONDS = 60
+
+
+def may_isolate() -> bool:
+    """Whether processes can be started as other users, and with folders hidden from them: by root on Linux."""
+    return os.getuid() == 0 and shutil.which("unshare") is not None and shutil.which("setpriv") is not None
+
+
+def isolated(command: Sequence[str], user: str | None, hidden: Sequence[Path]) -> list[str]:
+    """A command that is run as `user` (None: this one) and sees folders that are empty in place of `hidden`."""
+    mounts = "; ".join(f"mount -t tmpfs -o mode=000,size=4k none '{folder}'" for folder in hidden)
+    become = ""
+    if user:
+        known = pwd.getpwnam(user)
+        become = f"setpriv --reuid={known.pw_uid} --regid={known.pw_gid} --clear-groups --"
+    script = f'{mounts} && exec {become} "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
+
+
+@contextmanager
+def public_spark(folder: Path) -> Iterator[Path]:
+    """The installed pyspark where other users may read it: linked where that is possible, else copied."""
+    source, target = Path(pyspark.__file__).parent, folder / "spark"
+    try:
+        shutil.copytree(source, target, copy_function=os.link, symlinks=True)
+    except (OSError, shutil.Error):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, symlinks=True)
+    yield target
+    shutil.rmtree(target)
+
+
+def spark_defaults(s3: S3Server) -> dict[str, str]:
+    """What a cluster of EMR brings by its own settings: s3:// as a file system, and where S3 is."""
+    return {
+        "spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",
+        "spark.hadoop.fs.s3a.endpoint": s3.endpoint,
+        "spark.hadoop.fs.s3a.path.style.access": "true",
+        "spark.hadoop.fs.s3a.connection.ssl.enabled": "false",
+        "spark.ui.enabled": "false",
+        "spark.driver.extraJavaOptions": FAST_JVM,
+        "spark.executor.extraJavaOptions": FAST_JVM,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
+
+
+@dataclass
+class Worker:
+    """A worker: whose it is, and the one folder that it may write to."""
+
+    user: str
+    scratch: Path
+
+    def files(self) -> dict[str, int]:
+        """Bytes of its files now, by path within its folder."""
+        found = {}
+        for folder, _, names in os.walk(self.scratch):
+            for name in names:
+                path = Path(folder) / name
+                with suppress(OSError):
+                    found[str(path.relative_to(self.scratch))] = path.lstat().st_size
+        return found
+
+
+@dataclass
+class Cluster:
+    """Where the master is, and what its processes use."""
+
+    master: str
+    spark: Path
+    conf: Path
+    workers: list[Worker]
+    environment: dict[str, str]
+    hidden: list[Path] = field(default_factory=list)
+
+
+@contextmanager
+def standalone(folder: Path, s3: S3Server, hidden: Sequence[Path] = (ROOT,)) -> Iterator[Cluster]:
+    """A master and a worker for each of USERS, of four cores and 6 GB each as Spark counts them.
+
+    RuntimeError with the end of a log where one does not start.
+    """
+    with ExitStack() as stack:
+        # pytest's own folders are closed to others
+        spark = stack.enter_context(public_spark(folder))
+        conf = folder / "conf"
+        conf.mkdir()
+        lines = "".join(f"{name} {value}\n" for name, value in spark_defaults(s3).items())
+        (conf / "spark-defaults.conf").write_text(lines)
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "SPARK_HOME": str(spark),
+            "SPARK_CONF_DIR": str(conf),
+            "SPARK_NO_DAEMONIZE": "1",
+            "SPARK_DAEMON_MEMORY": "512m",
+            "PYTHONHASHSEED": "0",
+            **({"JAVA_HOME": os.environ["JAVA_HOME"]} if "JAVA_HOME" in os.environ else {}),
+            **s3.environment(),
+        }
+        port = _free_port()
+        master = f"spark://127.0.0.1:{port}"
+        options = ["--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
+        log = folder / "master.log"
+        stack.enter_context(
+            _process([_class(spark), "org.apache.spark.deploy.master.Master", *options], environment, log)
+        )
+        _wait_for(log, "I have been elected leader")
+        workers = []
+        for user in USERS:
+            scratch = folder / user
+            scratch.mkdir(mode=0o700)
+            known = pwd.getpwnam(user)
+            os.chown(scratch, known.pw_uid, known.pw_gid)
+            own = {
+                **environment,
+                "HOME": known.pw_dir,
+                "TMPDIR": str(scratch),
+                "SPARK_LOCAL_DIRS": str(scratch),
+                "SPARK_WORKER_OPTS": f"-Djava.io.tmpdir={scratch}",
+            }
+            options = ["--host", "127.0.0.1", "--webui-port", "0", "--cores", "4", "--memory", "6g"]
+            command = [
+                _class(spark),
+                "org.apache.spark.deploy.worker.Worker",
+                *options,
+                "--work-dir",
+                str(scratch / "work"),
+            ]
+            log = folder / f"{user}.log"
+            stack.enter_context(_process(isolated([*command, master], user, hidden), own, log))
+            _wait_for(log, "Successfully registered with master")
+            workers.append(Worker(user, scratch))
+        yield Cluster(master, spark, conf, workers, environment, list(hidden))
+
+
+def _class(spark: Path) -> str:
+    return str(spark / "bin" / "spark-class")
+
+
+@contextmanager
+def _process(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, cwd="/", stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_for(log: Path, text: str) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if text in log.read_text(errors="replace"):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{text!r} was not said; {log} ends:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Held:
+    """The most that a worker's folder held while something ran, bytes: the archive (packed and unpacked), arrays that
+    were sent, compiled loops, and all."""
+
+    archive: int = 0
+    arrays: int = 0
+    compiled: int = 0
+    all: int = 0
+
+    def see(self, files: dict[str, int]) -> None:
+        """Take what is there now into account."""
+        now = {
+            "archive": sum(size for name, size in files.items() if "environment" in name),
+            "arrays": sum(size for name, size in files.items() if name.endswith(".npy") or name.endswith("_cache")),
+            "compiled": sum(size for name, size in files.items() if "encore-compiled" in name),
+            "all": sum(files.values()),
+        }
+        for name, size in now.items():
+            setattr(self, name, max(getattr(self, name), size))
+
+
+@contextmanager
+def watched(workers: Sequence[Worker]) -> Iterator[dict[str, Held]]:
+    """What each worker's folder holds at most while the block lasts, looked at twice a second."""
+    held = {worker.user: Held() for worker in workers}
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.5):
+            for worker in workers:
+                held[worker.user].see(worker.files())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,214 @@
+"""The line on a real cluster: code only from the archive, data only in S3, no disk that two processes share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encore.aws.submit import request
+from encore.config import Config, load_config
+from encore.job import JOBS, Session
+from encore.pipeline import plan, run_pipeline
+from tests import recompute
+from tests.conftest import ROOT, settings
+from tests.deploy.cluster import Cluster, Held, isolated, may_isolate, standalone, watched
+from tests.s3server import S3Server
+
+K = 50
+OWN = [f"recommend.k={K}", "run.chunk_playlists=160"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.s3,
+    pytest.mark.skipif(not may_isolate(), reason="other users and hidden folders: root on Linux, unshare, setpriv"),
+]
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder that other users may look into."""
+    with tempfile.TemporaryDirectory(prefix="encore-cluster-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(place: Path, s3_server: S3Server) -> Iterator[Cluster]:
+    with standalone(place, s3_server) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def config(s3_server: S3Server, generated: Path, package: Path) -> Config:
+    """Raw slices and the application archive on the S3 server, an empty lake."""
+    client = s3_server.client()
+    for kind in ("lake", "raw", "code", "logs"):
+        client.create_bucket(Bucket=f"cluster-{kind}")
+    for folder, bucket in ((generated, "raw"), (package, "code")):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), f"cluster-{bucket}", str(path.relative_to(folder)))
+    own = [
+        "lake.path=s3://cluster-lake/lake",
+        "raw.playlists=s3://cluster-raw/",
+        "raw.features=s3://cluster-raw/features",
+    ]
+    own += ["s3.path_style=true", f"s3.endpoint={s3_server.endpoint}", "tracking.uri=file:///nowhere/mlruns"]
+    own += ["emr.cluster=j-CLUSTER", "emr.code=s3://cluster-code", "emr.logs=s3://cluster-logs"]
+    return load_config("emr", [*own, *OWN])
+
+
+def on_this_cluster(step: dict[str, Any], cluster: Cluster) -> list[str]:
+    """The command of a step, with this cluster's master and its client mode put in, and nothing else changed."""
+    (asked,) = step["Steps"]
+    command: list[str] = list(asked["HadoopJarStep"]["Args"])
+    assert command[:5] == ["spark-submit", "--master", "yarn", "--deploy-mode", "cluster"]
+    command[:5] = [str(cluster.spark / "bin" / "spark-submit"), "--master", cluster.master, "--deploy-mode", "client"]
+    return command
+
+
+@pytest.fixture(scope="module")
+def driver(place: Path, package: Path) -> tuple[Path, dict[str, str]]:
+    """The folder in which drivers are started, which holds the archive and nothing else, and their variables.
+
+    In cluster mode YARN would unpack it there and set these.
+    """
+    folder = place / "driver"
+    (folder / "environment").mkdir(parents=True)
+    with tarfile.open(package / "environment.tar.gz") as archive:
+        archive.extractall(folder / "environment", filter="fully_trusted")
+    python = "./environment/bin/python"
+    return folder, {
+        "PYSPARK_PYTHON": python,
+        "PYSPARK_DRIVER_PYTHON": python,
+        "TMPDIR": str(folder),
+        "HOME": "/nowhere",
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]]) -> dict[str, dict[str, Held]]:
+    """Every job of the line by its rendered command; what each worker's folder held at most meanwhile."""
+    folder, variables = driver
+    found = {}
+    for job in JOBS:
+        command = on_this_cluster(request(job, config, "emr-ec2", "run-1"), cluster)
+        with watched(cluster.workers) as held:
+            done = subprocess.run(
+                isolated(command, None, cluster.hidden),
+                env={**cluster.environment, **variables},
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+        assert done.returncode == 0, f"{job}:\n{done.stderr[-4000:]}"
+        found[job] = held
+    return found
+
+
+def test_the_lake_is_that_of_a_local_run(
+    ran: dict[str, dict[str, Held]],
+    s3_server: S3Server,
+    session: Session,
+    generated: Path,
+    tmp_path: Path,
+    proved: Callable[[str], None],
+) -> None:
+    downloaded(s3_server, "cluster-lake", tmp_path / "cluster")
+    raw = [f"raw.playlists={generated}", f"raw.features={generated}/features"]
+    local = settings(tmp_path / "local" / "lake", *raw, *OWN)
+    results = run_pipeline(local, plan(), session=session)
+    assert {result.status for result in results} == {"done"}
+    ours, theirs = recompute.contents(tmp_path / "local" / "lake"), recompute.contents(tmp_path / "cluster" / "lake")
+    assert set(ours) == set(theirs)
+    for name, rows in ours.items():
+        assert theirs[name] == rows, name
+    n = sum(map(len, ours.values()))
+    proved(
+        f"{len(JOBS)} jobs by the commands of EMR steps on a cluster of two workers of other users, code from the "
+        f"archive alone: {n:,} rows equal those of a local run"
+    )
+
+
+def test_workers_had_nothing_of_the_checkout_and_used_both(
+    ran: dict[str, dict[str, Held]], cluster: Cluster, proved: Callable[[str], None]
+) -> None:
+    for worker in cluster.workers:
+        others = [str(other.scratch) for other in cluster.workers if other is not worker]
+        look = isolated(["ls", str(ROOT / "lib"), *others], worker.user, cluster.hidden)
+        seen = subprocess.run(look, capture_output=True, text=True, check=False)
+        assert seen.returncode != 0
+        assert seen.stdout == "", "neither the checkout nor the other worker's folder can be read"
+    for job in ("ingest_playlists", "recommend"):
+        for worker in cluster.workers:
+            assert ran[job][worker.user].archive > 0, f"{job} ran on {worker.user}"
+    most = {job: max(held.values(), key=lambda one: one.all) for job, held in ran.items()}
+    for job in ("ingest_playlists", "recommend", "evaluate"):
+        one = most[job]
+        proved(
+            f"{job}, disk of an executor at most: {one.all / 1e6:,.0f} MB, of it the archive packed and unpacked "
+            f"{one.archive / 1e6:,.0f}, arrays that were sent {one.arrays / 1e6:,.2f}, compiled loops "
+            f"{one.compiled / 1e6:,.1f}"
+        )
+
+
+def test_a_second_run_of_a_job_has_nothing_to_do(
+    ran: dict[str, dict[str, Held]], cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]]
+) -> None:
+    folder, variables = driver
+    command = on_this_cluster(request("recommend", config, "emr-ec2", "run-2"), cluster)
+    done = subprocess.run(
+        isolated(command, None, cluster.hidden),
+        env={**cluster.environment, **variables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "up to date" in done.stderr
+
+
+def test_a_job_that_fails_leaves_its_outcome_where_submit_looks(
+    ran: dict[str, dict[str, Held]],
+    cluster: Cluster,
+    config: Config,
+    driver: tuple[Path, dict[str, str]],
+    s3_server: S3Server,
+) -> None:
+    folder, variables = driver
+    wrong = config.model_copy(update={"raw": config.raw.model_copy(update={"playlists": "s3://cluster-raw/nothing/"})})
+    command = on_this_cluster(request("ingest_playlists", wrong, "emr-ec2", "run-3"), cluster)
+    done = subprocess.run(
+        isolated(command, None, cluster.hidden),
+        env={**cluster.environment, **variables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr[-3000:]
+    body = s3_server.client().get_object(Bucket="cluster-logs", Key="outcomes/ingest_playlists/run-3/1.json")["Body"]
+    assert json.loads(body.read())["code"] == 3
+
+
+def downloaded(server: S3Server, bucket: str, folder: Path) -> None:
+    client = server.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for item in page.get("Contents", []):
+            if not item["Key"].endswith("/"):
+                target = folder / item["Key"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, item["Key"], str(target))
