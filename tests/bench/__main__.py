@@ -156,8 +156,25 @@ def _text(report: Report) -> str:
     return "\n\n".join(["\n".join(head), markdown(("figure", "value", "", "spread", "of"), rows), "\n".join(checks)])
 
 
+CURVES = {"M": "tracks", "k": "results", "d": "dimensions"}
+"""What the figures of `curves` are drawn over, by the letter in their names."""
+
+
+TICKS = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def _short(n: int) -> str:
+    return f"{n / 1e6:g} M" if n >= 1_000_000 else f"{n // 1000} k" if n >= 10_000 else str(n)
+
+
+def _curve(figures: Sequence[Figure], letter: str) -> list[tuple[int, float]]:
+    """The points of one curve, in order."""
+    prefix = f"curve.{letter}"
+    return sorted((int(one.name.removeprefix(prefix)), one.value) for one in figures if one.name.startswith(prefix))
+
+
 def _plot(figures: Sequence[Figure], path: Path) -> None:
-    """Ratios as bars on a logarithmic axis; where there are none, seconds by number of playlists."""
+    """Ratios as bars on a logarithmic axis; where there are none, curves, or seconds by number of playlists."""
     from matplotlib.figure import Figure as Canvas
 
     ratios = [one for one in figures if one.unit == "x" and one.better == "higher"]
@@ -172,6 +189,17 @@ def _plot(figures: Sequence[Figure], path: Path) -> None:
         ax.invert_yaxis()
         for place, one in enumerate(ratios):
             ax.annotate(f" {shown(one.value)}", (one.value, place), va="center", fontsize=8)
+    elif any(one.name.startswith("curve.") for one in figures):
+        canvas.set_size_inches(9, 3)
+        for ax, (letter, label) in zip(canvas.subplots(1, len(CURVES), sharey=True), CURVES.items(), strict=True):
+            points = _curve(figures, letter)
+            ax.loglog(*zip(*points, strict=True), "o-", color="#4269d0")
+            ax.set_xlabel(label)
+            ax.set_xticks([n for n, _ in points], [_short(n) for n, _ in points], fontsize=8)
+            ax.minorticks_off()
+            ax.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize=8)
+            ax.grid(linewidth=0.3)
+        canvas.axes[0].set_ylabel("ms a query, one thread")
     elif seconds:
         ax = canvas.subplots()
         sizes = [int(one.name.split(".n")[1].split(".")[0]) for one in seconds]

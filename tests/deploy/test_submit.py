@@ -50,6 +50,10 @@ def account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
+# one for all tests: it keeps the descriptions of services, which take seconds to read
+SESSION = boto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
+
+
 @dataclass
 class Stubs:
     """Stubbed clients: calls are answered in the order in which they are told."""
@@ -73,7 +77,7 @@ def cluster() -> Iterator[tuple[Stubs, Stubber, Stubber]]:
 
 
 def _stubs(service: str) -> Iterator[tuple[Stubs, Stubber, Stubber]]:
-    made = Stubs(boto3.client("s3", region_name=REGION), boto3.client(service, region_name=REGION))
+    made = Stubs(SESSION.client("s3"), SESSION.client(service))
     s3, emr = Stubber(made.s3), Stubber(made.emr)
     with s3, emr:
         yield made, s3, emr
@@ -377,7 +381,7 @@ def test_what_cannot_be_meant(arguments: list[str], code: int, expected: str) ->
 
 
 def test_a_stage_s_outputs_become_settings_and_those_that_are_given_win(capsys: pytest.CaptureFixture[str]) -> None:
-    formation = boto3.client("cloudformation", region_name=REGION)
+    formation = SESSION.client("cloudformation")
     made = {
         "storage": {"LakePath": "s3://made-lake/lake", "RawBucket": "made-raw", "LogBucket": "made-logs"},
         "mlflow": {"TrackingLogin": "arn:secret"},
@@ -413,7 +417,7 @@ def test_a_stage_s_outputs_become_settings_and_those_that_are_given_win(capsys: 
 
 
 def test_a_stage_that_was_not_deployed_here() -> None:
-    formation = boto3.client("cloudformation", region_name=REGION)
+    formation = SESSION.client("cloudformation")
     with Stubber(formation) as stub:
         stub.add_client_error("describe_stacks", "ValidationError", "Stack encore-dev-storage does not exist", 400)
         with pytest.raises(InputError, match="stack encore-dev-storage: is not in eu-central-1") as caught:
@@ -450,7 +454,7 @@ class TestTheDoctor:
     def findings(self, folder: Path, certificate: str = "ISSUED", quota: int = 100) -> list[Any]:
         (folder / "manifest.json").write_text(json.dumps({"version": "v1", "commit": "0123456789abcdef"}))
         services = ("sts", "cloudformation", "ssm", "acm", "service-quotas", "emr")
-        made = {name: boto3.client(name, region_name=REGION) for name in services}
+        made = {name: SESSION.client(name) for name in services}
         stubs = {name: Stubber(client) for name, client in made.items()}
         stubs["sts"].add_response("get_caller_identity", {"Account": "ACCOUNT", "Arn": "arn:aws:iam::A:user/me"})
         stack = {"StackName": "CDKToolkit", "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}

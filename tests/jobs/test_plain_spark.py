@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from encore.config import Config
 from encore.job import Session
 from encore.pipeline import plan, run_pipeline
@@ -12,6 +14,7 @@ from tests import recompute
 from tests.bench.plain_spark import plain_ingest
 
 
+@pytest.mark.slow
 def test_plain_spark_writes_the_tables_that_encore_writes(
     session: Session, generated: Path, lake_settings: Callable[..., Config], tmp_path: Path
 ) -> None:

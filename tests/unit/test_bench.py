@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib import image
 
+from tests.bench import __main__ as bench_command
 from tests.bench.figures import (
     BenchError,
     Check,
@@ -137,3 +139,12 @@ def test_a_run_of_the_line_as_figures() -> None:
     jobs[1]["shuffled_rows"] = 1
     assert not figures_of(1000, ran).checks[0].ok
     assert growth(1000, ran, 2000, replace(ran, seconds=21.0))["line.growth.1000_2000"].value == 2.1
+
+
+def test_curves_are_drawn_in_order_of_what_they_grow_with(tmp_path: Path) -> None:
+    names = [f"curve.{letter}{n}" for letter in bench_command.CURVES for n in (100, 20, 3)]
+    figures = [figure(name, "ms/query", [float(i + 1)]) for i, name in enumerate(names)]
+    assert bench_command._curve(figures, "k") == [(3, 6.0), (20, 5.0), (100, 4.0)]
+    bench_command._plot(figures, tmp_path / "curves.png")
+    pixels = image.imread(tmp_path / "curves.png")[:, :, :3]
+    assert float(pixels.min()) < 0.5, "something is drawn"

@@ -158,8 +158,9 @@ def test_only_the_store_knows_delta() -> None:
     assert importers("delta", "deltalake") == {"encore.store"}
 
 
-def test_only_files_and_the_doctor_know_boto() -> None:
-    assert importers("boto3", "botocore") == {"encore.files", "encore.doctor"}
+def test_only_who_speaks_to_aws_knows_boto() -> None:
+    own = {"encore.aws.account", "encore.aws.deployment", "encore.aws.submit"}
+    assert importers("boto3", "botocore") == {"encore.files", "encore.doctor", "encore.tracking", *own}
 
 
 def test_the_store_alone_makes_paths_of_tables() -> None:
