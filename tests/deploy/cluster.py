@@ -76,6 +76,11 @@ class Worker:
     user: str
     scratch: Path
 
+    def clean(self) -> None:
+        """Remove what applications that have ended left: an unpacked archive each."""
+        for left in [*self.scratch.glob("work/app-*"), *self.scratch.glob("encore-compiled-*")]:
+            shutil.rmtree(left, ignore_errors=True)
+
     def files(self) -> dict[str, int]:
         """Bytes of its files now, by path within its folder."""
         found = {}
@@ -101,7 +106,7 @@ class Cluster:
 
 @contextmanager
 def standalone(folder: Path, s3: S3Server, hidden: Sequence[Path] = (ROOT,)) -> Iterator[Cluster]:
-    """A master and a worker for each of USERS, of four cores and 6 GB each as Spark counts them.
+    """A master and a worker for each of USERS, of one core and 4 GB each as Spark counts them.
 
     RuntimeError with the end of a log where one does not start.
     """
@@ -143,7 +148,7 @@ def standalone(folder: Path, s3: S3Server, hidden: Sequence[Path] = (ROOT,)) -> 
                 "SPARK_LOCAL_DIRS": str(scratch),
                 "SPARK_WORKER_OPTS": f"-Djava.io.tmpdir={scratch}",
             }
-            options = ["--host", "127.0.0.1", "--webui-port", "0", "--cores", "4", "--memory", "6g"]
+            options = ["--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "4g"]
             command = [
                 _class(spark),
                 "org.apache.spark.deploy.worker.Worker",
@@ -217,12 +222,12 @@ class Held:
 
 @contextmanager
 def watched(workers: Sequence[Worker]) -> Iterator[dict[str, Held]]:
-    """What each worker's folder holds at most while the block lasts, looked at twice a second."""
+    """What each worker's folder holds at most while the block lasts; looking at 20,000 files is work, so not often."""
     held = {worker.user: Held() for worker in workers}
     done = threading.Event()
 
     def look() -> None:
-        while not done.wait(0.5):
+        while not done.wait(8):
             for worker in workers:
                 held[worker.user].see(worker.files())
 

@@ -2,7 +2,7 @@
 # The database's password, the first user (MLFLOW_AUTH_ADMIN_USERNAME and _PASSWORD) and the key of the pages' sessions
 # (MLFLOW_FLASK_SERVER_SECRET_KEY) come as variables from the secrets store: they stand in no command line.
 set -eu
-: "${MLFLOW_BACKEND_STORE_URI:=postgresql://$DB_USER:$DB_PASSWORD@$DB_HOST:$DB_PORT/mlflow?sslmode=require}"
+: "${MLFLOW_BACKEND_STORE_URI:=postgresql+psycopg2://$DB_USER:$DB_PASSWORD@$DB_HOST:$DB_PORT/mlflow?sslmode=require}"
 export MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH="$HOME/auth.ini"
 umask 077
 cat >"$MLFLOW_AUTH_CONFIG_PATH" <<INI
