@@ -37,6 +37,8 @@ MLFLOW_SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     # its records go the way of all others: log.py
     "MLFLOW_CONFIGURE_LOGGING": "false",
+    # nor are addresses of runs printed: where the server is may be told by a secret alone
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # a server that is away is reported within seconds; the metrics are in Delta
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -137,6 +139,17 @@ class Tracking:
         tracking = self._config.tracking
         return redact(tracking.uri) if tracking.login is None else f"of the secret {tracking.login}"
 
+    def _without_address(self, text: str) -> str:
+        """A text without the address that the secret holds, where one does."""
+        uri = self.__dict__.get("_uri")
+        if uri is None or self._config.tracking.login is None:
+            return text
+        parts = urlsplit(uri)
+        for part in (uri, parts.netloc, parts.hostname, f"port={parts.port}"):
+            if part:
+                text = text.replace(part, "...")
+        return text
+
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
         """Do something with MLflow; a failure is said once and remembered, and never ends a job."""
         if self.failed is not None:
@@ -159,7 +172,7 @@ class Tracking:
             OSError,
             ValueError,
         ) as error:
-            self.failed = redact(" ".join(str(error).split())[:300])
+            self.failed = self._without_address(redact(" ".join(str(error).split())))[:300]
             log.warning("mlflow_failed", what=what, uri=self.place, error=self.failed)
             return None
 

@@ -460,7 +460,9 @@ class TestTheLine:
         found = line.account.run("without-mlflow", asked)
         line.mlflow.start()
         assert found["status"] == "SUCCEEDED", line.ended["report"][-1].log
-        assert "mlflow_failed" in line.ended["report"][-1].said
+        said = line.ended["report"][-1].said
+        assert "mlflow_failed" in said
+        assert line.mlflow.uri.rsplit(":", 1)[1] not in said, "nor is the address in the error"
         proved("a job whose MLflow is down ends well, and says so")
 
     def test_roles_allow_what_the_jobs_did_and_nothing_on_tables_that_they_do_not_declare(

@@ -95,6 +95,25 @@ def test_there_is_one_role_a_job_and_it_may_do_what_is_derived(prod: dict[str, T
         assert "aws:SourceAccount" in str(trust["Condition"])
 
 
+def test_each_role_may_read_the_login_of_mlflow_and_no_other_secret(prod: dict[str, Template]) -> None:
+    login = plain(prod["mlflow"]["Outputs"]["TrackingLogin"]["Value"])
+    allowed: dict[str, list[dict[str, Any]]] = {}
+    for policy in of_type(prod["compute"], "AWS::IAM::Policy"):
+        for role in policy["Roles"]:
+            allowed.setdefault(text(role), []).extend(policy["PolicyDocument"]["Statement"])
+    reading = {
+        role: [one for one in statements if "secretsmanager:GetSecretValue" in one["Action"]]
+        for role, statements in allowed.items()
+    }
+    with_login = {role for role, found in reading.items() if found}
+    assert len(with_login) == len({*JOBS, *EXTRA_JOBS})
+    assert all(role.startswith("Role") for role in with_login), "the function that uploads code reads none"
+    places = {json.dumps(one["Resource"]) for found in reading.values() for one in found}
+    assert len(places) == 1
+    assert login in prod["mlflow"]["Resources"]
+    assert login in places.pop()
+
+
 def listed(statement: dict[str, Any]) -> dict[str, Any]:
     """A statement in one form: a list of one and the one itself mean the same."""
     found = {
