@@ -49,6 +49,4 @@ def packaged(root: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.environ.get("TRY_PACKAGE"):
-        return Path(os.environ["TRY_PACKAGE"])
     return packaged(ROOT, tmp_path_factory.mktemp("package") / "package")
