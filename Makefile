@@ -94,8 +94,8 @@ test-full: setup s3 lint ## All tests, the slow ones too
 	@$(call pytest,)
 
 .PHONY: deploy-check
-deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an account; says what it proved (10 minutes)
-	@$(BIN)/pytest -m slow tests/deploy
+deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an account; says what it proved (half an hour)
+	@$(BIN)/pytest -v -m slow tests/deploy
 
 .PHONY: synth
 synth: setup package ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials

@@ -208,20 +208,23 @@ class Held:
     compiled: int = 0
     all: int = 0
 
-    def see(self, files: dict[str, int]) -> None:
-        """Take what is there now into account."""
-        now = {
-            "archive": sum(size for name, size in files.items() if "environment" in name),
-            "arrays": sum(size for name, size in files.items() if name.endswith(".npy") or name.endswith("_cache")),
-            "compiled": sum(size for name, size in files.items() if "encore-compiled" in name),
-            "all": sum(files.values()),
-        }
-        for name, size in now.items():
+    def see(self, files: dict[str, int], packed: int) -> None:
+        """Take what is there now into account. `packed`: the size of the packed archive."""
+        now = dict.fromkeys(("archive", "arrays", "compiled"), 0)
+        for name, size in files.items():
+            # Spark keeps what it fetches a second time, under a name that says nothing but `_cache`
+            if name.endswith((".nbi", ".nbc")):
+                now["compiled"] += size
+            elif "environment" in name or size == packed:
+                now["archive"] += size
+            elif name.endswith((".npy", "_cache")):
+                now["arrays"] += size
+        for name, size in (now | {"all": sum(files.values())}).items():
             setattr(self, name, max(getattr(self, name), size))
 
 
 @contextmanager
-def watched(workers: Sequence[Worker]) -> Iterator[dict[str, Held]]:
+def watched(workers: Sequence[Worker], packed: int) -> Iterator[dict[str, Held]]:
     """What each worker's folder holds at most while the block lasts; looking at 20,000 files is work, so not often."""
     held = {worker.user: Held() for worker in workers}
     done = threading.Event()
@@ -229,7 +232,7 @@ def watched(workers: Sequence[Worker]) -> Iterator[dict[str, Held]]:
     def look() -> None:
         while not done.wait(8):
             for worker in workers:
-                held[worker.user].see(worker.files())
+                held[worker.user].see(worker.files(), packed)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -160,4 +160,8 @@ def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str], f
         timeout=300,
         check=False,
     )
-    return Ended(done.returncode, done.stderr[-3000:], f"{json.dumps(asked)} {done.args} {done.stdout} {done.stderr}")
+    return Ended(
+        done.returncode,
+        done.stderr[-1000:] + done.stdout[-3000:],
+        f"{json.dumps(asked)} {done.args} {done.stdout} {done.stderr}",
+    )

@@ -99,13 +99,16 @@ def driver(place: Path, package: Path) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def ran(cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]]) -> dict[str, dict[str, Held]]:
+def ran(
+    cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]], package: Path
+) -> dict[str, dict[str, Held]]:
     """Every job of the line by its rendered command; what each worker's folder held at most meanwhile."""
     folder, variables = driver
+    packed = (package / "environment.tar.gz").stat().st_size
     found = {}
     for job in JOBS:
         command = on_this_cluster(request(job, config, "emr-ec2", "run-1"), cluster)
-        with watched(cluster.workers) as held:
+        with watched(cluster.workers, packed) as held:
             done = subprocess.run(
                 isolated(command, None, cluster.hidden),
                 env={**cluster.environment, **variables},
@@ -115,7 +118,7 @@ def ran(cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]]) -
                 timeout=300,
                 check=False,
             )
-        assert done.returncode == 0, f"{job}:\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, f"{job}:\n{done.stderr[-2000:]}{done.stdout[-4000:]}"
         found[job] = held
         for worker in cluster.workers:
             worker.clean()
@@ -182,7 +185,8 @@ def test_a_second_run_of_a_job_has_nothing_to_do(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "up to date" in done.stderr
+    # spark-submit hands on what Python says by its own standard output
+    assert "up to date" in done.stdout
 
 
 def test_a_job_that_fails_leaves_its_outcome_where_submit_looks(

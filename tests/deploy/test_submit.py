@@ -33,7 +33,10 @@ REGION = "eu-central-1"
 ARN = f"arn:aws:emr-serverless:{REGION}:{'0' * 12}:/applications/00application"
 ROLE = f"arn:aws:iam::{'0' * 12}:role/recommend"
 OUTCOME = "outcomes/recommend/run-1/1.json"
-LOG = "logs/recommend/run-1/applications/00application/jobs/run-id/SPARK_DRIVER/stderr.gz"
+LOGS = [
+    f"logs/recommend/run-1/applications/00application/jobs/run-id/SPARK_DRIVER/{name}.gz"
+    for name in ("stderr", "stdout")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -162,12 +165,14 @@ def test_a_job_that_fails_says_why_in_its_own_words_with_its_own_code_and_the_lo
     application(emr)
     started(emr)
     becomes(emr, "FAILED", "Job failed. ExitCode: 3.")
-    has(s3, LOG, gzip.compress(b"x" * 9000 + b"\nthe end of it"))
+    has(s3, LOGS[0], gzip.compress(b"x" * 9000 + b"\nthe JVM's end"))
+    has(s3, LOGS[1], gzip.compress(b"x" * 9000 + b"\nthe end of it"))
     has(s3, OUTCOME, json.dumps({"code": 3, "reason": "slice 7 is cut", "remedy": "fetch it again"}).encode())
     with pytest.raises(JobFailed, match="recommend: slice 7 is cut") as caught:
         follow(made)
     assert (caught.value.exit_code, caught.value.remedy) == (3, "fetch it again")
-    assert caught.value.log.endswith("the end of it")
+    assert "the JVM's end" in caught.value.log
+    assert caught.value.log.endswith("the end of it"), "what Python says is in standard output"
     assert len(caught.value.log) < 5000
 
 
@@ -184,7 +189,8 @@ def test_a_job_that_left_no_word(serverless: Three, state: str, details: str, co
     application(emr)
     started(emr)
     becomes(emr, state, details)
-    has(s3, LOG, None)
+    for log in LOGS:
+        has(s3, log, None)
     has(s3, OUTCOME, None)
     with pytest.raises(JobFailed, match=expected) as caught:
         follow(made)

@@ -253,10 +253,10 @@ class _Serverless(_Run):
             self._emr.cancel_job_run(applicationId=self._place["application"], jobRunId=self._id)
 
     def log(self) -> str:
-        """The end of what the driver wrote."""
+        """The end of what the driver wrote: the JVM's part, then Python's, which Spark hands on by standard output."""
         root = f"{self._place['logs']}/logs/{self._job}/{self._run_id}"
-        run = f"{root}/applications/{self._place['application']}/jobs/{self._id}"
-        return self._text(f"{run}/SPARK_DRIVER/stderr.gz")[-TAIL:]
+        run = f"{root}/applications/{self._place['application']}/jobs/{self._id}/SPARK_DRIVER"
+        return "".join(self._text(f"{run}/{name}.gz")[-TAIL // 2 :] for name in ("stderr", "stdout"))
 
 
 class _Step(_Run):
