@@ -189,6 +189,7 @@ class TestCosts:
         assert "costs" in out.export_text()
 
 
+@pytest.mark.slow
 def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     made: tuple[Path, Config], session: Session, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def test_top_k_equals_brute_force_to_the_bit(
     assert not np.signbit(found.scores[found.scores == 0]).any()
 
 
-@pytest.mark.parametrize("d", [1, 2, 12, 13, 300])
+@pytest.mark.parametrize("d", [1, 2, 12, 13, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("sort_out_at_once")
 def test_blocks_change_nothing(d: int) -> None:
     rng = np.random.default_rng(d)
@@ -90,7 +90,7 @@ def test_scores_closer_than_float32_can_tell() -> None:
     assert Ragged(found.ids.offsets, found.scores).tolist() == expected_scores
 
 
-@pytest.mark.parametrize("d", [1, 3, 12, 64, 1000, 4096])
+@pytest.mark.parametrize("d", [1, 3, 12, 64, 1000, pytest.param(4096, marks=pytest.mark.slow)])
 def test_the_proved_bound_holds_where_it_is_tightest(d: int) -> None:
     rng = np.random.default_rng(d)
     matrices = [

@@ -60,7 +60,7 @@ def test_it_equals_plain_python_to_the_bit(problem: tuple[np.ndarray, ...]) -> N
     assert not np.signbit(found.scores[found.scores == 0]).any()
 
 
-@pytest.mark.parametrize("d", [1, 2, 12, 13, 300])
+@pytest.mark.parametrize("d", [1, 2, 12, 13, pytest.param(300, marks=pytest.mark.slow)])
 def test_it_equals_brute_force_to_the_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 3000 if d < 100 else 800
     items, ids = adversarial(n, d), np.arange(n, dtype=np.int32) * 7 - 9000
