@@ -162,6 +162,7 @@ def test_generating_where_nothing_can_be_written(encore: Encore) -> None:
 # something is missing: 4 --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_java_home_without_java(encore: Encore, tmp_path: Path, slices: str, lake: Path) -> None:
     result = encore("run", "--set", slices, "--set", f"lake.path={lake}")
     assert refused(result, 4) == f"Java is missing (JAVA_HOME is {tmp_path}/no-java)"
