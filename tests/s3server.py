@@ -45,6 +45,23 @@ class S3Server:
             config=BotoConfig(s3={"addressing_style": "path"}, retries={"max_attempts": 0}, connect_timeout=5),
         )
 
+    def upload(self, folder: Path, bucket: str, prefix: str = "") -> None:
+        """Put all files of a folder into a bucket, named by `prefix` and their path within the folder."""
+        client = self.client()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), bucket, f"{prefix}{path.relative_to(folder)}")
+
+    def download(self, bucket: str, prefix: str, folder: Path) -> None:
+        """Write all objects of a bucket under a prefix into a folder, by their whole names."""
+        client = self.client()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                target = folder / item["Key"]
+                if not item["Key"].endswith("/"):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    client.download_file(bucket, item["Key"], str(target))
+
     def environment(self) -> dict[str, str]:
         """The variables by which boto3, delta-rs and Hadoop find the server and the identity."""
         return {
@@ -71,7 +88,7 @@ def s3_server() -> Iterator[S3Server]:
     config.write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
     parts = ("master", "volume", "filer", "s3")
-    free = _free_ports(2 * len(parts))
+    free = free_ports(2 * len(parts))
     ports, grpc = dict(zip(parts, free[:4], strict=True)), dict(zip(parts, free[4:], strict=True))
     command = [_weed(), "server", f"-dir={folder / 'data'}", "-master.telemetry=false", "-ip=127.0.0.1"]
     command += ["-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
@@ -113,7 +130,7 @@ def _weed() -> str:
     return found
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     """Ports that nobody listens on, all held at once so that they differ."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(n)]

@@ -190,6 +190,11 @@ class TrackingConfig(Section):
     experiment: str = Field(description="Name of the experiment.")
     artifacts: str | None = Field(description="Where a new experiment of a local store keeps its artefacts.")
 
+    @property
+    def store(self) -> str:
+        """The store as the settings name it: the secret that holds its address, or the address."""
+        return self.login or self.uri
+
 
 class EmrConfig(Section):
     """Where `encore submit` starts jobs on AWS; `--stage` fills in what a deployment made."""

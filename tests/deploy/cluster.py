@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import pyspark
 
 from tests.conftest import FAST_JVM, ROOT
-from tests.s3server import S3Server
+from tests.s3server import S3Server, free_ports
 
 USERS = ("nobody", "daemon")
 """Of Debian and others: each owns nothing, and has no home that it could write to."""
@@ -127,7 +126,7 @@ def standalone(folder: Path, s3: S3Server, hidden: Sequence[Path] = (ROOT,)) -> 
             **({"JAVA_HOME": os.environ["JAVA_HOME"]} if "JAVA_HOME" in os.environ else {}),
             **s3.environment(),
         }
-        port = _free_port()
+        port = free_ports(1)[0]
         master = f"spark://127.0.0.1:{port}"
         options = ["--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
         log = folder / "master.log"
@@ -190,12 +189,6 @@ def _wait_for(log: Path, text: str) -> None:
             return
         time.sleep(0.1)
     raise RuntimeError(f"{text!r} was not said; {log} ends:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.conftest import ROOT
-from tests.s3server import S3Server
+from tests.s3server import S3Server, free_ports
 
 SCRIPT = ROOT / "deploy" / "cdk" / "mlflow" / "serve.sh"
 START_SECONDS = 90
@@ -42,7 +41,7 @@ def postgres_programs() -> Path | None:
 def postgres(programs: Path) -> Iterator[dict[str, str]]:
     """A server with an empty database `mlflow`, reached by TLS and password alone; the variables of serve.sh for it."""
     folder = Path(tempfile.mkdtemp(prefix="encore-pg-"))
-    password, port = secrets.token_hex(12), _free_port()
+    password, port = secrets.token_hex(12), free_ports(1)[0]
     # PostgreSQL refuses to be run by root; Debian's package makes a user for it
     user = "postgres" if os.getuid() == 0 else None
     data, word = folder / "data", folder / "word"
@@ -146,7 +145,7 @@ class MlflowServer:
 def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
     """MLflow with artefacts in a bucket, on PostgreSQL where that is installed, else on sqlite."""
     programs, folder = postgres_programs(), Path(tempfile.mkdtemp(prefix="encore-mlflow-"))
-    port = _free_port()
+    port = free_ports(1)[0]
     inherited = {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
     environment = {
         **inherited,
@@ -182,9 +181,3 @@ def _running(port: int, store: str, environment: dict[str, str], folder: Path) -
         yield server
     finally:
         server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

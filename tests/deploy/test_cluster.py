@@ -57,9 +57,7 @@ def config(s3_server: S3Server, generated: Path, package: Path) -> Config:
     for kind in ("lake", "raw", "code", "logs"):
         client.create_bucket(Bucket=f"cluster-{kind}")
     for folder, bucket in ((generated, "raw"), (package, "code")):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                client.upload_file(str(path), f"cluster-{bucket}", str(path.relative_to(folder)))
+        s3_server.upload(folder, f"cluster-{bucket}")
     own = [
         "lake.path=s3://cluster-lake/lake",
         "raw.playlists=s3://cluster-raw/",
@@ -98,26 +96,32 @@ def driver(place: Path, package: Path) -> tuple[Path, dict[str, str]]:
     }
 
 
+def step(
+    job: str, config: Config, run_id: str, cluster: Cluster, driver: tuple[Path, dict[str, str]]
+) -> subprocess.CompletedProcess[str]:
+    """Run a job by the command of its step, from a driver that does not see the checkout, and wait until it ends."""
+    folder, variables = driver
+    return subprocess.run(
+        isolated(on_this_cluster(request(job, config, "emr-ec2", run_id), cluster), None, cluster.hidden),
+        env={**cluster.environment, **variables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def ran(
     cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]], package: Path
 ) -> dict[str, dict[str, Held]]:
     """Every job of the line by its rendered command; what each worker's folder held at most meanwhile."""
-    folder, variables = driver
     packed = (package / "environment.tar.gz").stat().st_size
     found = {}
     for job in JOBS:
-        command = on_this_cluster(request(job, config, "emr-ec2", "run-1"), cluster)
         with watched(cluster.workers, packed) as held:
-            done = subprocess.run(
-                isolated(command, None, cluster.hidden),
-                env={**cluster.environment, **variables},
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
+            done = step(job, config, "run-1", cluster, driver)
         assert done.returncode == 0, f"{job}:\n{done.stderr[-2000:]}{done.stdout[-4000:]}"
         found[job] = held
         for worker in cluster.workers:
@@ -133,7 +137,7 @@ def test_the_lake_is_that_of_a_local_run(
     tmp_path: Path,
     proved: Callable[[str], None],
 ) -> None:
-    downloaded(s3_server, "cluster-lake", tmp_path / "cluster")
+    s3_server.download("cluster-lake", "", tmp_path / "cluster")
     raw = [f"raw.playlists={generated}", f"raw.features={generated}/features"]
     local = settings(tmp_path / "local" / "lake", *raw, *OWN)
     results = run_pipeline(local, plan(), session=session)
@@ -173,17 +177,7 @@ def test_workers_had_nothing_of_the_checkout_and_used_both(
 def test_a_second_run_of_a_job_has_nothing_to_do(
     ran: dict[str, dict[str, Held]], cluster: Cluster, config: Config, driver: tuple[Path, dict[str, str]]
 ) -> None:
-    folder, variables = driver
-    command = on_this_cluster(request("recommend", config, "emr-ec2", "run-2"), cluster)
-    done = subprocess.run(
-        isolated(command, None, cluster.hidden),
-        env={**cluster.environment, **variables},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = step("recommend", config, "run-2", cluster, driver)
     assert done.returncode == 0, done.stderr[-3000:]
     # spark-submit hands on what Python says by its own standard output
     assert "up to date" in done.stdout
@@ -196,28 +190,8 @@ def test_a_job_that_fails_leaves_its_outcome_where_submit_looks(
     driver: tuple[Path, dict[str, str]],
     s3_server: S3Server,
 ) -> None:
-    folder, variables = driver
     wrong = config.model_copy(update={"raw": config.raw.model_copy(update={"playlists": "s3://cluster-raw/nothing/"})})
-    command = on_this_cluster(request("ingest_playlists", wrong, "emr-ec2", "run-3"), cluster)
-    done = subprocess.run(
-        isolated(command, None, cluster.hidden),
-        env={**cluster.environment, **variables},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = step("ingest_playlists", wrong, "run-3", cluster, driver)
     assert done.returncode == 3, done.stderr[-3000:]
     body = s3_server.client().get_object(Bucket="cluster-logs", Key="outcomes/ingest_playlists/run-3/1.json")["Body"]
     assert json.loads(body.read())["code"] == 3
-
-
-def downloaded(server: S3Server, bucket: str, folder: Path) -> None:
-    client = server.client()
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-        for item in page.get("Contents", []):
-            if not item["Key"].endswith("/"):
-                target = folder / item["Key"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(bucket, item["Key"], str(target))

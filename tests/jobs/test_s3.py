@@ -26,9 +26,7 @@ def test_the_line_with_slices_features_and_lake_in_s3(
 ) -> None:
     client = s3_server.client()
     client.create_bucket(Bucket=BUCKET)
-    for path in generated.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), BUCKET, f"mpd/{path.relative_to(generated)}")
+    s3_server.upload(generated, BUCKET, "mpd/")
     settings = ["spark.master=local[2]", "recommend.k=50", "log.level=info", "log.format=json"]
     settings += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts"]
     settings += [f"raw.playlists=s3://{BUCKET}/mpd/", f"raw.features=s3://{BUCKET}/mpd/features"]
@@ -47,12 +45,7 @@ def test_the_line_with_slices_features_and_lake_in_s3(
     said = capfd.readouterr()
     assert s3_server.secret_key not in said.out + said.err
 
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="lake/"):
-        for item in page.get("Contents", []):
-            target = tmp_path / item["Key"]
-            if not item["Key"].endswith("/"):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(BUCKET, item["Key"], str(target))
+    s3_server.download(BUCKET, "lake/", tmp_path)
     assert recompute.problems(tmp_path / "lake", generated, k=50) == []
     left = [path for path in (tmp_path / "lake").glob("_scratch/**/*") if path.is_file()]
     assert left == [], "what is set aside between two passes is removed"

@@ -26,7 +26,7 @@ SETTINGS = ("recommend",)
 def state(ctx: JobContext) -> str:
     """Where the metrics are logged: another store has to be told too."""
     tracking = ctx.config.tracking
-    return f"{tracking.login or tracking.uri} {tracking.experiment}"
+    return f"{tracking.store} {tracking.experiment}"
 
 
 def run(ctx: JobContext) -> None:

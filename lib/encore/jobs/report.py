@@ -57,7 +57,7 @@ def state(ctx: JobContext) -> str:
     """
     tracking = ctx.config.tracking
     template = resources.files("encore.reports").joinpath("templates/report.html").read_text(encoding="utf-8")
-    return f"{_path(ctx)} {_token(ctx)} {_digest(template)} {tracking.login or tracking.uri} {tracking.experiment}"
+    return f"{_path(ctx)} {_token(ctx)} {_digest(template)} {tracking.store} {tracking.experiment}"
 
 
 def _path(ctx: JobContext) -> Path:
