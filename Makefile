@@ -132,7 +132,7 @@ bench-full: setup ## A million playlists and shares of it, resumable; DATA=DIR t
 lock: setup ## Compile the pins of setup.py into deploy/requirements.txt, and of it what EMR and the MLflow server need
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
 		-o deploy/requirements.txt
-	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --generate-hashes --no-header --no-annotate \
+	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --extra emr --generate-hashes --no-header --no-annotate \
 		-c deploy/requirements.txt -o deploy/requirements-emr.txt
 	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt

@@ -8,11 +8,14 @@ CORE = [
     "deltalake==1.6.6",
     "jinja2==3.1.6",
     "matplotlib==3.11.2",
-    "mlflow==3.17.2",
+    # the part that speaks to a server; `store` has the rest
+    "mlflow-skinny==3.17.2",
     "numba==0.68.1",
     "numpy==2.4.6",
     "omegaconf==2.4.0",
     "orjson==3.13.0",
+    # what pyspark's functions over Arrow ask for
+    "pandas==3.1.1",
     "psutil==7.2.2",
     "pyarrow==25.0.1",
     "pydantic==2.14.3",
@@ -27,6 +30,10 @@ CORE = [
 EXTRAS = {
     # EMR brings its own Spark and Delta, so they are not among the core requirements.
     "spark": ["pyspark==4.1.1", "delta-spark==4.2.0"],
+    # MLflow's pages, and stores of its own in a file or a database; jobs on EMR speak to a server.
+    "store": ["mlflow==3.17.2"],
+    # What jobs on EMR have beside the core: sign-on to an MLflow server that SageMaker manages.
+    "emr": ["sagemaker-mlflow==0.5.0"],
     # What `make bench` compares with; the product does not need it.
     "bench": [
         "duckdb==2.0.1",

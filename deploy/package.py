@@ -34,7 +34,7 @@ PLATFORM = "x86_64-manylinux_2_28"
 
 MACHINE = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
 """Of an installed distribution: how and where it was installed."""
-TESTED = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "numba", "joblib", "llvmlite")
+TESTED = ("numpy", "pandas", "pyarrow", "matplotlib", "numba", "llvmlite")
 """Packages that bring their tests, a fifth of all bytes."""
 BUILT = ("bin", "share", "pyarrow/include", "pyarrow/src", "mlflow/server/js")
 """What programs and pages of packages are, and what other programs are built with."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -43,6 +45,10 @@ MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+
+SERVERS = ("http", "https", "databricks", "arn")
+"""Schemes of stores that are servers; `arn`: one that SageMaker manages. Others are opened here."""
+MANAGED = re.compile(r"arn:[a-z-]+:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[A-Za-z0-9-]+")
 
 
 def git_commit() -> str:
@@ -83,6 +89,7 @@ def folder_of(name: str) -> str | None:
 def read_secret(name: str, region: str | None) -> dict[str, str]:
     """The texts of a secret in AWS Secrets Manager: `uri`, and `username` and `password` where there is a login.
 
+    `uri` is an address, or the ARN of a server that SageMaker manages, whose sign-on is the role of who calls.
     Raises boto's errors where it cannot be read, ValueError where it is not such an object.
     """
     import boto3
@@ -98,7 +105,23 @@ def read_secret(name: str, region: str | None) -> dict[str, str]:
     if not isinstance(found, dict) or not isinstance(found.get("uri"), str):
         # what it says instead is not shown: it may be a password
         raise ValueError(f'the secret {name}: {{"uri": ..., "username": ..., "password": ...}} expected')
+    if found["uri"].startswith("arn:") and not MANAGED.fullmatch(found["uri"]):
+        raise ValueError(f"the secret {name}: `uri` is an ARN, but not of an MLflow server of SageMaker's")
     return {key: str(value) for key, value in found.items()}
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a store that fails raises, of the kinds of stores that can be spoken to with what is installed here."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    found = (MlflowException, RequestException, BotoCoreError, ClientError, OSError, ValueError)
+    if find_spec("sqlalchemy") is None:
+        return found
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (*found, SQLAlchemyError)
 
 
 class Tracking:
@@ -113,9 +136,15 @@ class Tracking:
 
     @cached_property
     def _client(self) -> Any:
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, set_tracking_uri
 
         uri = self._uri
+        scheme = urlsplit(uri).scheme
+        if scheme not in SERVERS and find_spec("sqlalchemy") is None:
+            raise ValueError("only a server can be spoken to from here: mlflow-skinny is installed, and mlflow is not")
+        if scheme == "arn":
+            # what signs requests to SageMaker looks for the server there, and nowhere else
+            set_tracking_uri(uri)
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=uri)
@@ -156,22 +185,9 @@ class Tracking:
             return None
         for name, value in MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
-        from botocore.exceptions import BotoCoreError, ClientError
-        from mlflow.exceptions import MlflowException
-        from requests.exceptions import RequestException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             return work()
-        except (
-            MlflowException,
-            RequestException,
-            SQLAlchemyError,
-            BotoCoreError,
-            ClientError,
-            OSError,
-            ValueError,
-        ) as error:
+        except failures() as error:
             self.failed = self._without_address(redact(" ".join(str(error).split())))[:300]
             log.warning("mlflow_failed", what=what, uri=self.place, error=self.failed)
             return None
@@ -187,7 +203,7 @@ class Tracking:
         if found is not None:
             return str(found.experiment_id)
         place = self._config.tracking.artifacts
-        local = urlsplit(self._uri).scheme not in ("http", "https", "databricks")
+        local = urlsplit(self._uri).scheme not in SERVERS
         location = (
             Path(place).absolute().as_uri() if place and local and "://" not in place else (place if local else None)
         )

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
 from tests.s3server import S3Server, free_ports
@@ -109,6 +110,7 @@ class MlflowServer:
     store: str
     environment: dict[str, str]
     folder: Path
+    command: Sequence[str] = ("sh", str(SCRIPT))
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
@@ -116,7 +118,7 @@ class MlflowServer:
         log = self.folder / "log"
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                ["sh", str(SCRIPT)],
+                self.command,
                 env=self.environment,
                 cwd=self.folder,
                 stdout=out,
@@ -171,6 +173,33 @@ def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
                 yield from _running(port, "PostgreSQL", {**environment, **database}, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def managed_mlflow(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
+    """MLflow without sign-on, whose callers put artefacts into the bucket themselves, on sqlite."""
+    folder, port = Path(tempfile.mkdtemp(prefix="encore-mlflow-")), free_ports(1)[0]
+    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1", "--no-serve-artifacts"]
+    command += ["--default-artifact-root", f"s3://{bucket}/artefacts"]
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), **s3.environment()}
+    server = MlflowServer(f"http://127.0.0.1:{port}", "", "", "sqlite", environment, folder, command)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def secrets_manager() -> Iterator[str]:
+    """moto's account over HTTP, for processes other than this one: its address."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 def _running(port: int, store: str, environment: dict[str, str], folder: Path) -> Iterator[MlflowServer]:

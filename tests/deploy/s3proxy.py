@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
-HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade"}
+from tests.deploy.proxy import Asked, forwarding
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,9 @@ class Recorder:
     calls: set[Call] = field(default_factory=set)
 
 
-def calls_of(method: str, target: str, headers: dict[str, str], body: bytes, status: int) -> list[Call]:
+def calls_of(asked: Asked, status: int) -> list[Call]:
     """The permissions that one request takes. ValueError for a request that is not known here."""
-    parts = urlsplit(target)
+    method, parts = asked.method, urlsplit(asked.target)
     query = parse_qs(parts.query, keep_blank_values=True)
     bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
     missing = status == 404
@@ -49,73 +45,28 @@ def calls_of(method: str, target: str, headers: dict[str, str], body: bytes, sta
         if method == "HEAD":
             return [Call("s3:ListBucket", bucket)]
         if method == "POST" and "delete" in query:
-            keys = [item.text or "" for item in ElementTree.fromstring(body).iter() if item.tag.endswith("Key")]
+            keys = [item.text or "" for item in ElementTree.fromstring(asked.body).iter() if item.tag.endswith("Key")]
             return [Call("s3:DeleteObject", bucket, name) for name in keys]
-        raise ValueError(f"{method} {target}: not known")
+        raise ValueError(f"{method} {asked.target}: not known")
     if method in ("GET", "HEAD"):
         return [Call("s3:GetObject", bucket, key, missing=missing)]
     if method == "DELETE":
         return [Call("s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject", bucket, key)]
     if method in ("PUT", "POST"):
         found = [Call("s3:PutObject", bucket, key)]
-        source = headers.get("x-amz-copy-source")
+        source = asked.headers.get("x-amz-copy-source")
         if source:
             other, _, name = unquote(source).lstrip("/").partition("/")
             found.append(Call("s3:GetObject", other, name))
         return found
-    raise ValueError(f"{method} {target}: not known")
+    raise ValueError(f"{method} {asked.target}: not known")
 
 
 @contextmanager
 def recording(endpoint: str) -> Iterator[Recorder]:
     """A proxy before the server at `endpoint`, for as long as the block lasts."""
-    recorder, origin = Recorder(), urlsplit(endpoint).netloc
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            """What is asked is written down elsewhere."""
-
-        def forward(self) -> None:
-            if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                body = b"".join(iter(self._chunk, b""))
-            else:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            given = {name.lower(): value for name, value in self.headers.items() if name.lower() not in HOP}
-            given["content-length"] = str(len(body))
-            # the signature covers the name of the host as the client knows it, so that goes on unchanged
-            connection = http.client.HTTPConnection(origin, timeout=60)
-            connection.request(self.command, self.path, body, given)
-            answer = connection.getresponse()
-            content = answer.read()
-            recorder.calls.update(calls_of(self.command, self.path, given, body, answer.status))
-            self.send_response_only(answer.status, answer.reason)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-            for name, value in answer.getheaders():
-                if name.lower() not in HOP | {"content-length"}:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", length or "0")
-            self.end_headers()
-            self.wfile.write(content)
-            connection.close()
-
-        def _chunk(self) -> bytes:
-            size = int(self.rfile.readline().split(b";")[0], 16)
-            data = self.rfile.read(size)
-            self.rfile.readline()
-            return data
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    recorder.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    recorder = Recorder()
+    with forwarding(
+        endpoint, lambda asked, status: recorder.calls.update(calls_of(asked, status))
+    ) as recorder.endpoint:
         yield recorder
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

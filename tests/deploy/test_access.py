@@ -9,6 +9,7 @@ import pytest
 from encore.aws.access import Buckets, statements
 from encore.job import EXTRA_JOBS, JOBS, node, upkeep
 from encore.tables import ALL, FRAMEWORK
+from tests.deploy.proxy import Asked
 from tests.deploy.s3proxy import Call, calls_of
 from tests.deploy.simulator import refused
 
@@ -107,9 +108,10 @@ def test_an_object_that_is_not_there_is_said_only_to_those_who_may_list() -> Non
     ],
 )
 def test_requests_are_read_as_the_permissions_that_they_take(request_: Any, expected: list[Call]) -> None:
-    assert calls_of(*request_) == expected
+    *asked, status = request_
+    assert calls_of(Asked(*asked), status) == expected
 
 
 def test_a_request_that_is_not_known_is_not_passed_over() -> None:
     with pytest.raises(ValueError, match="not known"):
-        calls_of("GET", "/b?location", {}, b"", 200)
+        calls_of(Asked("GET", "/b?location", {}, b""), 200)

@@ -1,4 +1,7 @@
-"""The line on a real cluster: code only from the archive, data only in S3, no disk that two processes share."""
+"""The line on a real cluster: code only from the archive, data only in S3, no disk that two processes share.
+
+Its MLflow is one that SageMaker would manage, to which the role of a job is the login.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from mlflow import MlflowClient
 
+from encore.aws.access import TRACKING, tracking_statements
 from encore.aws.submit import request
 from encore.config import Config, load_config
 from encore.job import JOBS, Session
@@ -20,9 +26,15 @@ from encore.pipeline import plan, run_pipeline
 from tests import recompute
 from tests.conftest import ROOT, settings
 from tests.deploy.cluster import Cluster, Held, isolated, may_isolate, standalone, watched
+from tests.deploy.mlflow_server import secrets_manager
+from tests.deploy.s3proxy import Recorder, recording
+from tests.deploy.sagemaker import ARN, REGION, Managed, sagemaker
+from tests.deploy.simulator import decides, refused
 from tests.s3server import S3Server
 
 K = 50
+LOGIN = "cluster-mlflow"
+"""Of the secret with the ARN of the MLflow server."""
 OWN = [f"recommend.k={K}"]
 SIZES = 'spark.settings={spark.executor.cores: "1", spark.executor.memory: 1g, spark.executor.memoryOverhead: 1g}'
 """One executor a worker, as small as these machines."""
@@ -54,7 +66,7 @@ def cluster(place: Path, s3_server: S3Server) -> Iterator[Cluster]:
 def config(s3_server: S3Server, generated: Path, package: Path) -> Config:
     """Raw slices and the application archive on the S3 server, an empty lake."""
     client = s3_server.client()
-    for kind in ("lake", "raw", "code", "logs"):
+    for kind in ("lake", "raw", "code", "logs", "artefacts"):
         client.create_bucket(Bucket=f"cluster-{kind}")
     for folder, bucket in ((generated, "raw"), (package, "code")):
         s3_server.upload(folder, f"cluster-{bucket}")
@@ -63,7 +75,7 @@ def config(s3_server: S3Server, generated: Path, package: Path) -> Config:
         "raw.playlists=s3://cluster-raw/",
         "raw.features=s3://cluster-raw/features",
     ]
-    own += ["s3.path_style=true", f"s3.endpoint={s3_server.endpoint}", "tracking.uri=file:///nowhere/mlruns"]
+    own += ["s3.path_style=true", f"s3.endpoint={s3_server.endpoint}", f"tracking.login={LOGIN}"]
     own += ["emr.cluster=j-CLUSTER", "emr.code=s3://cluster-code", "emr.logs=s3://cluster-logs"]
     return load_config("emr", [*own, *OWN, SIZES])
 
@@ -78,22 +90,52 @@ def on_this_cluster(step: dict[str, Any], cluster: Cluster) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def driver(place: Path, package: Path) -> tuple[Path, dict[str, str]]:
+def mlflow(config: Config, s3_server: S3Server) -> Iterator[Managed]:
+    """The server, and the secret that says where it is."""
+    with sagemaker(s3_server, "cluster-artefacts") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def artefacts(s3_server: S3Server) -> Iterator[Recorder]:
+    """The S3 server as boto3 in a driver sees it, which writes down what is asked of it."""
+    with recording(s3_server.endpoint) as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="module")
+def driver(place: Path, package: Path, mlflow: Managed, artefacts: Recorder) -> Iterator[tuple[Path, dict[str, str]]]:
     """The folder in which drivers are started, which holds the archive and nothing else, and their variables.
 
-    In cluster mode YARN would unpack it there and set these.
+    In cluster mode YARN would unpack it there and set the first of these; the last say where this machine's services
+    are in place of AWS's.
     """
     folder = place / "driver"
     (folder / "environment").mkdir(parents=True)
     with tarfile.open(package / "environment.tar.gz") as archive:
         archive.extractall(folder / "environment", filter="fully_trusted")
     python = "./environment/bin/python"
-    return folder, {
-        "PYSPARK_PYTHON": python,
-        "PYSPARK_DRIVER_PYTHON": python,
-        "TMPDIR": str(folder),
-        "HOME": "/nowhere",
-    }
+    with secrets_manager() as secrets:
+        secret = boto3.client(
+            "secretsmanager",
+            endpoint_url=secrets,
+            region_name=REGION,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        secret.create_secret(Name=LOGIN, SecretString=json.dumps({"uri": ARN}))
+        yield (
+            folder,
+            {
+                "PYSPARK_PYTHON": python,
+                "PYSPARK_DRIVER_PYTHON": python,
+                "TMPDIR": str(folder),
+                "HOME": "/nowhere",
+                "AWS_ENDPOINT_URL_S3": artefacts.endpoint,
+                "AWS_ENDPOINT_URL_SECRETS_MANAGER": secrets,
+                "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT": mlflow.endpoint,
+            },
+        )
 
 
 def step(
@@ -149,6 +191,31 @@ def test_the_lake_is_that_of_a_local_run(
     proved(
         f"{len(JOBS)} jobs by the commands of EMR steps on a cluster of two workers of other users, code from the "
         f"archive alone: {n:,} rows equal those of a local run"
+    )
+
+
+def test_metrics_are_in_a_managed_mlflow_by_the_roles_of_the_jobs(
+    ran: dict[str, dict[str, Held]], mlflow: Managed, artefacts: Recorder, proved: Callable[[str], None]
+) -> None:
+    assert mlflow.refusals == [], "each request was signed for this server"
+    client = MlflowClient(tracking_uri=mlflow.server.uri)
+    experiment = client.get_experiment_by_name("encore")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (pipeline,) = [run for run in runs if run.data.tags["encore.kind"] == "pipeline"]
+    assert {f"seconds.{job}" for job in JOBS} <= set(pipeline.data.metrics)
+    models = {run.data.tags["model"]: run for run in runs if run.data.tags["encore.kind"] == "model"}
+    assert models["cosine"].data.metrics["r_precision"] > 0
+    kept = "arn:aws:s3:::cluster-artefacts/artefacts"
+    allowed = tracking_statements(ARN, kept)
+    assert [action for action in mlflow.actions if not decides(allowed, action, ARN, {})] == []
+    assert {f"sagemaker-mlflow:{action}" for action in TRACKING} == mlflow.actions, "and nothing is allowed besides"
+    stored = {call for call in artefacts.calls if call.bucket == "cluster-artefacts"}
+    assert any(call.key.startswith(f"artefacts/{experiment.experiment_id}/") for call in stored)
+    assert [call for call in stored if refused(allowed, call)] == []
+    proved(
+        f"MLflow with SageMaker's sign-on: {len(mlflow.actions)} actions, each request signed and checked, metrics of "
+        f"{len(JOBS)} jobs and {len(stored)} artefacts; the roles' statements allow these actions and no others"
     )
 
 

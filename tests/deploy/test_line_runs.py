@@ -16,7 +16,6 @@ import pytest
 from deltalake import DeltaTable
 from mlflow import MlflowClient
 from moto import mock_aws
-from moto.server import ThreadedMotoServer
 
 from encore.aws.access import Buckets, statements
 from encore.aws.states import Limits, definition, filled, placeholders
@@ -26,7 +25,7 @@ from encore.job import JOBS, Session, extra_nodes, node, nodes, upkeep
 from encore.store import Store
 from encore.tables import ALL, JOB_RUNS
 from tests.deploy.emr import Ended, Runner, ServiceError, emr_serverless, spark_submit
-from tests.deploy.mlflow_server import MlflowServer, mlflow_server
+from tests.deploy.mlflow_server import MlflowServer, mlflow_server, secrets_manager
 from tests.deploy.s3proxy import Call, recording
 from tests.deploy.simulator import refused
 from tests.s3server import S3Server
@@ -354,10 +353,8 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
     known, client = known_for("line"), s3_server.client()
     for kind in ("raw", "lake", "logs", "code", "artefacts"):
         client.create_bucket(Bucket=f"line-{kind}")
-    for path in generated.rglob("*"):
-        if path.is_file():
-            kind = "" if "features" in path.parts else "playlists/"
-            client.upload_file(str(path), "line-raw", f"{kind}{path.relative_to(generated)}")
+    s3_server.upload(generated, "line-raw", "playlists/")
+    s3_server.upload(generated / "features", "line-raw", "features/")
     calls: dict[str, set[Call]] = {}
     ended: dict[str, list[Ended]] = {}
     after: dict[str, Callable[[], None]] = {}
@@ -374,16 +371,6 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
             secret.create_secret(Name=known["TrackingLogin"], SecretString=json.dumps(login))
             with emr_serverless(_real(made, s3_server, endpoint, calls, ended, after, folder)):
                 yield Proof(made, s3_server, known, calls, ended, mlflow, after)
-
-
-@contextmanager
-def secrets_manager() -> Iterator[str]:
-    """moto's account over HTTP, for processes other than this one: its address."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def _real(

@@ -52,9 +52,12 @@ def test_it_has_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> Non
     assert {f"{site}/encore/job.py", f"{site}/encore/COMMIT", "conf/base.yaml", "conf/emr.yaml", "bin/python"} <= {
         *names
     }
-    assert {f"{site}/{name}/__init__.py" for name in ("numba", "mlflow", "pyarrow", "deltalake", "boto3")} <= {*names}
+    assert {
+        f"{site}/{name}/__init__.py"
+        for name in ("numba", "mlflow", "sagemaker_mlflow", "pyarrow", "deltalake", "boto3")
+    } <= {*names}
     top = {name.split("/")[3] for name in names if name.startswith(f"{site}/") and name.count("/") >= 3}
-    assert top & {"pyspark", "delta", "py4j", "pytest", "moto", "aws_cdk"} == set()
+    assert top & {"pyspark", "delta", "py4j", "sklearn", "sqlalchemy", "pytest", "moto", "aws_cdk"} == set()
     assert [name for name in names if name.endswith(".jar")] == []
 
 
@@ -92,10 +95,11 @@ def test_a_job_runs_from_it_by_spark_submit_with_pyspark_outside(
     command = [str(spark / "bin" / "spark-submit"), "--master", "local[2]", "--conf", "spark.ui.enabled=false"]
     command += ["--conf", f"spark.driver.extraJavaOptions={FAST_JVM}", str(package / "jobs" / "ingest_playlists.py")]
     command += ["--env", "emr", "--set", f"lake.path={tmp_path}/lake", "--set", f"raw.playlists={generated}"]
-    command += ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--set", "tracking.uri=http://127.0.0.1:9"]
     done = subprocess.run(
         command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert len(recompute.table(tmp_path / "lake", "playlists")) == 300
+    assert "mlflow_failed" in done.stdout, "nobody listens there, and the job ends well all the same"
     proved("a job from the unpacked archive by spark-submit, pyspark outside of it, in no checkout")

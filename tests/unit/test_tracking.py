@@ -10,6 +10,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from encore import tracking as tracking_module
 from encore.config import Config
 from encore.tracking import Tracking, read_secret
 
@@ -49,6 +50,21 @@ def test_a_secret_of_another_shape_is_not_shown(secrets: Callable[[str], None], 
     with pytest.raises(ValueError, match="the secret mlflow: ") as caught:
         read_secret("mlflow", REGION)
     assert "a-word" not in str(caught.value)
+
+
+def test_an_arn_is_that_of_an_mlflow_server(secrets: Callable[[str], None]) -> None:
+    secrets(json.dumps({"uri": "arn:aws:sagemaker:us-east-1:123456789012:endpoint/other"}))
+    with pytest.raises(ValueError, match="the secret mlflow: `uri` is an ARN, but not of an MLflow server"):
+        read_secret("mlflow", REGION)
+
+
+def test_without_a_database_s_packages_a_store_of_one_is_said_not_to_be_there(
+    lake_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on EMR, where mlflow-skinny is all that there is of MLflow."""
+    monkeypatch.setattr(tracking_module, "find_spec", lambda name: None)
+    tracking = Tracking(lake_settings(), "run-1")
+    assert "only a server can be spoken to from here" in str(tracking.check())
 
 
 def test_a_secret_that_is_not_there_ends_no_job(

@@ -15,12 +15,12 @@ from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_s3_deployment as upload
 from constructs import Construct
 
-from encore.aws.access import Buckets, statements
+from encore.aws.access import Buckets, statements, tracking_statements
 from encore.aws.deployment import RELEASE, ROLE_OUTPUT
 from encore.aws.stage import Stage
 from encore.aws.states import camel
 from encore.job import extra_nodes, nodes, upkeep
-from encore_cdk.mlflow import MlflowStack
+from encore_cdk.mlflow import ARTEFACTS, MlflowStack
 from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, argued, shown, wildcards
 from encore_cdk.network import NetworkStack
 from encore_cdk.storage import PREFIX, StorageStack, bucket_arn, bucket_name
@@ -76,7 +76,7 @@ class ComputeStack(Stack):
         for job in [*nodes(), *extra_nodes()]:
             self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
             # the job reads the login itself: it stands in no command line
-            mlflow.login.grant_read(self.roles[job.name])
+            _may_track(self.roles[job.name], mlflow)
             CfnOutput(self, f"{ROLE_OUTPUT}{camel(job.name)}", value=self.roles[job.name].role_arn)
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
@@ -173,7 +173,7 @@ class ComputeStack(Stack):
                 resources=objects,
             )
         )
-        mlflow.login.grant_read(node_role)
+        _may_track(node_role, mlflow)
         node_role.add_to_policy(
             iam.PolicyStatement(
                 actions=["s3:ListBucket"], resources=[resource.removesuffix("/*") for resource in objects]
@@ -224,6 +224,16 @@ class ComputeStack(Stack):
                 "AwsSolutions-EMR6": "There is no SSH: no key is given, and no port is open; sessions go by SSM",
             },
         )
+
+
+def _may_track(role: iam.Role, mlflow: MlflowStack) -> None:
+    """Let a role read where MLflow is, and its login; where the role is the login, let it in."""
+    mlflow.login.grant_read(role)
+    if mlflow.managed is None:
+        return
+    for statement in tracking_statements(mlflow.managed, mlflow.kept):
+        role.add_to_policy(iam.PolicyStatement.from_json(statement))
+    wildcards(role, ARTEFACTS, f"Resource::{shown(mlflow.kept)}/*")
 
 
 def _uploader(stack: Stack) -> str:

@@ -22,24 +22,33 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from encore.aws.stage import Stage
-from encore_cdk.nag import argued, wildcards
+from encore_cdk.nag import argued, shown, wildcards
 from encore_cdk.network import NetworkStack
-from encore_cdk.storage import StorageStack
+from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
 IMAGE = Path(__file__).resolve().parents[1] / "mlflow"
 DATABASE_PORT = 5433
 """Not PostgreSQL's own: scans look there first."""
+ARTEFACTS = "Artefacts of a bucket that is for nothing else, whose names MLflow makes"
+"""Why there is a wildcard behind their folder."""
 
 
 class MlflowStack(Stack):
-    """The tracking server. `login` is the secret with its address, user and password, which jobs read."""
+    """The tracking server. `login` is the secret with its address, user and password, which jobs read.
+
+    `managed` is the ARN of the server where SageMaker manages it: a job's role is its sign-on then, and the job itself
+    puts artefacts into the folder `kept`, an ARN too.
+    """
 
     def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: MLflow")
         self._stage = stage
+        self.managed: str | None = None
+        self.kept = f"{bucket_arn(stage, 'artefacts')}/artefacts"
         self.artefacts = s3.Bucket(
             self,
             "Artefacts",
+            bucket_name=bucket_name(stage, "artefacts"),
             versioned=True,
             encryption=s3.BucketEncryption.S3_MANAGED,
             enforce_ssl=True,
@@ -65,6 +74,7 @@ class MlflowStack(Stack):
             role_arn=role.role_arn,
             automatic_model_registration=False,
         )
+        self.managed = server.attr_tracking_server_arn
         login = secrets.Secret(
             self,
             "Login",
@@ -199,16 +209,13 @@ class MlflowStack(Stack):
         role.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
-                resources=[f"{self.artefacts.bucket_arn}/artefacts/*"],
+                resources=[f"{self.kept}/*"],
             )
         )
         role.add_to_principal_policy(
-            iam.PolicyStatement(actions=["s3:ListBucket"], resources=[self.artefacts.bucket_arn])
+            iam.PolicyStatement(actions=["s3:ListBucket"], resources=[bucket_arn(self._stage, "artefacts")])
         )
-        child = self.artefacts.node.default_child
-        assert isinstance(child, s3.CfnBucket)
-        shown = f"Resource::<{self.resolve(child.logical_id)}.Arn>/artefacts/*"
-        wildcards(role, "Artefacts of its own bucket, whose names MLflow makes", shown)
+        wildcards(role, ARTEFACTS, f"Resource::{shown(self.kept)}/*")
 
     def _database(self, network: NetworkStack, group: ec2.SecurityGroup) -> rds.DatabaseInstance:
         stage = self._stage

@@ -22,6 +22,18 @@ READ_OBJECTS = ("s3:GetObject",)
 WRITE_OBJECTS = ("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:PutObject")
 """Delta removes files of its log that have expired, and Hadoop what it set aside: hence DeleteObject."""
 
+TRACKING = (
+    "CreateExperiment",
+    "CreateRun",
+    "GetExperimentByName",
+    "GetRun",
+    "LogBatch",
+    "SearchRuns",
+    "SetTag",
+    "UpdateRun",
+)
+"""What jobs ask of MLflow, as SageMaker names it, whose server takes the caller's role for a login."""
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -58,6 +70,15 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
         found.append(_allow("ReadRaw", READ_OBJECTS, [f"{buckets.raw}/{folder}/*"]))
         found.append(_list("ListRaw", buckets.raw, _under(folder)))
     return found
+
+
+def tracking_statements(server: str, artefacts: str) -> list[Statement]:
+    """What a job may do with an MLflow server that SageMaker manages, by their ARNs: nothing is removed, and artefacts
+    go from the job into the server's bucket, which no server stands before."""
+    return [
+        _allow("Tracking", [f"sagemaker-mlflow:{action}" for action in TRACKING], [server]),
+        _allow("Artefacts", ("s3:AbortMultipartUpload", "s3:PutObject"), [f"{artefacts}/*"]),
+    ]
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
