@@ -58,6 +58,22 @@ def said(what: str) -> Iterator[None]:
         raise aws_error(what, error) from error
 
 
+def status(error: BotoCoreError | ClientError) -> int:
+    """The HTTP status of AWS's answer; 0 where there was none."""
+    return int(_answer(error).get("HTTPStatusCode", 0))
+
+
+def header(error: BotoCoreError | ClientError, name: str) -> str | None:
+    """A header of AWS's answer, by its name in small letters; None where there was none."""
+    found: str | None = _answer(error).get("HTTPHeaders", {}).get(name)
+    return found
+
+
+def _answer(error: BotoCoreError | ClientError) -> dict[str, Any]:
+    found: dict[str, Any] = error.response.get("ResponseMetadata", {}) if isinstance(error, ClientError) else {}
+    return found
+
+
 def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
     """Our error for one of boto's."""
     text = " ".join(str(error).split())
@@ -82,23 +98,23 @@ def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
         return PassingFailure(f"{what}: {text}")
     found = error.response.get("Error", {})
     code, message = str(found.get("Code", "")), str(found.get("Message", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    answered = status(error)
     if code in _EXPIRED:
         return EnvironmentMissing(f"{what}: the AWS credentials have expired", remedy="get new ones: `aws sso login`")
     if code in _UNKNOWN:
         return EnvironmentMissing(f"{what}: AWS does not know these credentials ({code})", remedy="check AWS_PROFILE")
-    if code in _REFUSED or status == 403:
+    if code in _REFUSED or answered == 403:
         return EnvironmentMissing(
             f"{what}: access refused ({code}): {message}", remedy="let whoever calls do this, or take another profile"
         )
-    if code in ("PermanentRedirect", "301") or status == 301:
+    if code in ("PermanentRedirect", "301") or answered == 301:
         return InputError(f"{what}: is in another region", remedy="set AWS_REGION to that of the bucket")
-    if code in _MISSING or status == 404:
+    if code in _MISSING or answered == 404:
         return InputError(f"{what}: does not exist ({code})", remedy="check the name, the account and the region")
     if code == "ServiceQuotaExceededException":
         return PassingFailure(
             f"{what}: out of quota: {message}", remedy="wait for other runs, or ask for a higher quota"
         )
-    if code in _PASSING or status >= 500 or status == 429:
+    if code in _PASSING or answered >= 500 or answered == 429:
         return PassingFailure(f"{what}: AWS says {code}: {message}", remedy="try again")
     return InputError(f"{what}: AWS says {code}: {message}")

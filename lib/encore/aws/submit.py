@@ -16,7 +16,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.aws import render
-from encore.aws.account import aws_error, client, region_of, said
+from encore.aws.account import aws_error, client, header, region_of, said, status
 from encore.config import Config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
 from encore.files import is_s3, split_s3
@@ -142,13 +142,11 @@ def check_places(config: Config, place: dict[str, str], s3: Any) -> None:
         bucket, key = split_s3(url)
         try:
             s3.head_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+        except (BotoCoreError, ClientError) as error:
+            if status(error) == 404:
                 raise InputError(
                     f"{url}: there is no application archive", remedy="call `make package`, and deploy or upload it"
                 ) from error
-            raise aws_error(url, error) from error
-        except BotoCoreError as error:
             raise aws_error(url, error) from error
 
 
@@ -156,17 +154,13 @@ def _bucket(url: str, s3: Any) -> None:
     bucket, _ = split_s3(url)
     try:
         answer = s3.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        elsewhere = headers.get("x-amz-bucket-region")
-        if elsewhere and elsewhere != s3.meta.region_name:
-            raise _elsewhere(url, bucket, elsewhere, s3) from error
-        raise aws_error(f"{url}: the bucket {bucket}", error) from error
-    except BotoCoreError as error:
-        raise aws_error(url, error) from error
-    found = answer.get("BucketRegion")
+        found, refused = answer.get("BucketRegion"), None
+    except (BotoCoreError, ClientError) as error:
+        found, refused = header(error, "x-amz-bucket-region"), error
     if found and found != s3.meta.region_name and s3.meta.region_name != "aws-global":
-        raise _elsewhere(url, bucket, found, s3)
+        raise _elsewhere(url, bucket, found, s3) from refused
+    if refused is not None:
+        raise aws_error(f"{url}: the bucket {bucket}", refused) from refused
 
 
 def _elsewhere(url: str, bucket: str, found: str, s3: Any) -> InputError:
