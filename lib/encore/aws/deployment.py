@@ -87,7 +87,7 @@ def findings(stage: Stage, package: Path, clients: Clients, region: str | None) 
     yield _there(
         "CDK bootstrap",
         lambda: clients("cloudformation").describe_stacks(StackName=BOOTSTRAP)["Stacks"][0]["StackStatus"],
-        f"npx aws-cdk@2 bootstrap aws://{who['Account']}/{region}",
+        "call `make cdk ARGS=bootstrap`",
     )
     if stage.mlflow == "fargate":
         yield _certificate(stage, clients)

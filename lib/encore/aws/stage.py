@@ -50,6 +50,9 @@ CHOICES = tuple(field.name for field in fields(Stage) if field.name != "name")
 
 def stage_of(context: Mapping[str, Any]) -> Stage:
     """The stage that the context names, with what else it chooses. Raises UnknownStage for what there is not."""
+    unknown = [name for name in context if name not in ("stage", *CHOICES)]
+    if unknown:
+        raise UnknownStage(f"no choice {unknown[0]!r}; one of: {', '.join(CHOICES)}")
     name = context.get("stage") or "dev"
     if name not in STAGES:
         raise UnknownStage(f"no stage {name!r}; one of: {', '.join(STAGES)}")
