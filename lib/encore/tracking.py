@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from encore.commit import commit_of
 from encore.config import Config
 from encore.log import redact
 
@@ -48,37 +48,10 @@ MLFLOW_SETTINGS = {
 
 SERVERS = ("http", "https", "databricks", "arn")
 """Schemes of stores that are servers; `arn`: one that SageMaker manages. Others are opened here."""
-MANAGED = re.compile(r"arn:[a-z-]+:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[A-Za-z0-9-]+")
+MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+")
 
-
-def git_commit() -> str:
-    """The commit of the code: ENCORE_GIT_COMMIT where set, else of the archive or the checkout, else unknown."""
-    given, packed = os.environ.get("ENCORE_GIT_COMMIT"), Path(__file__).with_name("COMMIT")
-    if given:
-        return given
-    if packed.is_file():
-        return packed.read_text().strip()
-    try:
-        folder = Path(__file__).resolve().parents[2]
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-        dirty = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    if found.returncode != 0:
-        return "unknown"
-    return found.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+FAILED = "encore.failed."
+"""Tags of a parent run: which job has failed in it, `true` until a later try of it ends well."""
 
 
 def folder_of(name: str) -> str | None:
@@ -96,18 +69,30 @@ def read_secret(name: str, region: str | None) -> dict[str, str]:
     from botocore.config import Config as BotoConfig
 
     quick = BotoConfig(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 3})
-    client = boto3.client("secretsmanager", region_name=region, config=quick)
-    text = client.get_secret_value(SecretId=name)["SecretString"]
+    # an ARN says where it is
+    own = name.split(":")[3] if name.startswith("arn:") and name.count(":") > 3 else None
+    client = boto3.client("secretsmanager", region_name=own or region, config=quick)
+    # what a secret says that is not as expected is not shown: it may be a password
     try:
-        found = json.loads(text)
+        found = json.loads(client.get_secret_value(SecretId=name).get("SecretString", ""))
     except ValueError:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("uri"), str):
-        # what it says instead is not shown: it may be a password
         raise ValueError(f'the secret {name}: {{"uri": ..., "username": ..., "password": ...}} expected')
-    if found["uri"].startswith("arn:") and not MANAGED.fullmatch(found["uri"]):
-        raise ValueError(f"the secret {name}: `uri` is an ARN, but not of an MLflow server of SageMaker's")
+    if found["uri"].startswith("arn:"):
+        if not MANAGED.fullmatch(found["uri"]):
+            raise ValueError(f"the secret {name}: `uri` is an ARN, but not of an MLflow server of SageMaker's")
+    elif not _is_address(found["uri"]):
+        raise ValueError(f"the secret {name}: `uri` is no address such as https://host:port")
     return {key: str(value) for key, value in found.items()}
+
+
+def _is_address(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme in SERVERS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -207,7 +192,16 @@ class Tracking:
         location = (
             Path(place).absolute().as_uri() if place and local and "://" not in place else (place if local else None)
         )
-        return str(self._client.create_experiment(name, artifact_location=location))
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            # a job that started at the same time has made it meanwhile
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+            return str(found.experiment_id)
 
     def prepare(self) -> None:
         """Make the parent run in the background: a new store takes seconds, in which the first job can start."""
@@ -227,23 +221,34 @@ class Tracking:
         return self._parent
 
     def _find_or_make_parent(self) -> str:
+        """The parent run. Jobs that start at the same time make one each: the oldest is it, for all of them."""
         experiment = self._experiment()
+        found = self._oldest_parent(experiment)
+        if found is not None:
+            return found
+        tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", **self._common_tags()}
+        own = str(self._client.create_run(experiment, run_name=self.run_id, tags=tags).info.run_id)
+        oldest = self._oldest_parent(experiment) or own
+        if oldest != own:
+            self._client.set_tag(own, "encore.kind", "superseded")
+            self._client.set_terminated(own, "KILLED")
+            return oldest
+        self._log_params(own, self._config.flat())
+        self._client.log_text(own, self._config.yaml(redact), "config.yaml")
+        return own
+
+    def _oldest_parent(self, experiment: str) -> str | None:
         found = self._client.search_runs(
             [experiment],
             f"tags.`encore.run_id` = '{self.run_id}' AND tags.`encore.kind` = 'pipeline'",
             max_results=1,
+            order_by=["attributes.start_time ASC"],
         )
-        if found:
-            return str(found[0].info.run_id)
-        tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", **self._common_tags()}
-        run = self._client.create_run(experiment, run_name=self.run_id, tags=tags)
-        self._log_params(run.info.run_id, self._config.flat())
-        self._client.log_text(run.info.run_id, self._config.yaml(redact), "config.yaml")
-        return str(run.info.run_id)
+        return str(found[0].info.run_id) if found else None
 
     def _common_tags(self) -> dict[str, str]:
         return {
-            "mlflow.source.git.commit": git_commit(),
+            "mlflow.source.git.commit": commit_of(),
             "mlflow.source.name": "encore",
             "mlflow.source.type": "JOB",
         }
@@ -370,10 +375,25 @@ class Tracking:
                 path.write_text(text, encoding="utf-8")
                 self._try("artefact", lambda: self._client.log_artifact(parent, str(path), folder_of(name)))
 
-    def finish(self, *, failed: bool, seconds: float | None = None) -> None:
-        """End the parent run, if there is one."""
+    def finish(self, done: Sequence[str], failed: str | None, seconds: float | None = None) -> None:
+        """Say how jobs of the parent run ended, if there is one: those that are `done`, and one that has `failed`.
+
+        The run is FAILED as long as one of its jobs is, which other processes may have said; `seconds` is of all.
+        """
         parent = self.parent() if self._preparing is not None else self._parent
-        if parent is not None:
-            if seconds is not None:
-                self._try("seconds", lambda: self._log_metrics(parent, {"seconds": seconds}))
-            self._try("finish", lambda: self._client.set_terminated(parent, "FAILED" if failed else "FINISHED"))
+        if parent is None:
+            return
+        if seconds is not None:
+            self._try("seconds", lambda: self._log_metrics(parent, {"seconds": seconds}))
+
+        def end() -> None:
+            if failed is not None:
+                self._client.set_tag(parent, f"{FAILED}{failed}", "true")
+            tags = self._client.get_run(parent).data.tags
+            marked = {name for name, value in tags.items() if name.startswith(FAILED) and value == "true"}
+            failing = {name.removeprefix(FAILED) for name in marked}
+            for name in failing & set(done):
+                self._client.set_tag(parent, f"{FAILED}{name}", "false")
+            self._client.set_terminated(parent, "FAILED" if failing - set(done) else "FINISHED")
+
+        self._try("finish", end)

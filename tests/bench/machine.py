@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from encore.commit import commit_of
 from encore.session import find_java
-from encore.tracking import git_commit
 from tests.bench.figures import Found, figure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "java": _java(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
-        "git_commit": git_commit(),
+        "git_commit": commit_of(),
     }
 
 

@@ -26,17 +26,24 @@ START_SECONDS = 60
 
 def may_isolate() -> bool:
     """Whether processes can be started as other users, and with folders hidden from them: by root on Linux."""
-    return os.getuid() == 0 and shutil.which("unshare") is not None and shutil.which("setpriv") is not None
+    if os.getuid() != 0 or shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        return False
+    # root of a container may lack the right to mount, and its system a user
+    try:
+        tried = subprocess.run(isolated(["true"], USERS[0], [ROOT]), capture_output=True, check=False, timeout=20)
+    except (KeyError, OSError, subprocess.TimeoutExpired):
+        return False
+    return tried.returncode == 0
 
 
 def isolated(command: Sequence[str], user: str | None, hidden: Sequence[Path]) -> list[str]:
     """A command that is run as `user` (None: this one) and sees folders that are empty in place of `hidden`."""
-    mounts = "; ".join(f"mount -t tmpfs -o mode=000,size=4k none '{folder}'" for folder in hidden)
+    mounts = "".join(f"mount -t tmpfs -o mode=000,size=4k none '{folder}' && " for folder in hidden)
     become = ""
     if user:
         known = pwd.getpwnam(user)
         become = f"setpriv --reuid={known.pw_uid} --regid={known.pw_gid} --clear-groups --"
-    script = f'{mounts} && exec {become} "$@"'
+    script = f'{mounts}exec {become} "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
 
 

@@ -197,9 +197,11 @@ def secrets_manager() -> Iterator[str]:
     """moto's account over HTTP, for processes other than this one: its address."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
 
 
 def _running(port: int, store: str, environment: dict[str, str], folder: Path) -> Iterator[MlflowServer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,12 +28,14 @@ class Asked:
 def forwarding(
     endpoint: str,
     answered: Callable[[Asked, int], None],
+    unknown: list[str],
     refuses: Callable[[Asked], str | None] = lambda _: None,
 ) -> Iterator[str]:
     """A proxy before the server at `endpoint` for as long as the block lasts: its address.
 
-    `answered` is shown each request with the status of its answer; what `refuses` has a reason for is not handed on,
-    and answered by it with 403.
+    `answered` is shown each request with the status of its answer. A ValueError of it is written into `unknown`, and
+    the answer is given all the same: a client whose connection breaks would ask again, and hide what is not known. What
+    `refuses` has a reason for is not handed on, and answered by it with 403.
     """
     origin = urlsplit(endpoint).netloc
 
@@ -53,18 +55,23 @@ def forwarding(
             asked = Asked(self.command, self.path, given, body)
             reason = refuses(asked)
             if reason is not None:
-                answered(asked, 403)
+                self._show(asked, 403)
                 self._answer(403, "Forbidden", [], reason.encode())
                 return
             # a signature covers the name of the host as the client knows it, so that goes on unchanged
-            connection = http.client.HTTPConnection(origin, timeout=60)
-            connection.request(self.command, self.path, body, given)
-            answer = connection.getresponse()
-            content = answer.read()
-            answered(asked, answer.status)
+            with closing(http.client.HTTPConnection(origin, timeout=60)) as connection:
+                connection.request(self.command, self.path, body, given)
+                answer = connection.getresponse()
+                content = answer.read()
+            self._show(asked, answer.status)
             length = answer.getheader("Content-Length") if self.command == "HEAD" else None
             self._answer(answer.status, answer.reason, answer.getheaders(), content, length)
-            connection.close()
+
+        def _show(self, asked: Asked, status: int) -> None:
+            try:
+                answered(asked, status)
+            except ValueError as error:
+                unknown.append(str(error))
 
         def _answer(
             self, status: int, reason: str, headers: list[tuple[str, str]], content: bytes, length: str | None = None

@@ -27,10 +27,11 @@ class Call:
 
 @dataclass
 class Recorder:
-    """Where the proxy listens, and what was asked of it."""
+    """Where the proxy listens, what was asked of it, and requests of which it is not known what they take."""
 
     endpoint: str = ""
     calls: set[Call] = field(default_factory=set)
+    unknown: list[str] = field(default_factory=list)
 
 
 def calls_of(asked: Asked, status: int) -> list[Call]:
@@ -45,7 +46,11 @@ def calls_of(asked: Asked, status: int) -> list[Call]:
         if method == "HEAD":
             return [Call("s3:ListBucket", bucket)]
         if method == "POST" and "delete" in query:
-            keys = [item.text or "" for item in ElementTree.fromstring(asked.body).iter() if item.tag.endswith("Key")]
+            try:
+                listed = ElementTree.fromstring(asked.body)
+            except ElementTree.ParseError as error:
+                raise ValueError(f"{method} {asked.target}: {error}") from error
+            keys = [item.text or "" for item in listed.iter() if item.tag.endswith("Key")]
             return [Call("s3:DeleteObject", bucket, name) for name in keys]
         raise ValueError(f"{method} {asked.target}: not known")
     if method in ("GET", "HEAD"):
@@ -66,7 +71,9 @@ def calls_of(asked: Asked, status: int) -> list[Call]:
 def recording(endpoint: str) -> Iterator[Recorder]:
     """A proxy before the server at `endpoint`, for as long as the block lasts."""
     recorder = Recorder()
-    with forwarding(
-        endpoint, lambda asked, status: recorder.calls.update(calls_of(asked, status))
-    ) as recorder.endpoint:
+
+    def answered(asked: Asked, status: int) -> None:
+        recorder.calls.update(calls_of(asked, status))
+
+    with forwarding(endpoint, answered, recorder.unknown) as recorder.endpoint:
         yield recorder

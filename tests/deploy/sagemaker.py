@@ -39,12 +39,14 @@ ACTIONS = {
 
 @dataclass
 class Managed:
-    """The server as its callers see it: the endpoint in place of SageMaker's, and the actions that were asked for."""
+    """The server as its callers see it: the endpoint in place of SageMaker's, the actions that were asked for, what was
+    refused, and requests of which it is not known what they take."""
 
     endpoint: str
     server: MlflowServer
     actions: set[str] = field(default_factory=set)
     refusals: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 def action_of(asked: Asked) -> str:
@@ -96,5 +98,5 @@ def sagemaker(s3: S3Server, bucket: str) -> Iterator[Managed]:
                 found.refusals.append(f"{asked.method} {asked.target}: {why}")
             return why
 
-        with forwarding(server.uri, answered, refuses) as found.endpoint:
+        with forwarding(server.uri, answered, found.unknown, refuses) as found.endpoint:
             yield found

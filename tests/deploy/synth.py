@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import sys
 import tempfile
 from functools import cache
@@ -22,6 +24,13 @@ sys.path.insert(0, str(ROOT / "deploy" / "cdk"))
 PSEUDO = {"AWS::Partition": "aws", "AWS::AccountId": "ACCOUNT", "AWS::Region": "REGION", "AWS::URLSuffix": "SUFFIX"}
 
 
+def _kept(prefix: str) -> Path:
+    """A new folder, removed as this process ends: what is in it is cached until then."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @cache
 def assembly(stage: str, *choices: str) -> Path:
     """The folder with the templates of a stage, with choices such as `ec2=true`. RuntimeError for a finding of nag."""
@@ -30,7 +39,7 @@ def assembly(stage: str, *choices: str) -> Path:
 
     from encore.aws.stage import stage_of
 
-    folder = Path(tempfile.mkdtemp(prefix="encore-cdk-"))
+    folder = _kept("encore-cdk-")
     app = App(outdir=str(folder), context=FLAGS, analytics_reporting=False)
     build(app, stage_of({"stage": stage, **dict(choice.split("=", 1) for choice in choices)}), package())
     app.synth()
@@ -43,7 +52,7 @@ VERSION = "0123456789abcdef"
 @cache
 def package() -> Path:
     """What stands for the application archive where only its place counts."""
-    folder = Path(tempfile.mkdtemp(prefix="encore-package-"))
+    folder = _kept("encore-package-")
     (folder / "manifest.json").write_text(json.dumps({"version": VERSION, "commit": "none", "files": {}}))
     return folder
 

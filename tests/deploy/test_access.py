@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from encore.aws.access import Buckets, statements
+from encore.aws.access import RAW, Buckets, cluster_statements, statements
 from encore.job import EXTRA_JOBS, JOBS, node, upkeep
 from encore.tables import ALL, FRAMEWORK
 from tests.deploy.proxy import Asked
@@ -16,9 +16,11 @@ from tests.deploy.simulator import refused
 WRITES = ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 
 
+BUCKETS = Buckets(*(f"arn:aws:s3:::{kind}" for kind in ("lake", "raw", "code", "logs")))
+
+
 def policy(job: str) -> list[dict[str, Any]]:
-    lake, raw, code, logs = (f"arn:aws:s3:::{kind}" for kind in ("lake", "raw", "code", "logs"))
-    return statements(node(job), Buckets(lake, raw, code, logs), upkeep(job))
+    return statements(node(job), BUCKETS, upkeep(job))
 
 
 @pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
@@ -59,6 +61,46 @@ def test_only_ingest_reads_raw_data_and_each_its_own() -> None:
     assert may.pop("ingest_playlists") == [True, False]
     assert may.pop("ingest_features") == [False, True]
     assert set(map(tuple, may.values())) == {(False, False)}
+
+
+@pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
+def test_the_nodes_of_a_cluster_may_do_all_that_a_job_may(job: str) -> None:
+    nodes, allowed, asked = cluster_statements(BUCKETS), policy(job), 0
+    keys = [f"lake/{table.name}/{name}" for table in ALL for name in ("part-0.parquet", "_delta_log/0.json")]
+    keys.append(f"lake/_scratch/{job}-0a1b/x")
+    calls = [Call(action, "lake", key) for key in keys for action in ("s3:GetObject", *WRITES)]
+    calls += [Call("s3:GetObject", "lake", key, missing=True) for key in keys]
+    calls += [Call("s3:ListBucket", "lake", prefix=f"{key.rpartition('/')[0]}/") for key in keys]
+    calls += [Call("s3:ListBucket", "raw", prefix=f"{folder}/") for folder in RAW.values()]
+    calls += [
+        Call("s3:GetObject", "raw", f"{folder}/x", missing=gone) for folder in RAW.values() for gone in (False, True)
+    ]
+    calls += [Call(action, "logs", f"{kind}/{job}/x") for kind in ("logs", "outcomes") for action in WRITES]
+    calls.append(Call("s3:GetObject", "code", "v1/environment.tar.gz"))
+    for call in calls:
+        if refused(allowed, call) is None:
+            asked += 1
+            assert refused(nodes, call) is None, call
+    assert asked > 10
+
+
+def test_the_nodes_of_a_cluster_write_neither_code_nor_raw_data_nor_elsewhere() -> None:
+    nodes = cluster_statements(BUCKETS)
+    assert refused(nodes, Call("s3:PutObject", "logs", "cluster/j-1/node/i-1/daemon.log.gz")) is None
+    for action in WRITES:
+        for bucket, key in (
+            ("code", "v1/environment.tar.gz"),
+            ("code", "v1/jobs/report.py"),
+            ("raw", "playlists/mpd.slice.0-999.json"),
+            ("raw", "features/a.csv"),
+            ("lake", "elsewhere/x"),
+            ("logs", "elsewhere/x"),
+        ):
+            assert refused(nodes, Call(action, bucket, key)) is not None, f"{action} {bucket}/{key}"
+    assert refused(nodes, Call("s3:DeleteObject", "logs", "outcomes/report/run/1.json")) is not None
+    assert refused(nodes, Call("s3:GetObject", "logs", "logs/report/run/stderr.gz")) is not None
+    for bucket, prefix in (("lake", "elsewhere/"), ("raw", "elsewhere/"), ("code", "v1/"), ("logs", "logs/")):
+        assert refused(nodes, Call("s3:ListBucket", bucket, prefix=prefix)) is not None, f"{bucket}/{prefix}"
 
 
 def test_the_simulator_knows_that_deny_wins_and_that_a_condition_holds() -> None:

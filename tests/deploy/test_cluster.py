@@ -76,6 +76,8 @@ def config(s3_server: S3Server, generated: Path, package: Path) -> Config:
         "raw.features=s3://cluster-raw/features",
     ]
     own += ["s3.path_style=true", f"s3.endpoint={s3_server.endpoint}", f"tracking.login={LOGIN}"]
+    # as `encore submit` sends it: YARN tells its containers of no region
+    own += [f"s3.region={REGION}"]
     own += ["emr.cluster=j-CLUSTER", "emr.code=s3://cluster-code", "emr.logs=s3://cluster-logs"]
     return load_config("emr", [*own, *OWN, SIZES])
 
@@ -198,6 +200,7 @@ def test_metrics_are_in_a_managed_mlflow_by_the_roles_of_the_jobs(
     ran: dict[str, dict[str, Held]], mlflow: Managed, artefacts: Recorder, proved: Callable[[str], None]
 ) -> None:
     assert mlflow.refusals == [], "each request was signed for this server"
+    assert (mlflow.unknown, artefacts.unknown) == ([], [])
     client = MlflowClient(tracking_uri=mlflow.server.uri)
     experiment = client.get_experiment_by_name("encore")
     assert experiment is not None

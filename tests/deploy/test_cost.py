@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,12 @@ def test_a_job_without_tasks_takes_no_executors() -> None:
 
 
 def test_more_executors_are_faster_and_cost_their_waiting() -> None:
-    few, many = (estimate([row(100, 160)], 2, 100, 0, PRICES, Workers(n, 4, 14, 4, 10)).jobs[0] for n in (2, 20))
+    """Their work costs the same however many share it; each one's start and idle time comes on top."""
+    few, many = (estimate([row(100, 160)], 2, 100, 0, PRICES, replace(WORKERS, executors=n)).jobs[0] for n in (2, 20))
     assert many.there < few.there
-    assert many.serverless != few.serverless
+    driver, executor = 4 * 0.05 + 14 * 0.01, 4 * 0.05 + 10 * 0.01
+    executors = [job.serverless - driver * job.there / 3600 for job in (few, many)]
+    assert executors[1] - executors[0] == pytest.approx(18 * executor * (60 + 30) / 3600)
 
 
 def test_prices_of_a_region_have_a_date_and_sizes_are_those_of_the_environment() -> None:

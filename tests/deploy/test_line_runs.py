@@ -320,12 +320,37 @@ def test_two_executions_never_overlap() -> None:
 
 
 @pytest.mark.slow
-def test_the_lock_of_an_execution_that_was_stopped_is_taken_over(decisions: Decisions) -> None:
-    made, _, script = decisions
-    script["report"] = [3]
-    stopped = made.run("stopped", {"only": ["report"]})["executionArn"]
-    made.dynamodb.put_item(TableName=made.table, Item={"line": {"S": made.known["Lake"]}, "execution": {"S": stopped}})
+def test_the_lock_of_an_execution_that_was_stopped_is_taken_over() -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def run(_: str, __: dict[str, Any]) -> Ended:
+        inside.set()
+        assert go.wait(30)
+        return Ended(0)
+
+    with account(known_for("stop"), FEW) as made, emr_serverless(run):
+        stopped = made.states.start_execution(
+            stateMachineArn=made.machine, name="stopped", input='{"only": ["report"]}'
+        )["executionArn"]
+        assert inside.wait(30)
+        made.states.stop_execution(executionArn=stopped)
+        holder = made.lock()
+        assert holder is not None, "who is stopped lets nothing go"
+        assert holder["execution"]["S"] == stopped
+        go.set()
+        assert made.run("next", {"only": ["report"]})["status"] == "SUCCEEDED"
+        assert made.lock() is None
+
+
+@pytest.mark.slow
+def test_the_lock_of_an_execution_that_is_not_known_any_more_is_taken_over(decisions: Decisions) -> None:
+    made, ran, _ = decisions
+    known = made.run("known", {"only": ["report"]})["executionArn"]
+    forgotten = known.replace(":known", ":forgotten")
+    item = {"line": {"S": made.known["Lake"]}, "execution": {"S": forgotten}}
+    made.dynamodb.put_item(TableName=made.table, Item=item)
     assert made.run("next", {"only": ["report"]})["status"] == "SUCCEEDED"
+    assert ran == ["report", "report"]
     assert made.lock() is None
 
 
@@ -342,6 +367,8 @@ class Proof:
     calls: dict[str, set[Call]]
     ended: dict[str, list[Ended]]
     mlflow: MlflowServer
+    unknown: list[str]
+    """Requests to S3 that take a permission which is not known here."""
     after: dict[str, Callable[[], None]]
     """What is to happen once the job of that name has ended next."""
 
@@ -356,6 +383,7 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
     s3_server.upload(generated, "line-raw", "playlists/")
     s3_server.upload(generated / "features", "line-raw", "features/")
     calls: dict[str, set[Call]] = {}
+    unknown: list[str] = []
     ended: dict[str, list[Ended]] = {}
     after: dict[str, Callable[[], None]] = {}
     with mlflow_server(s3_server, "line-artefacts") as mlflow, pytest.MonkeyPatch.context() as patch:
@@ -369,8 +397,8 @@ def line(s3_server: S3Server, generated: Path, tmp_path_factory: pytest.TempPath
             login = {"uri": mlflow.uri, "username": mlflow.username, "password": mlflow.password}
             secret = boto3.client("secretsmanager", region_name=REGION)
             secret.create_secret(Name=known["TrackingLogin"], SecretString=json.dumps(login))
-            with emr_serverless(_real(made, s3_server, endpoint, calls, ended, after, folder)):
-                yield Proof(made, s3_server, known, calls, ended, mlflow, after)
+            with emr_serverless(_real(made, s3_server, endpoint, calls, unknown, ended, after, folder)):
+                yield Proof(made, s3_server, known, calls, ended, mlflow, unknown, after)
 
 
 def _real(
@@ -378,6 +406,7 @@ def _real(
     server: S3Server,
     secrets: str,
     calls: dict[str, set[Call]],
+    unknown: list[str],
     ended: dict[str, list[Ended]],
     after: dict[str, Callable[[], None]],
     folder: Path,
@@ -387,6 +416,7 @@ def _real(
             own = {"AWS_ENDPOINT_URL": recorder.endpoint, "AWS_ENDPOINT_URL_SECRETS_MANAGER": secrets}
             done = spark_submit(job, asked, {**server.environment(), **own}, folder)
         calls.setdefault(job, set()).update(recorder.calls)
+        unknown.extend(recorder.unknown)
         ended.setdefault(job, []).append(done)
         after.pop(job, lambda: None)()
         # what the job wrote for the machine is where the machine of this test looks
@@ -401,6 +431,8 @@ def _real(
 
 @pytest.mark.slow
 @pytest.mark.s3
+# the first test waits for eight jobs, on machines that may be busy
+@pytest.mark.timeout(1800)
 class TestTheLine:
     """In order: each test goes on where the one before it ended."""
 
@@ -456,6 +488,7 @@ class TestTheLine:
         self, line: Proof, proved: Callable[[str], None]
     ) -> None:
         assert set(line.calls) == set(JOBS)
+        assert line.unknown == []
         for job, calls in line.calls.items():
             allowed = policy(job)
             assert [refused(allowed, call) for call in calls if refused(allowed, call)] == [], job

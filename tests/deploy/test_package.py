@@ -1,15 +1,22 @@
-"""The application archive: what is in it, that it is the same each time, and that a job runs from it."""
+"""The application archive: what is in it, that it is the same each time, and that a job runs from it.
+
+How it is made is tested on a small one, which takes a second.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pyspark
 import pytest
@@ -19,12 +26,28 @@ from tests import recompute
 from tests.conftest import FAST_JVM, ROOT
 from tests.deploy.conftest import COMMIT, packaged
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def whole(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of the archive as it is sent, which takes minutes to build."""
+    return pytest.mark.slow(pytest.mark.timeout(1200)(test))
 
 
 def digest(path: Path) -> str:
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def content_of(archive: Path) -> str:
+    """The digest of an archive's content, read from the archive itself."""
+    found = hashlib.sha256()
+    with tarfile.open(archive) as tar:
+        for entry in tar:
+            file = tar.extractfile(entry) if entry.isreg() else None
+            what = hashlib.sha256(file.read()).hexdigest() if file else entry.linkname
+            found.update(json.dumps([entry.name, entry.type.decode(), entry.mode, what]).encode() + b"\n")
+    return found.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +56,7 @@ def names(package: Path) -> list[str]:
         return archive.getnames()
 
 
+@whole
 def test_the_manifest_says_what_is_there(package: Path) -> None:
     manifest = json.loads((package / "manifest.json").read_text())
     files = {str(path.relative_to(package)): path for path in package.rglob("*") if path.is_file()}
@@ -42,11 +66,13 @@ def test_the_manifest_says_what_is_there(package: Path) -> None:
     }
     assert {f"jobs/{job}.py" for job in (*JOBS, *EXTRA_JOBS)} <= set(files)
     assert manifest["commit"] == COMMIT
-    # other content, other name
-    content = json.dumps(manifest["files"], sort_keys=True)
-    assert manifest["version"] == hashlib.sha256(content.encode()).hexdigest()[:16]
+    # other content, other name; how it was compressed is no part of it
+    jobs = {name: about["sha256"] for name, about in manifest["files"].items() if name.startswith("jobs/")}
+    named = json.dumps([content_of(package / "environment.tar.gz"), jobs], sort_keys=True)
+    assert manifest["version"] == hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
+@whole
 def test_it_has_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> None:
     site = "lib/python3.11/site-packages"
     assert {f"{site}/encore/job.py", f"{site}/encore/COMMIT", "conf/base.yaml", "conf/emr.yaml", "bin/python"} <= {
@@ -58,9 +84,10 @@ def test_it_has_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> Non
     } <= {*names}
     top = {name.split("/")[3] for name in names if name.startswith(f"{site}/") and name.count("/") >= 3}
     assert top & {"pyspark", "delta", "py4j", "sklearn", "sqlalchemy", "pytest", "moto", "aws_cdk"} == set()
-    assert [name for name in names if name.endswith(".jar")] == []
+    assert [name for name in names if name.endswith(".jar") or name.startswith("conf/deploy")] == []
 
 
+@whole
 def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, proved: Callable[[str], None]) -> None:
     """Built again, from a checkout elsewhere whose files are newer, with another umask."""
     other = tmp_path / "checkout"
@@ -79,6 +106,7 @@ def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, prov
     proved(f"the application archive, {size:,.0f} MB, built twice in different places: the same bytes")
 
 
+@whole
 def test_a_job_runs_from_it_by_spark_submit_with_pyspark_outside(
     package: Path, generated: Path, tmp_path: Path, proved: Callable[[str], None]
 ) -> None:
@@ -103,3 +131,280 @@ def test_a_job_runs_from_it_by_spark_submit_with_pyspark_outside(
     assert len(recompute.table(tmp_path / "lake", "playlists")) == 300
     assert "mlflow_failed" in done.stdout, "nobody listens there, and the job ends well all the same"
     proved("a job from the unpacked archive by spark-submit, pyspark outside of it, in no checkout")
+
+
+# a small archive: one package, which is at hand, and what of Encore says the commit ----------------------------------
+
+
+def wheel(folder: Path) -> Path:
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    about = {
+        "METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("tiny/__init__.py", "")
+        for name, text in about.items():
+            packed.writestr(f"tiny-1.0.dist-info/{name}", text)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "checkout"
+    for name in ("lib/encore/__init__.py", "lib/encore/commit.py", "deploy/package.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
+    for name, text in (("jobs/one.py", "1\n"), ("conf/base.yaml", "a: 1\n")):
+        (root / name).parent.mkdir()
+        (root / name).write_text(text)
+    made = wheel(tmp_path)
+    requirement = f"tiny @ file://{made} --hash=sha256:{digest(made)}\n"
+    (root / "deploy" / "requirements-emr.txt").write_text(requirement)
+    return root
+
+
+@pytest.fixture
+def run(checkout: Path, tmp_path: Path) -> Run:
+    """Call package.py of the small checkout, without a network; the archive is in `out`."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(checkout / "deploy" / "package.py"), "--out", str(tmp_path / "out"), *arguments]
+        environment = {**os.environ, "ENCORE_GIT_COMMIT": COMMIT, "UV_OFFLINE": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """package.py of a checkout as a module."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    spec = importlib.util.spec_from_file_location("package_of_a_checkout", root / "deploy" / "package.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return loaded(ROOT, monkeypatch)
+
+
+def test_it_is_built_once_and_anew_where_it_is_not_whole_or_that_is_asked(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run()
+    assert first.returncode == 0, first.stderr
+    assert f"commit {COMMIT}" in first.stdout
+    assert "up to date" not in first.stdout
+    packed = out / "environment.tar.gz"
+    made = packed.stat().st_mtime_ns
+    assert "up to date" in run().stdout
+    assert packed.stat().st_mtime_ns == made
+    assert "up to date" not in run("--force").stdout
+    assert packed.stat().st_mtime_ns != made
+    before = packed.read_bytes()
+    packed.write_bytes(before[:-1])
+    assert "up to date" not in run().stdout
+    assert packed.read_bytes() == before
+    (out / "jobs" / "one.py").unlink()
+    assert "up to date" not in run().stdout
+    assert (out / "jobs" / "one.py").read_text() == "1\n"
+    assert "up to date" not in run("--python", "/opt/python3.11").stdout
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing is left beside it"
+
+
+def test_all_that_it_is_made_of_counts_and_nothing_else(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = loaded(checkout, monkeypatch)
+    seen = [module.inputs_of(COMMIT, "/usr/bin/python3.11")]
+    (checkout / "lib" / "encore" / "__pycache__").mkdir()
+    (checkout / "lib" / "encore" / "__pycache__" / "commit.cpython-311.pyc").write_text("compiled")
+    (checkout / "lib" / "encore.egg-info").mkdir()
+    (checkout / "lib" / "encore.egg-info" / "PKG-INFO").write_text("installed")
+    (checkout / "README.md").write_text("read")
+    assert module.inputs_of(COMMIT, "/usr/bin/python3.11") == seen[0]
+    for name in (
+        "lib/encore/commit.py",
+        "lib/encore/new.py",
+        "jobs/one.py",
+        "conf/base.yaml",
+        "deploy/requirements-emr.txt",
+        "deploy/package.py",
+    ):
+        with (checkout / name).open("a") as file:
+            file.write("# changed\n")
+        seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
+    (checkout / "jobs" / "one.py").rename(checkout / "jobs" / "two.py")
+    seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
+    (checkout / "jobs" / "two.py").chmod(0o755)
+    seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
+    seen.append(module.inputs_of("another", "/usr/bin/python3.11"))
+    seen.append(module.inputs_of(COMMIT, "/opt/python3.11"))
+    assert len(set(seen)) == len(seen) == 11
+
+
+def test_packages_that_cannot_be_had_are_said_and_leave_the_last_archive(
+    run: Run, checkout: Path, tmp_path: Path
+) -> None:
+    assert run().returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    requirements = checkout / "deploy" / "requirements-emr.txt"
+    wrong = requirements.read_text().partition("sha256:")[0] + f"sha256:{'0' * 64}\n"
+    for text, said in ((wrong, "Hash mismatch"), (f"absent==1.0 --hash=sha256:{'0' * 64}\n", "absent")):
+        requirements.write_text(text)
+        done = run()
+        assert done.returncode == 4
+        assert done.stderr.startswith("encore: the packages of deploy/requirements-emr.txt cannot be had:\n")
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "out", wheel(tmp_path).name]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "manifest.json", ""])
+def test_what_is_no_archive_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
+    """Neither a folder with something in it, be it another program's manifest, nor a file."""
+    path = tmp_path / "out" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"version": "48.0.0", "artifacts": {}}')
+    for arguments in ((), ("--force",)):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"encore: {tmp_path / 'out'} holds something else than an archive, and would be replaced: "
+            "name another folder\n"
+        )
+    assert path.read_text() == '{"version": "48.0.0", "artifacts": {}}'
+
+
+def test_the_last_archive_comes_back_where_the_new_one_cannot_take_its_place(
+    module: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("the last")
+    with pytest.raises(FileNotFoundError):
+        module._replace(tmp_path / "out", tmp_path / "not there", tmp_path / "former")
+    assert (tmp_path / "out" / "manifest.json").read_text() == "the last"
+
+
+def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert run().returncode == 0
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_the_commit_is_that_of_the_checkout_it_is_called_from(checkout: Path, run: Run, tmp_path: Path) -> None:
+    """Not of the Encore that is installed beside it."""
+    text = "def commit_of(root):\n    return f'{root.name} of its own'\n"
+    (checkout / "lib" / "encore" / "commit.py").write_text(text)
+    assert run().returncode == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["commit"] == "checkout of its own"
+    with tarfile.open(tmp_path / "out" / "environment.tar.gz") as archive:
+        file = archive.extractfile("lib/python3.11/site-packages/encore/COMMIT")
+        assert file is not None
+        assert file.read() == b"checkout of its own\n"
+
+
+def tree_of(folder: Path) -> Path:
+    tree = folder / "tree"
+    (tree / "a").mkdir(parents=True)
+    (tree / "a" / "one").write_text("the same bytes")
+    os.link(tree / "a" / "one", tree / "a" / "two")
+    (tree / "link").symlink_to("a/one")
+    (tree / "program").write_text("run")
+    (tree / "program").chmod(0o700)
+    return tree
+
+
+def test_files_that_share_their_bytes_are_packed_as_files(module: ModuleType, tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    module._pack(tree_of(tmp_path), archive)
+    with tarfile.open(archive) as tar:
+        entries = {entry.name: entry for entry in tar}
+        for name in ("a/one", "a/two"):
+            assert entries[name].isreg()
+            file = tar.extractfile(entries[name])
+            assert file is not None
+            assert file.read() == b"the same bytes"
+    assert entries["a"].isdir()
+    assert (entries["link"].issym(), entries["link"].linkname) == (True, "a/one")
+    assert {name: entry.mode for name, entry in entries.items()} == {
+        **dict.fromkeys(("a", "link", "program"), 0o755),
+        **dict.fromkeys(("a/one", "a/two"), 0o644),
+    }
+    assert {(entry.uid, entry.gid, entry.mtime, entry.uname) for entry in entries.values()} == {(0, 0, 0, "")}
+
+
+def test_the_version_is_of_the_content_however_it_is_compressed(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, archives = tree_of(tmp_path), [tmp_path / "a.tar.gz", tmp_path / "b.tar.gz"]
+    first = module._pack(tree, archives[0])
+    assert first == content_of(archives[0])
+    # what another zlib would do
+    monkeypatch.setattr(module, "LEVEL", 1)
+    assert module._pack(tree, archives[1]) == first
+    assert digest(archives[0]) != digest(archives[1])
+    seen = [first]
+    for change in (
+        lambda: (tree / "a" / "one").write_text("other bytes...."),
+        lambda: (tree / "program").chmod(0o600),
+        lambda: (tree / "program").rename(tree / "renamed"),
+        lambda: (tree / "b").mkdir(),
+        lambda: ((tree / "link").unlink(), (tree / "link").symlink_to("a/two")),
+    ):
+        change()
+        seen.append(module._pack(tree, archives[1]))
+    assert len(set(seen)) == 6
+    named = [module.version_of(first, {"jobs/one.py": "1"}), module.version_of(first, {"jobs/one.py": "2"})]
+    assert len({*named, module.version_of(seen[1], {"jobs/one.py": "1"})}) == 3
+
+
+def test_a_module_of_ours_that_does_not_compile_is_named_and_a_package_s_is_not(
+    module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the checkout may be called encore too
+    packages = tmp_path / "encore" / "environment" / "lib" / "python3.11" / "site-packages"
+    for name in ("a_template", "encore", "z_good"):
+        (packages / name).mkdir(parents=True)
+    (packages / "a_template" / "main.py").write_text("class {{ name }}:\n")
+    (packages / "z_good" / "main.py").write_text("")
+    module._compile(packages)
+    assert len(list(packages.rglob("*.pyc"))) == 1
+    (packages / "encore" / "wrong.py").write_text("def\n")
+    with pytest.raises(SystemExit) as caught:
+        module._compile(packages)
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("encore: a module does not compile:\n")
+    assert "encore/wrong.py" in said
+    assert "SyntaxError" in said
+    assert "a_template" not in said
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo \"*** Error compiling 'a.py'...\"; kill -9 $$", "with -9"),
+        ("echo No module named compileall >&2; exit 1", "with 1:\nNo module named compileall"),
+    ],
+)
+def test_a_compiler_that_breaks_off_is_said(
+    module: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    said: str,
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(SystemExit) as caught:
+        module._compile(tmp_path / "environment" / "lib" / "python3.11" / "site-packages")
+    assert caught.value.code == 1
+    assert f"encore: compileall broke off {said}" in capsys.readouterr().err

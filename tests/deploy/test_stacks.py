@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from encore.aws.access import Buckets, statements
+from encore.aws.access import Buckets, cluster_statements, statements, tracking_statements
 from encore.aws.athena import VIEWS, glue_columns
 from encore.aws.deployment import ROLE_OUTPUT, STACKS
+from encore.aws.stage import UnknownStage, stage_of
 from encore.aws.states import camel, definition, placeholders, sized
 from encore.job import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from encore.tables import ALL, BY_NAME
+from tests.conftest import ROOT
 from tests.deploy.synth import VERSION, Template, assembly, of_type, plain, templates, text
 
 
@@ -53,6 +56,13 @@ def test_buckets_are_versioned_encrypted_private_and_by_tls_alone(prod: dict[str
     assert len([one for one in denied if one["Condition"].get("Bool") == {"aws:SecureTransport": "false"}]) == 7
 
 
+def test_nothing_empties_what_is_kept(prod: dict[str, Template]) -> None:
+    for stack in ("storage", "mlflow"):
+        assert of_type(prod[stack], "Custom::S3AutoDeleteObjects") == []
+        kept = [one for one in prod[stack]["Resources"].values() if one["Type"] == "AWS::S3::Bucket"]
+        assert {one["DeletionPolicy"] for one in kept} == {"Retain"}
+
+
 def test_nothing_of_the_lake_expires_by_age_but_what_was_set_aside(prod: dict[str, Template]) -> None:
     (lake,) = [one for one in of_type(prod["storage"], "AWS::S3::Bucket") if "-lake-" in text(one["BucketName"])]
     rules = lake["LifecycleConfiguration"]["Rules"]
@@ -67,11 +77,26 @@ def test_glue_knows_every_table_with_the_comments_of_its_declaration(prod: dict[
         assert [(one["Name"], one["Type"], one["Comment"]) for one in columns] == glue_columns(table)
         assert text(made[table.name]["StorageDescriptor"]["Location"]).endswith(f"/lake/{table.name}/")
         assert made[table.name]["Parameters"]["table_type"] == "DELTA"
+        assert formats(made[table.name]) == (
+            "org.apache.hadoop.mapred.SequenceFileInputFormat",
+            "org.apache.hadoop.hive.ql.io.HiveSequenceFileOutputFormat",
+            "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe",
+        )
+        parameters = made[table.name]["StorageDescriptor"]["SerdeInfo"]["Parameters"]
+        assert parameters == {"serialization.format": "1", "path": made[table.name]["StorageDescriptor"]["Location"]}
     for name in VIEWS:
         shown = made[name]["ViewOriginalText"].removeprefix("/* Presto View: ").removesuffix(" */")
         about = json.loads(base64.b64decode(shown))
         assert about["originalSql"] == " ".join(VIEWS[name].split())
         assert about["schema"] == "encore_prod"
+        assert formats(made[name]) == (None, None, "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe")
+        assert made[name]["PartitionKeys"] == []
+
+
+def formats(entry: dict[str, Any]) -> tuple[str | None, str | None, str]:
+    """How Hive would read and write a table or view of Glue."""
+    kept = entry["StorageDescriptor"]
+    return kept.get("InputFormat"), kept.get("OutputFormat"), kept["SerdeInfo"]["SerializationLibrary"]
 
 
 def test_there_is_one_role_a_job_and_it_may_do_what_is_derived(prod: dict[str, Template]) -> None:
@@ -191,6 +216,64 @@ def test_someone_is_told_when_it_fails_is_late_does_not_start_or_is_silent(prod:
     assert silent["TreatMissingData"] == "breaching"
 
 
+def test_alarms_may_tell_the_topic_and_nobody_else_may_by_its_policy(prod: dict[str, Template]) -> None:
+    """A topic with a policy of its own has lost the one that lets the account's alarms in."""
+    (policy,) = of_type(prod["orchestration"], "AWS::SNS::TopicPolicy")
+    told = plain(policy["PolicyDocument"]["Statement"])
+    allowed = [
+        (one["Principal"], one["Action"], one["Condition"], one["Resource"]) for one in told if one["Effect"] == "Allow"
+    ]
+    (topic,) = [text(one["Topics"][0]) for one in [policy]]
+    assert allowed == [
+        (
+            {"Service": "cloudwatch.amazonaws.com"},
+            "sns:Publish",
+            {"StringEquals": {"aws:SourceAccount": "ACCOUNT"}},
+            topic,
+        )
+    ]
+
+
+def test_the_dashboard_asks_for_metrics_by_all_the_dimensions_that_they_have(prod: dict[str, Template]) -> None:
+    """By other dimensions than those under which it was published a metric is another one, and empty."""
+    (dashboard,) = of_type(prod["orchestration"], "AWS::CloudWatch::Dashboard")
+    widgets = {
+        one["properties"]["title"]: one["properties"] for one in json.loads(text(dashboard["DashboardBody"]))["widgets"]
+    }
+    runs = [metric[:6] for metric in widgets["Runs"]["metrics"]]
+    application = ["ApplicationId", "encore-prod-application-id", "ApplicationName", "encore-prod"]
+    assert runs == [["AWS/EMRServerless", name, *application] for name in ("SuccessJobs", "FailedJobs")]
+    dimensions = "{AWS/EMRServerless,ApplicationId,ApplicationName,CapacityAllocationType,WorkerType}"
+    wanted = 'ApplicationId="encore-prod-application-id" ApplicationName="encore-prod"'
+    for title, name in (("CPUs", "CPUAllocated"), ("Memory", "MemoryAllocated")):
+        ((search,),) = widgets[title]["metrics"]
+        assert search["expression"] == f"SEARCH('{dimensions} MetricName=\"{name}\" {wanted}', 'Sum', 60)"
+
+
+def test_a_person_finds_the_machine_and_the_topic_in_the_outputs(prod: dict[str, Template]) -> None:
+    outputs = {name: text(one["Value"]) for name, one in prod["orchestration"]["Outputs"].items()}
+    resources = prod["orchestration"]["Resources"]
+    found = {name: resources[outputs[name]]["Type"] for name in ("StateMachineArn", "FailuresTopicArn")}
+    assert found == {"StateMachineArn": "AWS::StepFunctions::StateMachine", "FailuresTopicArn": "AWS::SNS::Topic"}
+
+
+def test_all_of_a_stage_that_takes_tags_has_the_stages(prod: dict[str, Template]) -> None:
+    """What takes tags is as CloudFormation's own schemas say it."""
+    from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
+
+    for stack in set(prod) - {"delivery"}:
+        tagged = 0
+        for name, resource in prod[stack]["Resources"].items():
+            if resource["Type"].startswith("Custom::"):
+                continue
+            schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
+            takes = schema.get("tagging", {}).get("taggable", "Tags" in schema["properties"])
+            has = "encore:stage" in json.dumps(resource.get("Properties"))
+            assert has or not takes, f"{stack}: {name}"
+            tagged += has
+        assert tagged, stack
+
+
 def test_the_application_is_of_the_release_stops_when_idle_and_is_bounded(prod: dict[str, Template]) -> None:
     (application,) = of_type(prod["compute"], "AWS::EMRServerless::Application")
     assert application["ReleaseLabel"] == "emr-spark-8.1.0"
@@ -215,6 +298,24 @@ def test_mlflow_is_private_speaks_tls_and_keeps_passwords_out_of_its_settings(pr
     assert "PASSWORD" not in str(container["Environment"])
     (service,) = of_type(prod["mlflow"], "AWS::ECS::Service")
     assert service["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"
+    assert task["RuntimePlatform"] == {"CpuArchitecture": "X86_64", "OperatingSystemFamily": "LINUX"}
+    images = json.loads((assembly("prod") / "encore-prod-mlflow.assets.json").read_text())["dockerImages"]
+    assert [one["source"]["platform"] for one in images.values()] == ["linux/amd64"], "whatever builds it"
+    (base,) = re.findall(r"(?m)^FROM (\S+)", (ROOT / "deploy/cdk/mlflow/Dockerfile").read_text())
+    assert base.startswith("public.ecr.aws/"), "others limit what comes anonymously from an account's addresses"
+
+
+def test_artefacts_are_kept_as_the_lake_is(prod: dict[str, Template]) -> None:
+    (bucket,) = of_type(prod["mlflow"], "AWS::S3::Bucket")
+    (lake,) = [one for one in of_type(prod["storage"], "AWS::S3::Bucket") if "-lake-" in text(one["BucketName"])]
+    rules = [
+        {rule["Id"]: rule for rule in one["LifecycleConfiguration"]["Rules"] if rule["Id"] != "scratch"}
+        for one in (bucket, lake)
+    ]
+    assert rules[0] == rules[1]
+    assert rules[0]["superseded"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
+    same = ("BucketEncryption", "OwnershipControls", "PublicAccessBlockConfiguration", "VersioningConfiguration")
+    assert {name: bucket[name] for name in same} == {name: lake[name] for name in same}
 
 
 def test_production_waits_for_a_person(prod: dict[str, Template]) -> None:
@@ -226,16 +327,145 @@ def test_production_waits_for_a_person(prod: dict[str, Template]) -> None:
     assert all(one["ActionTypeId"]["Category"] != "Approval" for name in ("Dev", "Staging") for one in stages[name])
 
 
-def test_a_stage_or_a_choice_that_there_is_not_is_one_sentence() -> None:
-    from encore.aws.stage import UnknownStage, stage_of
+def test_the_pipeline_may_use_a_connection_of_either_name(prod: dict[str, Template]) -> None:
+    """Those made since July 2024 have the service's new name in their ARN, and in the action that is asked for."""
+    (fetch,) = next(
+        stage["Actions"]
+        for stage in of_type(prod["delivery"], "AWS::CodePipeline::Pipeline")[0]["Stages"]
+        if stage["Name"] == "Source"
+    )
+    role, _ = text(fetch["RoleArn"]).split("|")
+    (uses,) = [
+        one
+        for policy in of_type(prod["delivery"], "AWS::IAM::Policy")
+        if [text(name) for name in policy["Roles"]] == [role]
+        for one in policy["PolicyDocument"]["Statement"]
+        if "UseConnection" in str(one["Action"])
+    ]
+    assert sorted(uses["Action"]) == ["codeconnections:UseConnection", "codestar-connections:UseConnection"]
+    assert text(uses["Resource"]) == text(fetch["Configuration"]["ConnectionArn"])
 
-    with pytest.raises(UnknownStage, match="no stage 'production'; one of: dev, staging, prod"):
-        stage_of({"stage": "production"})
-    with pytest.raises(UnknownStage, match="mlflow=none: fargate or sagemaker expected"):
-        stage_of({"mlflow": "none"})
-    with pytest.raises(UnknownStage, match="max_vcpu=many: a whole number expected"):
-        stage_of({"max_vcpu": "many"})
-    assert stage_of({"stage": "dev", "ec2": "true", "timezone": "Europe/Berlin"}).ec2 is True
+
+def test_the_pipeline_deploys_what_is_committed_and_never_itself(prod: dict[str, Template]) -> None:
+    projects = {one["Name"]: one for one in of_type(prod["delivery"], "AWS::CodeBuild::Project")}
+    steps = {name: json.loads(one["Source"]["BuildSpec"]) for name, one in projects.items()}
+    (deploy,) = [one for one in steps["encore-deploy"]["phases"]["build"]["commands"] if one.startswith("make deploy")]
+    assert "CHOICES" not in deploy
+    # what a shell makes of it, in a folder with a file that the pattern would match
+    ran = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f"cd $(mktemp -d) && touch STACKS=encore-dev-x && make() {{ printf '%s\\n' \"$@\"; }} && {deploy}",
+        ],
+        env={"STAGE": "dev", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked = ran.stdout.split()
+    assert asked == ["deploy", "STAGE=dev", "STACKS=encore-dev-*", "PACKAGED=yes"]
+    for stacks, expected in ((asked[2:], "deploy 'encore-dev-*' --require"), ([], "deploy '--all' --require")):
+        told = subprocess.run(
+            ["make", "--no-print-directory", "-n", "deploy", "PACKAGED=yes", *stacks],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in told.stdout
+    assert steps["encore-package"]["artifacts"] == {
+        "files": ["**/*"],
+        "exclude-paths": [".venv/**/*", ".cache/**/*", "build/cdk.out/**/*", "data/**/*"],
+    }
+
+
+def test_only_the_project_that_builds_an_image_has_dockers_rights(prod: dict[str, Template]) -> None:
+    projects = of_type(prod["delivery"], "AWS::CodeBuild::Project")
+    assert {one["Name"]: one["Environment"]["PrivilegedMode"] for one in projects} == {
+        "encore-test": False,
+        "encore-package": False,
+        "encore-deploy": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({"stage": "production"}, "no stage 'production'; one of: dev, staging, prod"),
+        ({"stage": "common"}, "no stage 'common'; one of: dev, staging, prod"),
+        ({"stage": ""}, "no stage ''; one of: dev, staging, prod"),
+        ({"nightli": "true"}, "no choice 'nightli'; one of: keep, max_vcpu, "),
+        ({"name": "mine"}, "no choice 'name'; one of: keep, max_vcpu, "),
+        ({"mlflow": "none"}, "mlflow=none: fargate or sagemaker expected"),
+        ({"max_vcpu": "many"}, "max_vcpu=many: a whole number expected"),
+        ({"max_vcpu": "7"}, "max_vcpu=7: at least 8 expected, for a driver and 1 executor"),
+        ({"max_vcpu": "16", "prewarmed": "true"}, "max_vcpu=16: at least 20 expected, for a driver and 4 executor"),
+        ({"nat_gateways": "0"}, "nat_gateways=0: at least 1 expected"),
+        ({"hour": "24"}, "hour=24: at most 23 expected"),
+        ({"hour": "-1"}, "hour=-1: at least 0 expected"),
+        ({"ec2": "yes"}, "ec2=yes: true or false expected"),
+        ({"timezone": "Europe/Bern"}, "timezone=Europe/Bern: a time zone such as Europe/Berlin expected"),
+        ({"domain": "here"}, "domain=here: a domain such as encore.internal expected"),
+        ({"repository": "encore"}, "repository=encore: owner/name expected"),
+        ({"branch": ""}, "branch=: a text expected"),
+    ],
+)
+def test_a_stage_or_a_choice_that_there_is_not_is_one_sentence(choices: dict[str, str], expected: str) -> None:
+    with pytest.raises(UnknownStage) as caught:
+        stage_of(choices)
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_choice_wins_over_the_file_and_a_stage_over_what_all_share() -> None:
+    assert stage_of({}).name == "dev"
+    chosen = stage_of({"stage": "prod", "ec2": "true", "timezone": "Europe/Berlin", "hour": "23", "max_vcpu": 8})
+    assert (chosen.ec2, chosen.timezone, chosen.hour, chosen.max_vcpu) == (True, "Europe/Berlin", 23, 8)
+    assert (chosen.keep, chosen.nightly, chosen.mlflow) == (True, True, "fargate"), "what was not chosen is the file's"
+
+
+def own_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of stages in a conf/ of this test's own."""
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    monkeypatch.setenv("ENCORE_CONF_DIR", str(folder / "conf"))
+    return folder / "conf" / "deploy" / "stages.yaml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  keep: true", "  keep: 1", "prod: keep=1: true or false expected"),
+        ("  keep: true", '  keep: "true"', "prod: keep=true: true or false expected"),
+        ("  nightly: true\nprod:", "  nightli: true\nprod:", "staging: no choice 'nightli'; one of: keep, "),
+        ("  hour: 2 ", "  hour: 25 ", "dev: hour=25: at most 23 expected"),
+        ("  hour: 2 ", "  # hour: 2 ", "dev: hour: missing"),
+        ("prod:\n", "prod:\n  branch: mine\n", "prod: branch: there is one pipeline for all stages; move it to common"),
+        ("prod:\n", "prod: none\nother:\n", "prod: a mapping of choices expected, 'none' found"),
+    ],
+)
+def test_a_file_of_stages_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, expected: str
+) -> None:
+    """It is told whatever stage is asked for: the pipeline would come to the others later."""
+    path = own_stages(tmp_path, monkeypatch)
+    assert stage_of({"stage": "staging"}).name == "staging"
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UnknownStage) as caught:
+        stage_of({"stage": "staging"})
+    assert str(caught.value).startswith(f"{path}: {expected}")
+
+
+def test_a_team_commits_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own_stages(tmp_path, monkeypatch)
+    text_ = path.read_text().replace("OWNER/encore", "us/encore").replace("prod:\n", "prod:\n  mlflow: sagemaker\n")
+    path.write_text(text_)
+    assert {
+        stage: (one.repository, one.mlflow) for stage in ("dev", "prod") if (one := stage_of({"stage": stage}))
+    } == {
+        "dev": ("us/encore", "fargate"),
+        "prod": ("us/encore", "sagemaker"),
+    }
 
 
 CHOICES = [
@@ -276,8 +506,90 @@ def test_choices_change_what_they_say() -> None:
     schedules = of_type(made["orchestration"], "AWS::Scheduler::Schedule")
     assert {(one["ScheduleExpressionTimezone"], one["State"]) for one in schedules} == {("Europe/Berlin", "DISABLED")}
     managed = templates("dev", "mlflow=sagemaker")["mlflow"]
-    assert len(of_type(managed, "AWS::SageMaker::MlflowTrackingServer")) == 1
+    (server,) = of_type(managed, "AWS::SageMaker::MlflowTrackingServer")
+    assert server["MlflowVersion"] == "3.0"
     assert of_type(managed, "AWS::RDS::DBInstance") == []
+
+
+@pytest.mark.slow
+def test_each_role_may_log_in_to_the_server_that_sagemaker_manages_and_put_artefacts() -> None:
+    made = templates("dev", "mlflow=sagemaker")
+    server = made["mlflow"]["Outputs"]
+    (arn,) = [text(one["Value"]) for name, one in server.items() if "ServerTrackingServerArn" in name]
+    expected = [
+        {name: one[name] for name in ("Effect", "Action", "Resource")}
+        for one in tracking_statements("SERVER", "arn:aws:s3:::encore-dev-artefacts-ACCOUNT-REGION/artefacts")
+    ]
+    roles = {
+        name
+        for name, one in made["compute"]["Resources"].items()
+        if one["Type"] == "AWS::IAM::Role" and one["Properties"].get("Description", "").startswith("Encore: what ")
+    }
+    assert len(roles) == len({*JOBS, *EXTRA_JOBS})
+    imported = {
+        text(one["Export"]["Name"]): "SERVER"
+        for one in server.values()
+        if text(one["Value"]) == arn and "Export" in one
+    }
+    for role in roles:
+        allowed = [
+            {
+                "Effect": one["Effect"],
+                "Action": one["Action"] if isinstance(one["Action"], list) else [one["Action"]],
+                "Resource": [imported.get(found, found)],
+            }
+            for policy in of_type(made["compute"], "AWS::IAM::Policy")
+            if [text(name) for name in policy["Roles"]] == [role]
+            for one in plain(policy["PolicyDocument"]["Statement"])
+            for found in [one["Resource"]]
+        ]
+        for wanted in expected:
+            assert wanted in allowed, role
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster_are_what_emr_takes_and_may_do_what_is_derived() -> None:
+    compute = templates("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin")["compute"]
+    (profile,) = of_type(compute, "AWS::IAM::InstanceProfile")
+    (role,) = [text(one) for one in profile["Roles"]]
+    assert text(profile["InstanceProfileName"]) == role, "EMR takes no profile of another name"
+    (cluster,) = of_type(compute, "AWS::EMR::Cluster")
+    assert cluster["StepConcurrencyLevel"] == 1, "two nodes hold one driver and one executor"
+    allowed = [
+        listed(one)
+        for policy in of_type(compute, "AWS::IAM::Policy")
+        if [text(name) for name in policy["Roles"]] == [role]
+        for one in plain(policy["PolicyDocument"]["Statement"])
+        if "Sid" in one
+    ]
+    lake, raw, code, logs = (
+        f"arn:aws:s3:::encore-dev-{name}-ACCOUNT-REGION" for name in ("lake", "raw", "code", "logs")
+    )
+    assert allowed == [listed(one) for one in cluster_statements(Buckets(lake, raw, code, logs))]
+    others = [
+        one
+        for policy in of_type(compute, "AWS::IAM::Policy")
+        if [text(name) for name in policy["Roles"]] == [role]
+        for one in policy["PolicyDocument"]["Statement"]
+        if "Sid" not in one
+    ]
+    assert [one["Action"] for one in others] == [["secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue"]]
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_not_kept_can_be_removed_whole() -> None:
+    """A bucket that holds something, and what its stack is to retain, would stay and stand in the way of the next."""
+    for stack, template in templates("dev").items():
+        staying = [
+            name for name, one in template["Resources"].items() if one.get("DeletionPolicy") in ("Retain", "Snapshot")
+        ]
+        assert staying == [], stack
+        buckets = [name for name, one in template["Resources"].items() if one["Type"] == "AWS::S3::Bucket"]
+        emptied = [text(one["BucketName"]) for one in of_type(template, "Custom::S3AutoDeleteObjects")]
+        assert sorted(emptied) == sorted(buckets), stack
+        assert not any(one.get("DeletionProtection") for one in of_type(template, "AWS::RDS::DBInstance"))
+        for balancer in of_type(template, "AWS::ElasticLoadBalancingV2::LoadBalancer"):
+            assert {"Key": "deletion_protection.enabled", "Value": "false"} in balancer["LoadBalancerAttributes"]
 
 
 def test_a_finding_of_cdk_nag_fails_the_synthesis() -> None:

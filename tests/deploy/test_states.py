@@ -102,6 +102,13 @@ def test_jobs_wait_for_those_whose_tables_they_read_and_for_no_others() -> None:
     }
 
 
+def test_a_lock_that_changes_hands_while_it_is_taken_over_is_looked_at_again() -> None:
+    """Its holder let it go, or the put was done and its answer lost: neither is another run at work."""
+    states = definition(nodes())["States"]
+    assert [rule["Next"] for rule in states["Take the lock over"]["Catch"]] == ["Take the lock"]
+    assert ":mine" in states["Take the lock"]["Parameters"]["ConditionExpression"]
+
+
 def linked(after: dict[str, set[str]], one: str, other: str) -> bool:
     return one in after[other] or other in after[one]
 

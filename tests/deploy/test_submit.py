@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,24 +16,26 @@ import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError, TokenRetrievalError
 from botocore.response import StreamingBody
-from botocore.stub import Stubber
+from botocore.stub import ANY, Stubber
 from rich.console import Console
 from typer.testing import CliRunner
 
 from encore.aws.account import aws_error
 from encore.aws.command import deployment_findings, submit_job
-from encore.aws.deployment import settings_of
+from encore.aws.deployment import STACKS, settings_of
 from encore.aws.stage import UnknownStage
-from encore.aws.submit import Clients, JobFailed, submit
+from encore.aws.submit import MISSED, Clients, JobFailed, submit
 from encore.cli import app
 from encore.config import Config, load_config
-from encore.errors import EncoreError, EnvironmentMissing, InputError, PassingFailure
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
+from tests.conftest import ROOT
 from tests.deploy.test_render import PLACES
 
 REGION = "eu-central-1"
 ARN = f"arn:aws:emr-serverless:{REGION}:{'0' * 12}:/applications/00application"
 ROLE = f"arn:aws:iam::{'0' * 12}:role/recommend"
-OUTCOME = "outcomes/recommend/run-1/1.json"
+TOKEN = "0123abcd"
+OUTCOME = f"outcomes/recommend/run-1/{TOKEN}.json"
 LOGS = [
     f"logs/recommend/run-1/applications/00application/jobs/run-id/SPARK_DRIVER/{name}.gz"
     for name in ("stderr", "stdout")
@@ -115,7 +118,12 @@ def application(emr: Stubber, state: str = "STARTED", starts: bool = True) -> No
 
 
 def started(emr: Stubber) -> None:
-    emr.add_response("start_job_run", {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN})
+    anything = dict.fromkeys(
+        ("applicationId", "executionRoleArn", "name", "executionTimeoutMinutes", "tags", "jobDriver"), ANY
+    )
+    answer = {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN}
+    asked = {**anything, "configurationOverrides": ANY, "clientToken": TOKEN}
+    emr.add_response("start_job_run", answer, asked)
 
 
 def becomes(emr: Stubber, state: str, details: str = "so it goes") -> None:
@@ -141,6 +149,7 @@ def follow(made: Stubs, target: str = "emr-serverless", *more: str) -> list[str]
         on_state=said.append,
         speak=made.clients(),
         seconds=0,
+        token=TOKEN,
     )
     return said
 
@@ -180,6 +189,9 @@ def test_a_job_that_fails_says_why_in_its_own_words_with_its_own_code_and_the_lo
     ("state", "details", "code", "expected"),
     [
         ("FAILED", "Worker lost.", 75, "job run run-id failed: Worker lost."),
+        ("FAILED", "Job failed: executor heartbeat timed out", 75, "job run run-id failed: Job failed"),
+        ("FAILED", "Job failed. ExitCode: 3. Last", 3, "job run run-id failed: Job failed"),
+        ("FAILED", "Job failed. ExitCode: 137. Last", 75, "job run run-id failed: Job failed"),
         ("CANCELLED", "Job timed out: execution timeout exceeded", 4, "was ended before it was done: Job timed out"),
     ],
 )
@@ -304,6 +316,144 @@ def test_ctrl_c_cancels_the_run(request: pytest.FixtureRequest, target: str, mon
         follow(made, target)
 
 
+def places_and_a_start(s3: Stubber, emr: Stubber) -> None:
+    places_are_there(s3)
+    application(emr)
+    started(emr)
+
+
+def test_ctrl_c_while_it_is_being_started_cancels_it_too(serverless: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for again by the same token, EMR Serverless says which run it was."""
+    made, s3, emr = serverless
+    places_and_a_start(s3, emr)
+    asked = {"applicationId": "00application", "jobRunId": "run-id"}
+    emr.add_response("cancel_job_run", asked, asked)
+    begin, calls = made.emr.start_job_run, []
+
+    def start(**given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return begin(**given)
+
+    monkeypatch.setattr(made.emr, "start_job_run", start)
+    with pytest.raises(KeyboardInterrupt):
+        follow(made)
+    assert calls[0] == calls[1]
+
+
+def test_ctrl_c_while_a_step_is_being_added_cancels_the_step_with_its_outcome(
+    cluster: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, s3, emr = cluster
+    places_are_there(s3)
+    waits(emr)
+    others = {"Id": "s-0", "Name": "recommend run-1", "Config": {"Args": ["--outcome", "s3://my-logs/other.json"]}}
+    mine = {**others, "Id": "s-1", "Config": {"Args": ["--outcome", f"s3://my-logs/{OUTCOME}"]}}
+    emr.add_response("list_steps", {"Steps": [others, mine]})
+    emr.add_response(
+        "cancel_steps",
+        {"CancelStepsInfoList": []},
+        {"ClusterId": "j-CLUSTER", "StepIds": ["s-1"], "StepCancellationOption": "SEND_INTERRUPT"},
+    )
+
+    def interrupted(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made.emr, "add_job_flow_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        follow(made, "emr-ec2")
+
+
+def test_a_run_that_cannot_be_cancelled_is_said_to_go_on(serverless: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, s3, emr = serverless
+    places_and_a_start(s3, emr)
+    becomes(emr, "RUNNING")
+    emr.add_client_error("cancel_job_run", "AccessDeniedException", "no", 403)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("encore.aws.submit.time.sleep", interrupted)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        submit("recommend", config(), "emr-serverless", "run-1", on_state=said.append, speak=made.clients(),
+               token=TOKEN)  # fmt: skip
+    assert "could not be cancelled, and may still run" in said[-1]
+
+
+def test_a_look_that_fails_by_what_passes_is_taken_again(serverless: Three) -> None:
+    made, s3, emr = serverless
+    places_and_a_start(s3, emr)
+    becomes(emr, "RUNNING")
+    emr.add_client_error("get_job_run", "ThrottlingException", "slowly", 400)
+    becomes(emr, "SUCCESS")
+    assert "not to be seen for now: job run run-id: AWS says ThrottlingException" in follow(made)[2]
+
+
+@pytest.mark.parametrize(("error", "times"), [("ThrottlingException", MISSED + 1), ("ExpiredTokenException", 1)])
+def test_a_run_that_can_be_seen_no_more_is_not_to_be_started_again(serverless: Three, error: str, times: int) -> None:
+    made, s3, emr = serverless
+    places_and_a_start(s3, emr)
+    for _ in range(times):
+        emr.add_client_error("get_job_run", error, "no", 400)
+    with pytest.raises(JobFailed, match=f"how it goes cannot be seen: .*{error[:7]}|have expired") as caught:
+        follow(made)
+    assert caught.value.exit_code == 4
+    assert "get-job-run --application-id 00application --job-run-id run-id" in str(caught.value.remedy)
+
+
+def test_an_outcome_that_may_not_be_read_is_not_taken_for_none(serverless: Three) -> None:
+    made, s3, emr = serverless
+    places_and_a_start(s3, emr)
+    becomes(emr, "FAILED", "Job failed. ExitCode: 3. Last")
+    for _ in range(2):
+        s3.add_client_error("get_object", "AccessDenied", "no", 403)
+    with pytest.raises(JobFailed, match="its own word cannot be read: s3://my-logs/outcomes") as caught:
+        follow(made)
+    assert caught.value.exit_code == 3
+    assert "it cannot be read" in caught.value.log
+
+
+def test_words_that_were_cut_are_read_as_far_as_they_go(serverless: Three) -> None:
+    made, s3, emr = serverless
+    places_and_a_start(s3, emr)
+    becomes(emr, "FAILED", "Worker lost.")
+    for log in LOGS:
+        has(s3, log, gzip.compress(b"".join(f"{i} ".encode() for i in range(9999)))[:-4000])
+    has(s3, OUTCOME, b'{"code": 3, "rea')
+    with pytest.raises(JobFailed, match=r"failed: Worker lost\.$") as caught:
+        follow(made)
+    assert caught.value.exit_code == 75
+    assert caught.value.log
+
+
+def test_a_step_that_runs_too_long_is_cancelled(cluster: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, s3, emr = cluster
+    places_are_there(s3)
+    waits(emr)
+    emr.add_response("add_job_flow_steps", {"StepIds": ["s-1"]})
+    for state in ("PENDING", "RUNNING", "RUNNING"):
+        step(emr, state)
+    emr.add_response("cancel_steps", {"CancelStepsInfoList": []})
+    has(s3, "cluster/j-CLUSTER/steps/s-1/stderr.gz", None)
+    has(s3, OUTCOME, None)
+    clock = iter([0.0, 0.0, 301.0])
+    monkeypatch.setattr("encore.aws.submit.time.monotonic", lambda: next(clock))
+    with pytest.raises(JobFailed, match="it took more than 5 minutes") as caught:
+        follow(made, "emr-ec2", "emr.minutes=5")
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "setting", ["lake.path=data/lake", "raw.playlists=/slices", "raw.features=f.csv", "emr.code=c", "emr.logs=/tmp/l"]
+)
+def test_a_place_of_this_machine_is_refused_before_anything_is_asked(serverless: Three, setting: str) -> None:
+    name, _, value = setting.partition("=")
+    with pytest.raises(ConfigError, match=f"{name}: emr-serverless takes an s3:// place, {value} found"):
+        follow(serverless[0], "emr-serverless", setting)
+
+
 def waits(emr: Stubber, state: str = "WAITING") -> None:
     found = {"Cluster": {"Id": "j-CLUSTER", "Status": {"State": state}, "LogUri": "s3n://my-logs/cluster/"}}
     emr.add_response("describe_cluster", found, {"ClusterId": "j-CLUSTER"})
@@ -378,6 +528,8 @@ def test_the_command_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["submit", "recommend", "--target", "emr-ec2", "--stage", "prd"], 2, "no stage 'prd'; one of: dev"),
         (["deploy", "doctor", "--stage", "prd"], 2, "no stage 'prd'; one of: dev, staging, prod"),
         (["deploy", "doctor", "-c", "max_vcpu=many"], 2, "max_vcpu=many: a whole number expected"),
+        (["deploy", "doctor", "-c", "stage=prod"], 2, "-c stage=prod: name=value of a choice expected"),
+        (["deploy", "doctor", "-c", "domain"], 2, "-c domain: name=value of a choice expected"),
     ],
 )
 def test_what_cannot_be_meant(arguments: list[str], code: int, expected: str) -> None:
@@ -392,7 +544,6 @@ def test_a_stage_s_outputs_become_settings_and_those_that_are_given_win(capsys: 
         "storage": {"LakePath": "s3://made-lake/lake", "RawBucket": "made-raw", "LogBucket": "made-logs"},
         "mlflow": {"TrackingLogin": "arn:secret"},
         "compute": {"ApplicationId": "00made", "CodePath": "s3://made-code/v1", "RoleOfRecommend": "arn:role"},
-        "orchestration": {},
     }
     with Stubber(formation) as stub:
         for name, outputs in made.items():
@@ -419,6 +570,7 @@ def test_a_stage_s_outputs_become_settings_and_those_that_are_given_win(capsys: 
     arguments = asked["jobDriver"]["sparkSubmit"]["entryPointArguments"]
     sent = json.loads(arguments[arguments.index("--set-json") + 1])
     expected = {'lake.path="s3://made-lake/lake"', 'raw.features="s3://mine/"', "recommend.k=7"}
+    expected |= {f's3.region="{REGION}"'}
     assert expected | {'tracking.login="arn:secret"'} <= set(sent)
 
 
@@ -431,7 +583,93 @@ def test_a_stage_that_was_not_deployed_here() -> None:
     assert "make deploy STAGE=dev" in str(caught.value.remedy)
 
 
+def test_a_stage_whose_deployment_failed_lacks_an_output() -> None:
+    formation = SESSION.client("cloudformation")
+    with Stubber(formation) as stub:
+        for name in STACKS:
+            described = {"StackName": name, "CreationTime": 0, "StackStatus": "ROLLBACK_COMPLETE"}
+            stub.add_response("describe_stacks", {"Stacks": [described]})
+        with pytest.raises(InputError, match="stage dev: none of its stacks has an output LakePath"):
+            settings_of("dev", "recommend", lambda _: formation)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": None}, "AWS credentials: Partial credentials"),
+        ({"AWS_PROFILE": "nobody"}, "AWS credentials: The config profile"),
+        ({"AWS_CONFIG_FILE": "broken"}, "Unable to parse config file"),
+    ],
+)
+def test_settings_of_aws_that_are_wrong_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str | None], expected: str
+) -> None:
+    (tmp_path / "broken").write_text("[default\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("ENCORE_CONF_DIR", str(ROOT / "conf"))
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    command = ["submit", "recommend", "--target", "emr-serverless"]
+    done = CliRunner().invoke(app, [*command, *(part for place in PLACES for part in ("--set", place))])
+    assert done.exit_code == 4, done.output
+    assert expected in done.stderr
+
+
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["submit", "recommend", "--target", "emr-serverless", "--set", "s3.endpoint=nonsense"]
+    done = CliRunner().invoke(app, [*command, *(part for place in PLACES for part in ("--set", place))])
+    assert done.exit_code == 2, done.output
+    assert "s3.endpoint: an address such as https://host:port expected, 'nonsense' found" in done.stderr
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
+def test_a_local_submission_ends_with_the_code_of_the_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, code: int
+) -> None:
+    """Also from another folder, and where spark-submit is beside the interpreter and not on the PATH."""
+    program = tmp_path / "spark-submit"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n{script}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["submit", "recommend"])
+    assert done.exit_code == code, done.output
+    assert str(ROOT / "jobs" / "recommend.py") in (tmp_path / "given").read_text()
+
+
 class TestTheDoctor:
+    @pytest.fixture(autouse=True)
+    def docker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CDK_DOCKER", "sh")
+
+    def test_without_docker(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CDK_DOCKER", "no-such-program")
+        found = {one.what: one for one in self.findings(tmp_path)}
+        assert found["Docker"].fact == "no program no-such-program"
+        assert found["Docker"].remedy
+
+    def test_what_may_not_be_looked_at_is_not_said_to_be_missing(self, tmp_path: Path) -> None:
+        found = {one.what: one for one in self.findings(tmp_path, refused=True)}
+        assert "access refused (AccessDenied)" in found["CDK bootstrap"].fact
+        assert "bootstrap" not in str(found["CDK bootstrap"].remedy)
+        assert "access refused" in found["certificate"].fact
+
+    def test_a_bootstrap_that_failed(self, tmp_path: Path) -> None:
+        found = {one.what: one for one in self.findings(tmp_path, bootstrap="ROLLBACK_COMPLETE")}
+        assert found["CDK bootstrap"].fact == "the stack CDKToolkit is ROLLBACK_COMPLETE"
+        assert found["CDK bootstrap"].remedy
+
+    def test_an_archive_whose_manifest_was_cut(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_REGION")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        (tmp_path / "manifest.json").write_text('{"version"')
+        assert "not JSON" in next(iter(deployment_findings("dev", [], tmp_path))).fact
+
     def test_without_an_archive_and_a_region(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_REGION")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -457,15 +695,28 @@ class TestTheDoctor:
         assert "16 at a time, 32 are allowed" in found["quota of vCPUs"].fact
         assert found["quota of vCPUs"].warning
 
-    def findings(self, folder: Path, certificate: str = "ISSUED", quota: int = 100) -> list[Any]:
+    def findings(
+        self,
+        folder: Path,
+        certificate: str = "ISSUED",
+        quota: int = 100,
+        bootstrap: str = "CREATE_COMPLETE",
+        refused: bool = False,
+    ) -> list[Any]:
         (folder / "manifest.json").write_text(json.dumps({"version": "v1", "commit": "0123456789abcdef"}))
         services = ("sts", "cloudformation", "ssm", "acm", "service-quotas", "emr")
         made = {name: SESSION.client(name) for name in services}
         stubs = {name: Stubber(client) for name, client in made.items()}
         stubs["sts"].add_response("get_caller_identity", {"Account": "ACCOUNT", "Arn": "arn:aws:iam::A:user/me"})
-        stack = {"StackName": "CDKToolkit", "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}
-        stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [stack]})
+        stack = {"StackName": "CDKToolkit", "CreationTime": 0, "StackStatus": bootstrap}
+        if refused:
+            stubs["cloudformation"].add_client_error("describe_stacks", "AccessDenied", "no", 403)
+        else:
+            stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [stack]})
         for name in ("/encore/dev/mlflow-certificate", "/encore/git-connection"):
+            if refused:
+                stubs["ssm"].add_client_error("get_parameter", "AccessDeniedException", "no", 403)
+                continue
             stubs["ssm"].add_response(
                 "get_parameter", {"Parameter": {"Value": "arn:thing:of-it-is-long"}}, {"Name": name}
             )

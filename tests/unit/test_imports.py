@@ -174,7 +174,7 @@ def test_domain_folders_do_not_look_up(module: str) -> None:
     assert [name for name in imports(module) if is_within(name, *ABOVE)] == []
 
 
-@pytest.mark.parametrize("module", ["encore.tables", "encore.errors"])
+@pytest.mark.parametrize("module", ["encore.tables", "encore.errors", "encore.commit"])
 def test_declarations_import_nothing_of_encore(module: str) -> None:
     assert [name for name in imports(module) if is_within(name, "encore")] == []
 

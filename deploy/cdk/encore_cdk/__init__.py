@@ -35,7 +35,7 @@ def build(app: App, stage: Stage, package: Path) -> None:
     storage = StorageStack(app, f"{name}-storage", stage)
     mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
     compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow, package)
-    OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
+    orchestration = OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
     DeliveryStack(app, "encore-delivery", stage)
-    for stack in (network, storage, mlflow, compute):
+    for stack in (network, storage, mlflow, compute, orchestration):
         Tags.of(stack).add("encore:stage", stage.name)

@@ -15,9 +15,9 @@ from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_s3_deployment as upload
 from constructs import Construct
 
-from encore.aws.access import Buckets, statements, tracking_statements
+from encore.aws.access import Buckets, cluster_statements, statements, tracking_statements
 from encore.aws.deployment import RELEASE, ROLE_OUTPUT
-from encore.aws.stage import Stage
+from encore.aws.stage import PREWARMED, Stage
 from encore.aws.states import camel
 from encore.job import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import ARTEFACTS, MlflowStack
@@ -80,7 +80,7 @@ class ComputeStack(Stack):
             CfnOutput(self, f"{ROLE_OUTPUT}{camel(job.name)}", value=self.roles[job.name].role_arn)
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
-            self._cluster(stage, network, storage, mlflow)
+            self._cluster(stage, network, storage, mlflow, buckets)
 
     def _code(self, stage: Stage, package: Path) -> str:
         """Upload the application archive into a folder named by its content, and return that folder's s3:// address.
@@ -149,11 +149,12 @@ class ComputeStack(Stack):
             },
         )
         why = "Objects in a folder that is the job's own, or of a table that it declares; listing is held to these"
-        found = {resource for statement in allowed for resource in statement["Resource"] if "*" in resource}
-        wildcards(role, why, *(f"Resource::{resource}" for resource in sorted(map(shown, found))))
+        wildcards(role, why, *_wildcards_of(allowed))
         return role
 
-    def _cluster(self, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack) -> None:
+    def _cluster(
+        self, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack, buckets: Buckets
+    ) -> None:
         """A small cluster that ends itself when idle, for steps of `encore submit --target emr-ec2`."""
         service = iam.Role(
             self,
@@ -166,21 +167,12 @@ class ComputeStack(Stack):
         argued(service, {f"AwsSolutions-IAM4[{managed}]": why})
         Tags.of(network.vpc).add(EMR_TAG, "true")
         node_role = iam.Role(self, "ClusterNodes", assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"))
-        objects = [f"{bucket_arn(stage, name)}/*" for name in ("lake", "raw", "code", "logs")]
-        node_role.add_to_policy(
-            iam.PolicyStatement(
-                actions=["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
-                resources=objects,
-            )
-        )
+        allowed = cluster_statements(buckets)
+        for statement in allowed:
+            node_role.add_to_policy(iam.PolicyStatement.from_json(statement))
         _may_track(node_role, mlflow)
-        node_role.add_to_policy(
-            iam.PolicyStatement(
-                actions=["s3:ListBucket"], resources=[resource.removesuffix("/*") for resource in objects]
-            )
-        )
         why = "All jobs share the nodes of a cluster, and so one role: the union of theirs. Serverless parts them"
-        wildcards(node_role, why, *(f"Resource::{shown(resource)}" for resource in objects))
+        wildcards(node_role, why, *_wildcards_of(allowed))
         service.add_to_policy(
             iam.PolicyStatement(
                 actions=["iam:PassRole"],
@@ -188,7 +180,13 @@ class ComputeStack(Stack):
                 conditions={"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}},
             )
         )
-        profile = iam.CfnInstanceProfile(self, "ClusterProfile", roles=[node_role.role_name])
+        profile = iam.CfnInstanceProfile(
+            self,
+            "ClusterProfile",
+            # EMR takes no profile whose name is not its role's
+            instance_profile_name=node_role.role_name,
+            roles=[node_role.role_name],
+        )
         self.cluster = emr.CfnCluster(
             self,
             "Cluster",
@@ -210,7 +208,8 @@ class ComputeStack(Stack):
                 master_instance_fleet=_fleet(1, "m7i.xlarge", "m6i.xlarge", spot=False),
                 core_instance_fleet=_fleet(2, "r7i.xlarge", "r6i.xlarge", spot=not stage.keep),
             ),
-            step_concurrency_level=2,
+            # containers of 14 GB: two nodes hold one driver and one executor
+            step_concurrency_level=1,
             visible_to_all_users=True,
             tags=[CfnTag(key=EMR_TAG, value="true")],
         )
@@ -224,6 +223,12 @@ class ComputeStack(Stack):
                 "AwsSolutions-EMR6": "There is no SSH: no key is given, and no port is open; sessions go by SSM",
             },
         )
+
+
+def _wildcards_of(allowed: list[dict[str, Any]]) -> list[str]:
+    """Resources with a wildcard in statements, as cdk-nag writes them."""
+    found = {resource for statement in allowed for resource in statement["Resource"] if "*" in resource}
+    return [f"Resource::{shown(resource)}" for resource in sorted(found)]
 
 
 def _may_track(role: iam.Role, mlflow: MlflowStack) -> None:
@@ -245,7 +250,7 @@ def _uploader(stack: Stack) -> str:
 
 
 def _waiting() -> list[serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty]:
-    """Workers that wait while the application is started: a driver, and four executors."""
+    """Workers that wait while the application is started: a driver, and its executors."""
     worker = serverless.CfnApplication.WorkerConfigurationProperty(cpu="4 vCPU", memory="16 GB", disk="20 GB")
     return [
         serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty(
@@ -254,7 +259,7 @@ def _waiting() -> list[serverless.CfnApplication.InitialCapacityConfigKeyValuePa
                 worker_count=count, worker_configuration=worker
             ),
         )
-        for key, count in (("Driver", 1), ("Executor", 4))
+        for key, count in (("Driver", 1), ("Executor", PREWARMED))
     ]
 
 

@@ -21,7 +21,13 @@ class DeliveryStack(Stack):
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: delivery")
-        self._key = kms.Key(self, "Key", enable_key_rotation=True, description="Encore: what is built")
+        self._key = kms.Key(
+            self,
+            "Key",
+            enable_key_rotation=True,
+            description="Encore: what is built",
+            removal_policy=RemovalPolicy.DESTROY,
+        )
         bucket = self._bucket = s3.Bucket(
             self,
             "Built",
@@ -31,13 +37,15 @@ class DeliveryStack(Stack):
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             lifecycle_rules=[s3.LifecycleRule(id="expire", expiration=Duration.days(30))],
             removal_policy=RemovalPolicy.DESTROY,
+            auto_delete_objects=True,
         )
         argued(bucket, {"AwsSolutions-S1": "What pipelines pass from step to step, for 30 days; CloudTrail has who"})
         source, packed = pipeline.Artifact("Source"), pipeline.Artifact("Package")
         owner, _, repository = stage.repository.partition("/")
+        connection = ssm.StringParameter.value_for_string_parameter(self, "/encore/git-connection")
         fetch = actions.CodeStarConnectionsSourceAction(
             action_name="Fetch",
-            connection_arn=ssm.StringParameter.value_for_string_parameter(self, "/encore/git-connection"),
+            connection_arn=connection,
             owner=owner,
             repo=repository,
             branch=stage.branch,
@@ -82,9 +90,15 @@ class DeliveryStack(Stack):
                 ),
             ],
         )
+        # the CDK allows it by the service's former name alone; what counts is the name in the connection's ARN
+        fetcher = made.node.find_child("Source").node.find_child("Fetch").node.find_child("CodePipelineActionRole")
+        assert isinstance(fetcher, iam.Role)
+        fetcher.add_to_policy(iam.PolicyStatement(actions=["codeconnections:UseConnection"], resources=[connection]))
         self._argue(made, *SHARED_BUCKET_WRITE)
 
-    def _project(self, name: str, commands: list[str], files: list[str] | None = None) -> build.PipelineProject:
+    def _project(
+        self, name: str, commands: list[str], files: list[str] | None = None, *, docker: bool = False
+    ) -> build.PipelineProject:
         steps: dict[str, object] = {
             "version": "0.2",
             "phases": {
@@ -93,7 +107,9 @@ class DeliveryStack(Stack):
             },
         }
         if files:
-            steps["artifacts"] = {"files": files}
+            # what the next step makes anew, or has no use for
+            unwanted = [f"{folder}/**/*" for folder in (".venv", ".cache", "build/cdk.out", "data")]
+            steps["artifacts"] = {"files": files, "exclude-paths": unwanted}
         project = build.PipelineProject(
             self,
             name,
@@ -103,7 +119,10 @@ class DeliveryStack(Stack):
             grant_report_group_permissions=False,
             timeout=Duration.hours(2),
             environment=build.BuildEnvironment(
-                build_image=build.LinuxBuildImage.STANDARD_7_0, compute_type=build.ComputeType.LARGE
+                build_image=build.LinuxBuildImage.STANDARD_7_0,
+                compute_type=build.ComputeType.LARGE,
+                # Docker's daemon wants it: for the project that builds MLflow's image, and for no other
+                privileged=docker,
             ),
         )
         group = f"/aws/codebuild/<{_logical(project)}>:*"
@@ -118,12 +137,13 @@ class DeliveryStack(Stack):
 
     def _deployer(self) -> build.PipelineProject:
         """It may do nothing itself but take on the roles that `cdk bootstrap` made, which deploy."""
+        # the stage's stacks and not this one: a pipeline that changes itself stops on its way
         commands = [
             'test -n "$STAGE"',
             "make setup",
-            'make deploy STAGE="$STAGE" PACKAGED=yes',
+            'make deploy STAGE="$STAGE" STACKS="encore-$STAGE-*" PACKAGED=yes',
         ]
-        project = self._project("Deploy", commands)
+        project = self._project("Deploy", commands, docker=True)
         wildcards(
             project,
             "Roles of `cdk bootstrap`, whose names carry its qualifier; the condition holds them to these",

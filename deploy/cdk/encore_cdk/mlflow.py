@@ -8,6 +8,7 @@ from pathlib import Path
 from aws_cdk import CfnOutput, Duration, RemovalPolicy, SecretValue, Stack
 from aws_cdk import aws_certificatemanager as acm
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elb
 from aws_cdk import aws_iam as iam
@@ -15,7 +16,6 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_route53_targets as targets
-from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sagemaker as sagemaker
 from aws_cdk import aws_secretsmanager as secrets
 from aws_cdk import aws_ssm as ssm
@@ -24,11 +24,13 @@ from constructs import Construct
 from encore.aws.stage import Stage
 from encore_cdk.nag import argued, shown, wildcards
 from encore_cdk.network import NetworkStack
-from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
+from encore_cdk.storage import StorageStack, bucket_arn, private_bucket, superseded
 
 IMAGE = Path(__file__).resolve().parents[1] / "mlflow"
 DATABASE_PORT = 5433
 """Not PostgreSQL's own: scans look there first."""
+MANAGED_VERSION = "3.0"
+"""One that SageMaker offers; without it a new server would be of whatever is newest that day."""
 ARTEFACTS = "Artefacts of a bucket that is for nothing else, whose names MLflow makes"
 """Why there is a wildcard behind their folder."""
 
@@ -45,19 +47,7 @@ class MlflowStack(Stack):
         self._stage = stage
         self.managed: str | None = None
         self.kept = f"{bucket_arn(stage, 'artefacts')}/artefacts"
-        self.artefacts = s3.Bucket(
-            self,
-            "Artefacts",
-            bucket_name=bucket_name(stage, "artefacts"),
-            versioned=True,
-            encryption=s3.BucketEncryption.S3_MANAGED,
-            enforce_ssl=True,
-            minimum_tls_version=1.2,
-            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
-            server_access_logs_bucket=storage.access_logs,
-            server_access_logs_prefix="artefacts/",
-            removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
-        )
+        self.artefacts = private_bucket(self, stage, "Artefacts", [superseded(30)], storage.access_logs)
         self.login = self._managed() if stage.mlflow == "sagemaker" else self._fargate(network, storage)
         CfnOutput(self, "TrackingLogin", value=self.login.secret_arn)
 
@@ -70,6 +60,7 @@ class MlflowStack(Stack):
             "Server",
             tracking_server_name=f"encore-{self._stage.name}",
             tracking_server_size="Small",
+            mlflow_version=MANAGED_VERSION,
             artifact_store_uri=f"s3://{self.artefacts.bucket_name}/artefacts",
             role_arn=role.role_arn,
             automatic_model_registration=False,
@@ -120,14 +111,18 @@ class MlflowStack(Stack):
         )
         argued(pages, {"AwsSolutions-SMG4": "A new key ends all sessions; it is changed when that is wanted"})
         cluster = ecs.Cluster(self, "Cluster", vpc=vpc, container_insights_v2=ecs.ContainerInsights.ENABLED)
-        task = ecs.FargateTaskDefinition(self, "Task", cpu=1024, memory_limit_mib=3072)
+        # the image is built for the machine that runs it, whatever the machine that builds it
+        platform = ecs.RuntimePlatform(
+            cpu_architecture=ecs.CpuArchitecture.X86_64, operating_system_family=ecs.OperatingSystemFamily.LINUX
+        )
+        task = ecs.FargateTaskDefinition(self, "Task", cpu=1024, memory_limit_mib=3072, runtime_platform=platform)
         self._may_keep_artefacts(task.task_role)
         argued(task, {"AwsSolutions-ECS2": "Names of bucket and database; passwords come from the secrets store"})
         wildcards(task, "Asking for the token with which images are fetched knows no resource", "Resource::*")
         assert database.secret is not None
         task.add_container(
             "mlflow",
-            image=ecs.ContainerImage.from_asset(str(IMAGE)),
+            image=ecs.ContainerImage.from_asset(str(IMAGE), platform=ecr_assets.Platform.LINUX_AMD64),
             logging=ecs.LogDrivers.aws_logs(
                 stream_prefix="mlflow",
                 log_group=logs.LogGroup(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aws_cdk import Stack
+from aws_cdk import RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_logs as logs
 from constructs import Construct
@@ -36,7 +36,12 @@ class NetworkStack(Stack):
             flow_logs={
                 "all": ec2.FlowLogOptions(
                     destination=ec2.FlowLogDestination.to_cloud_watch_logs(
-                        logs.LogGroup(self, "FlowLogs", retention=logs.RetentionDays.ONE_MONTH)
+                        logs.LogGroup(
+                            self,
+                            "FlowLogs",
+                            retention=logs.RetentionDays.ONE_MONTH,
+                            removal_policy=RemovalPolicy.DESTROY,
+                        )
                     )
                 )
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from aws_cdk import ArnFormat, Duration, RemovalPolicy, Stack
+from aws_cdk import ArnFormat, CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_cloudwatch_actions as actions
 from aws_cdk import aws_dynamodb as dynamodb
@@ -27,6 +27,10 @@ from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
 _OF_RUNS = ("GetJobRun", "CancelJobRun", "TagResource")
 """What the machine does with a job run: learn how it ended, stop it, and say of which job it is."""
+
+
+EMR_METRICS = "AWS/EMRServerless"
+"""Where EMR Serverless counts; each metric is there under all of its dimensions at once."""
 
 
 class OrchestrationStack(Stack):
@@ -59,6 +63,15 @@ class OrchestrationStack(Stack):
             )
         )
         self.topic = sns.Topic(self, "Failures", master_key=key, enforce_ssl=True, display_name="Encore: failures")
+        # a policy of one's own, which enforce_ssl makes, stands in place of the one that lets the account's alarms in
+        self.topic.add_to_resource_policy(
+            iam.PolicyStatement(
+                principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
+                actions=["sns:Publish"],
+                resources=[self.topic.topic_arn],
+                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
+            )
+        )
         self.lock = dynamodb.TableV2(
             self,
             "Lock",
@@ -88,6 +101,8 @@ class OrchestrationStack(Stack):
         # maintenance is an execution of its own of the same machine: it never runs beside the line
         self._schedule("Maintenance", f"cron(0 {(stage.hour + 10) % 24} ? * SUN *)", {"only": list(EXTRA_JOBS)}, role)
         self._watch(compute)
+        CfnOutput(self, "StateMachineArn", value=self.machine.state_machine_arn)
+        CfnOutput(self, "FailuresTopicArn", value=self.topic.topic_arn)
 
     def _machine(
         self, storage: StorageStack, compute: ComputeStack, mlflow: MlflowStack, key: kms.Key
@@ -254,11 +269,22 @@ class OrchestrationStack(Stack):
                 treat_missing_data=cloudwatch.TreatMissingData.BREACHING,
             )
             silent.add_alarm_action(tell)
-        application = {"ApplicationId": compute.application_id}
+        application = {"ApplicationId": compute.application_id, "ApplicationName": self._name}
 
-        def of_emr(name: str, statistic: str = "Maximum") -> cloudwatch.Metric:
+        def of_runs(name: str) -> cloudwatch.Metric:
             return cloudwatch.Metric(
-                namespace="AWS/EMRServerless", metric_name=name, dimensions_map=application, statistic=statistic
+                namespace=EMR_METRICS, metric_name=name, dimensions_map=application, statistic="Sum"
+            )
+
+        def of_workers(name: str) -> cloudwatch.SearchExpression:
+            # a line for drivers and for executors, on demand and prewarmed: those that there are
+            dimensions = ",".join((EMR_METRICS, *sorted([*application, "CapacityAllocationType", "WorkerType"])))
+            wanted = " ".join(f'{key}="{value}"' for key, value in application.items())
+            return cloudwatch.SearchExpression(
+                # one value a minute: the sum over a longer time would be a multiple of what was allocated
+                expression=f"SEARCH('{{{dimensions}}} MetricName=\"{name}\" {wanted}', 'Sum', 60)",
+                label="${PROP('Dim.WorkerType')}, ${PROP('Dim.CapacityAllocationType')}",
+                period=Duration.minutes(1),
             )
 
         cloudwatch.Dashboard(
@@ -273,11 +299,9 @@ class OrchestrationStack(Stack):
                     ),
                 ],
                 [
-                    cloudwatch.GraphWidget(title="CPUs", left=[of_emr("CPUAllocated")], width=8),
-                    cloudwatch.GraphWidget(title="Memory", left=[of_emr("MemoryAllocated")], width=8),
-                    cloudwatch.GraphWidget(
-                        title="Runs", left=[of_emr("SuccessJobs", "Sum"), of_emr("FailedJobs", "Sum")], width=8
-                    ),
+                    cloudwatch.GraphWidget(title="CPUs", left=[of_workers("CPUAllocated")], width=8),
+                    cloudwatch.GraphWidget(title="Memory", left=[of_workers("MemoryAllocated")], width=8),
+                    cloudwatch.GraphWidget(title="Runs", left=[of_runs("SuccessJobs"), of_runs("FailedJobs")], width=8),
                 ],
             ],
         )

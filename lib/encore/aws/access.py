@@ -72,6 +72,25 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
     return found
 
 
+def cluster_statements(buckets: Buckets) -> list[Statement]:
+    """What the nodes of a cluster may do in S3, which all jobs share: the union of what the jobs may. Code and raw
+    data are read and never written, and `cluster/` is where EMR puts the nodes' own logs."""
+    tables = f"{buckets.lake}/{buckets.prefix}"
+    folders = sorted(RAW.values())
+    return [
+        _allow("Tables", (*READ_OBJECTS, *WRITE_OBJECTS), [f"{tables}/*"]),
+        _list("ListTables", buckets.lake, _under(buckets.prefix)),
+        _allow("ReadCode", READ_OBJECTS, [f"{buckets.code}/*"]),
+        _allow("ReadRaw", READ_OBJECTS, [f"{buckets.raw}/{folder}/*" for folder in folders]),
+        _list("ListRaw", buckets.raw, [part for folder in folders for part in _under(folder)]),
+        _allow(
+            "WriteLogs",
+            ("s3:AbortMultipartUpload", "s3:PutObject"),
+            [f"{buckets.logs}/{kind}/*" for kind in ("logs", "outcomes", "cluster")],
+        ),
+    ]
+
+
 def tracking_statements(server: str, artefacts: str) -> list[Statement]:
     """What a job may do with an MLflow server that SageMaker manages, by their ARNs: nothing is removed, and artefacts
     go from the job into the server's bucket, which no server stands before."""

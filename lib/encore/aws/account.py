@@ -12,6 +12,7 @@ from botocore.config import Config as BotoConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
     CredentialRetrievalError,
     EndpointConnectionError,
     NoCredentialsError,
@@ -32,21 +33,17 @@ _MISSING = ("ResourceNotFoundException", "NoSuchBucket", "NoSuchKey", "404", "No
 _PASSING = ("ThrottlingException", "Throttling", "TooManyRequestsException", "SlowDown", "InternalServerException")
 
 
-def client(service: str, region: str | None, endpoint: str | None = None) -> Any:
+def client(service: str, region: str | None) -> Any:
     """A client of boto3's that tries again what is throttled. EnvironmentMissing where no region or profile is."""
-    try:
+    with said(service):
         retries = BotoConfig(retries={"mode": "standard", "max_attempts": 5})
-        return boto3.client(service, region_name=region, endpoint_url=endpoint, config=retries)
-    except (NoRegionError, ProfileNotFound) as error:
-        raise aws_error(service, error) from error
+        return boto3.client(service, region_name=region, config=retries)
 
 
 def region_of(given: str | None) -> str | None:
     """The region that is given, else AWS_REGION, else what boto3 finds; None where there is none."""
-    try:
+    with said("AWS region"):
         return given or os.environ.get("AWS_REGION") or boto3.session.Session().region_name
-    except ProfileNotFound as error:
-        raise aws_error("AWS region", error) from error
 
 
 @contextmanager
@@ -88,6 +85,8 @@ def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
         return EnvironmentMissing(f"{what}: AWS credentials: {text}", remedy="mend the profile, or the variables AWS_*")
     if isinstance(error, NoRegionError):
         return EnvironmentMissing(f"{what}: no AWS region is set", remedy="set AWS_REGION, or region in the profile")
+    if isinstance(error, ConfigParseError):
+        return EnvironmentMissing(f"{what}: {text}", remedy="mend that file, or name another by AWS_CONFIG_FILE")
     if isinstance(error, ParamValidationError):
         return ConfigError(f"{what}: {text}")
     if isinstance(error, EndpointConnectionError):

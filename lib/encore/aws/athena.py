@@ -73,6 +73,17 @@ def glue_parameters() -> dict[str, str]:
     return {"table_type": "DELTA", "spark.sql.sources.provider": "delta", "classification": "delta", "EXTERNAL": "TRUE"}
 
 
+INPUT_FORMAT = "org.apache.hadoop.mapred.SequenceFileInputFormat"
+OUTPUT_FORMAT = "org.apache.hadoop.hive.ql.io.HiveSequenceFileOutputFormat"
+SERDE = "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe"
+"""What Spark itself writes of a Delta table into a catalogue of Hive's, though nobody reads the table by them."""
+
+
+def serde_parameters(location: str) -> dict[str, str]:
+    """What goes with SERDE: Spark finds the table by `path`, not by the location."""
+    return {"serialization.format": "1", "path": location}
+
+
 def athena_view(name: str, database: str) -> tuple[dict[str, str], str, list[tuple[str, str]]]:
     """A view in Glue: its parameters, the text in which Athena finds its SQL, and its columns with Hive's types."""
     columns = [(column, _type_of(column)) for column in VIEW_COLUMNS[name]]

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,12 +19,12 @@ from encore.aws import render
 from encore.aws.account import region_of
 from encore.aws.cost import FAR, Estimate, Prices, Workers, estimate, prices_of, workers_of
 from encore.aws.deployment import Clients, clients_of, findings, settings_of
-from encore.aws.stage import stage_of
+from encore.aws.stage import UnknownStage, stage_of
 from encore.aws.submit import JobFailed, request, submit
 from encore.config import Config, conf_dir, load_config
 from encore.costs import latest
 from encore.doctor import Finding
-from encore.errors import ConfigError, LakeError
+from encore.errors import ConfigError, EnvironmentMissing, LakeError
 from encore.job import EXTRA_JOBS, JOBS
 from encore.log import configure_logging
 from encore.pipeline import new_run_id
@@ -51,8 +53,11 @@ def submit_job(
         raise ConfigError(f"no job {job!r}; one of: {', '.join((*JOBS, *EXTRA_JOBS))}")
     if stage and target == "local":
         raise ConfigError("--stage: a local run has no deployment", remedy="leave it out, or choose another --target")
-    made = settings_of(stage, job, clients or clients_of(region_of(None))) if stage else []
-    config = load_config(env, [*made, *settings])
+    region = region_of(None) if target != "local" else None
+    made = settings_of(stage, job, clients or clients_of(region)) if stage else []
+    # a node there need not know the region in which it is
+    there = [f"s3.region={region}"] if region else []
+    config = load_config(env, [*there, *made, *settings])
     configure_logging(config.log)
     name = run_id or new_run_id()
     if target == "local":
@@ -73,7 +78,7 @@ def submit_job(
 
 def _local(job: str, config: Config, run_id: str, force: bool, dry_run: bool, out: Console) -> int:
     asked = render.submission(job, config, run_id, force=force)
-    command = render.local(asked, config.spark.master)
+    command = render.local(asked, config.spark.master, spark_submit(), str(jobs_dir(job)))
     if dry_run:
         out.print(shlex.join(command), highlight=False, markup=False)
         return 0
@@ -81,9 +86,28 @@ def _local(job: str, config: Config, run_id: str, force: bool, dry_run: bool, ou
     with subprocess.Popen(command) as process:
         while True:
             try:
-                return process.wait()
+                code = process.wait()
             except KeyboardInterrupt:
                 continue
+            # as a shell says it of a process that a signal ended
+            return code if code >= 0 else 128 - code
+
+
+def spark_submit() -> str:
+    """The program of the pyspark that is installed here. EnvironmentMissing where there is none."""
+    beside = Path(sys.executable).with_name("spark-submit")
+    found = str(beside) if beside.is_file() else shutil.which("spark-submit")
+    if found is None:
+        raise EnvironmentMissing("spark-submit is not here", remedy="install pyspark: `make setup`")
+    return found
+
+
+def jobs_dir(job: str) -> Path:
+    """The folder of the entry points: jobs/ in the working folder, or beside the package in a checkout."""
+    for candidate in (Path("jobs"), Path(__file__).resolve().parents[3] / "jobs"):
+        if (candidate / f"{job}.py").is_file():
+            return candidate
+    raise EnvironmentMissing(f"no jobs/{job}.py here", remedy="call from a checkout, or use `encore run`")
 
 
 def print_cost(
@@ -147,6 +171,9 @@ def deployment_findings(
     stage: str, choices: Sequence[str], package: Path, clients: Clients | None = None
 ) -> Iterator[Finding]:
     """Is all there that a deployment of a stage needs? UnknownStage for a stage or a choice that there is not."""
+    for choice in choices:
+        if "=" not in choice or choice.startswith("stage="):
+            raise UnknownStage(f"-c {choice}: name=value of a choice expected")
     context = dict(choice.partition("=")[::2] for choice in choices)
     region = region_of(None)
     return findings(stage_of({"stage": stage, **context}), package, clients or clients_of(region), region)

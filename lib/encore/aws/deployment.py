@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from encore.errors import EncoreError, InputError
 ROLE_OUTPUT = "RoleOf"
 """How the output with the role of a job begins: RoleOfBuildCentroids."""
 
-STACKS = ("storage", "mlflow", "compute", "orchestration")
+STACKS = ("storage", "mlflow", "compute")
 """Stacks whose outputs a submission needs."""
 
 Clients = Callable[[str], Any]
@@ -47,15 +49,24 @@ def outputs(stage: str, clients: Clients) -> dict[str, str]:
 def settings_of(stage: str, job: str, clients: Clients) -> list[str]:
     """Settings that send a job to what a stage made; those that a caller gives come after them, and win."""
     made = outputs(stage, clients)
+
+    def out(name: str) -> str:
+        if name not in made:
+            raise InputError(
+                f"stage {stage}: none of its stacks has an output {name}",
+                remedy=f"it is of an older commit, or its deployment failed: call `make deploy STAGE={stage}`",
+            )
+        return made[name]
+
     found = {
-        "lake.path": made["LakePath"],
-        "raw.playlists": f"s3://{made['RawBucket']}/playlists/",
-        "raw.features": f"s3://{made['RawBucket']}/features/",
-        "tracking.login": made["TrackingLogin"],
-        "emr.application": made["ApplicationId"],
-        "emr.role": made[f"{ROLE_OUTPUT}{camel(job)}"],
-        "emr.code": made["CodePath"],
-        "emr.logs": f"s3://{made['LogBucket']}",
+        "lake.path": out("LakePath"),
+        "raw.playlists": f"s3://{out('RawBucket')}/playlists/",
+        "raw.features": f"s3://{out('RawBucket')}/features/",
+        "tracking.login": out("TrackingLogin"),
+        "emr.application": out("ApplicationId"),
+        "emr.role": out(f"{ROLE_OUTPUT}{camel(job)}"),
+        "emr.code": out("CodePath"),
+        "emr.logs": f"s3://{out('LogBucket')}",
     }
     if "ClusterId" in made:
         found["emr.cluster"] = made["ClusterId"]
@@ -84,13 +95,10 @@ def findings(stage: Stage, package: Path, clients: Clients, region: str | None) 
         yield who
         return
     yield Finding("AWS account", f"{who['Account']}, as {who['Arn'].rsplit(':', 1)[-1]}")
-    yield _there(
-        "CDK bootstrap",
-        lambda: clients("cloudformation").describe_stacks(StackName=BOOTSTRAP)["Stacks"][0]["StackStatus"],
-        "call `make cdk ARGS=bootstrap`",
-    )
+    yield _bootstrap(clients)
     if stage.mlflow == "fargate":
         yield _certificate(stage, clients)
+        yield _docker()
     yield _there(
         "git connection",
         lambda: _parameter(clients, "/encore/git-connection"),
@@ -104,7 +112,10 @@ def _package(folder: Path) -> Finding:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return Finding("application archive", f"none in {folder}", "call `make package`")
-    made = json.loads(manifest.read_text())
+    try:
+        made = json.loads(manifest.read_text())
+    except ValueError:
+        return Finding("application archive", f"{manifest}: not JSON, it was cut", "call `make package`")
     dirty = str(made["commit"]).endswith("-dirty")
     return Finding(
         "application archive",
@@ -129,8 +140,35 @@ def _told(what: str, error: EncoreError) -> Finding:
 
 
 def _there(what: str, call: Callable[[], str], remedy: str) -> Finding:
-    found = _ask(what, call)
-    return Finding(what, "not there", remedy) if isinstance(found, Finding) else Finding(what, found)
+    """What AWS answers; with a remedy where it says that this is not there, else with that of its own words."""
+    try:
+        return Finding(what, call())
+    except (BotoCoreError, ClientError) as error:
+        told = aws_error(what, error)
+        return Finding(what, "not there", remedy) if isinstance(told, InputError) else _told(what, told)
+    except EncoreError as error:
+        return _told(what, error)
+
+
+def _bootstrap(clients: Clients) -> Finding:
+    what, remedy = "CDK bootstrap", "call `make cdk ARGS=bootstrap`"
+    found = _there(
+        what,
+        lambda: clients("cloudformation").describe_stacks(StackName=BOOTSTRAP)["Stacks"][0]["StackStatus"],
+        remedy,
+    )
+    whole = found.fact in ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
+    return found if found.remedy or whole else Finding(what, f"the stack {BOOTSTRAP} is {found.fact}", remedy)
+
+
+def _docker() -> Finding:
+    program = os.environ.get("CDK_DOCKER", "docker")
+    path = shutil.which(program)
+    return Finding(
+        "Docker",
+        path or f"no program {program}",
+        None if path else "install it, or name another by CDK_DOCKER (finch, podman): MLflow's image is built by it",
+    )
 
 
 def _parameter(clients: Clients, name: str) -> str:
@@ -141,12 +179,13 @@ def _parameter(clients: Clients, name: str) -> str:
 def _certificate(stage: Stage, clients: Clients) -> Finding:
     what, name = "certificate", f"/encore/{stage.name}/mlflow-certificate"
     remedy = f"put the ARN of a certificate for mlflow.{stage.domain} into the parameter {name} (SSM, String)"
-    arn = _ask(what, lambda: _parameter(clients, name))
-    if isinstance(arn, Finding):
-        return Finding(what, f"no parameter {name}", remedy)
+    parameter = _there(what, lambda: _parameter(clients, name), remedy)
+    if parameter.remedy:
+        return Finding(what, f"parameter {name}: {parameter.fact}", parameter.remedy)
+    arn = parameter.fact
     found = _ask(what, lambda: clients("acm").describe_certificate(CertificateArn=arn)["Certificate"])
     if isinstance(found, Finding):
-        return Finding(what, found.fact, remedy)
+        return found
     issued, names = found["Status"] == "ISSUED", [found["DomainName"], *found.get("SubjectAlternativeNames", ())]
     fits = f"mlflow.{stage.domain}" in names or f"*.{stage.domain}" in names
     return Finding(

@@ -81,9 +81,9 @@ def launch_settings(config: Config) -> tuple[tuple[str, str], ...]:
     return tuple(sorted({**config.spark.settings, **driver}.items()))
 
 
-def local(asked: Submission, master: str | None, jobs: str = "jobs") -> list[str]:
-    """A command of this machine. `jobs`: the folder of the entry points."""
-    command = ["spark-submit", *(["--master", master] if master else []), *_conf(dict(asked.spark))]
+def local(asked: Submission, master: str | None, program: str = "spark-submit", jobs: str = "jobs") -> list[str]:
+    """A command of this machine. `program`: spark-submit; `jobs`: the folder of the entry points."""
+    command = [program, *(["--master", master] if master else []), *_conf(dict(asked.spark))]
     return [*command, f"{jobs}/{asked.job}.py", *asked.arguments()]
 
 

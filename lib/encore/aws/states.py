@@ -20,8 +20,9 @@ is how it passes on the code of the driver's process; it is not documented, so n
 
 **No two executions overlap.** The lock is an item in a table with the execution that holds it, put there on condition
 that none is. Where one is, its execution is looked up, and the lock is taken over if that is not running any more: it
-was stopped before it could let go. Between look and put another may have come first, so the put is on condition that
-the holder is still that one. Commits to Delta tables, which refuse what they did not see, remain the last line.
+was stopped before it could let go, or is not known any more. Between look and put another may have come first, so the
+put is on condition that the holder is still that one; where it is not, all is looked at again. Commits to Delta tables,
+which refuse what they did not see, remain the last line.
 
 Texts `${Name}` stand for what the deployment knows (`PLACEHOLDERS`). The definition is in JSONPath.
 """
@@ -69,6 +70,9 @@ NEVER_AGAIN = (1, 2, 3, 4, 5)
 PASSING = 75
 """The exit code that one may."""
 
+_EXIT_CODE = "ExitCode: {}."
+"""How the details of a run pass on the exit code of its driver."""
+
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 
@@ -83,6 +87,12 @@ class Limits:
     wait_seconds: int = 120
     retry_seconds: int = 20
     spark: tuple[tuple[str, str], ...] = ()
+
+
+def exit_code_in(details: str) -> int | None:
+    """The exit code of the driver, as the details of a run have it; None where they do not."""
+    found = re.search(_EXIT_CODE.format(r"(\d+)").replace(".", r"\."), details)
+    return int(found[1]) if found else None
 
 
 def sized() -> Limits:
@@ -134,7 +144,7 @@ def job_run(job: str, limits: Limits) -> State:
         "raw.features": "$.raw.features",
     }
     arguments = ["'--env'", "$.asked.env", "'--run-id'", "$.run_id", "'--set'", "'lake.path=${Lake}'"]
-    arguments += ["'--set'", "'tracking.login=${TrackingLogin}'"]
+    arguments += ["'--set'", "'tracking.login=${TrackingLogin}'", "'--set'", "'s3.region=${Region}'"]
     for name, path in settings.items():
         arguments += ["'--set'", f"States.Format('{name}={{}}', {path})"]
     arguments += ["'--set-json'", "States.JsonToString($.asked.set)", "'--outcome'"]
@@ -278,6 +288,7 @@ def _set_out(nodes: Sequence[Node], jobs: Sequence[str], all_jobs: Sequence[str]
 # the lock ----------------------------------------------------------------------------------------------------------
 
 _LOST_RACE = ["DynamoDB.ConditionalCheckFailedException"]
+_FORGOTTEN = ["Sfn.ExecutionDoesNotExistException"]
 _DATABASE_RETRY = {
     "ErrorEquals": [
         "DynamoDB.ProvisionedThroughputExceededException",
@@ -294,7 +305,10 @@ _DATABASE_RETRY = {
 def _take_lock() -> States:
     item = {"line": {"S": "${Lake}"}, "execution": {"S.$": "$$.Execution.Id"}, "since": {"S.$": "$$.State.EnteredTime"}}
     put = {"Type": "Task", "Resource": "arn:aws:states:::dynamodb:putItem", "ResultPath": None}
-    busy = {"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Another run is at work"}
+    # by another, or by this one in a try whose answer was lost: the lock itself tells
+    raced = {"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Take the lock"}
+    # Step Functions forgets executions after 90 days
+    forgotten = {"ErrorEquals": _FORGOTTEN, "ResultPath": "$.error", "Next": "Take the lock over"}
     return {
         "Take the lock": {
             **put,
@@ -327,11 +341,13 @@ def _take_lock() -> States:
             "Type": "Task",
             "Resource": "arn:aws:states:::aws-sdk:sfn:describeExecution",
             "Parameters": {"ExecutionArn.$": "$.lock.Item.execution.S"},
-            "ResultSelector": {"status.$": "$.Status", "execution.$": "$.ExecutionArn"},
+            "ResultSelector": {"status.$": "$.Status"},
             "ResultPath": "$.holder",
             "Retry": [
-                {"ErrorEquals": ["States.TaskFailed"], "IntervalSeconds": 2, "MaxAttempts": 3, "BackoffRate": 2.0}
+                {"ErrorEquals": _FORGOTTEN, "MaxAttempts": 0},
+                {"ErrorEquals": ["States.TaskFailed"], "IntervalSeconds": 2, "MaxAttempts": 3, "BackoffRate": 2.0},
             ],
+            "Catch": [forgotten],
             "Next": "Or was it stopped",
         },
         "Or was it stopped": {
@@ -346,10 +362,10 @@ def _take_lock() -> States:
                 "Item": item,
                 "ConditionExpression": "#execution = :holder",
                 "ExpressionAttributeNames": {"#execution": "execution"},
-                "ExpressionAttributeValues": {":holder": {"S.$": "$.holder.execution"}},
+                "ExpressionAttributeValues": {":holder": {"S.$": "$.lock.Item.execution.S"}},
             },
             "Retry": [_DATABASE_RETRY],
-            "Catch": [busy],
+            "Catch": [raced],
             "Next": "The line",
         },
         "Another run is at work": {
@@ -428,7 +444,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
         {"Variable": cause, "StringMatches": '*"CANCELLED"*'},
         {"Variable": "$.error.Error", "StringEquals": "States.Timeout"},
         {"Variable": "$.error.Error", "StringMatches": "E*erverless.*Exception"},
-        *({"Variable": cause, "StringMatches": f"*ExitCode: {code}.*"} for code in NEVER_AGAIN),
+        *({"Variable": cause, "StringMatches": f"*{_EXIT_CODE.format(code)}*"} for code in NEVER_AGAIN),
     ]
     tell = f"{job}: tell"
     return {

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encore.catalogue import artist_numbers, count_tracks, features_by_track
+from encore.commit import commit_of
 from encore.costs import latest
 from encore.errors import EnvironmentMissing
 from encore.evaluation.metrics import Metrics, Summary
@@ -37,7 +38,6 @@ from encore.tables import (
     Table,
     arrow_schema,
 )
-from encore.tracking import git_commit
 
 if TYPE_CHECKING:
     from encore.reports.data import Count
@@ -126,7 +126,7 @@ def run(ctx: JobContext) -> None:
             token=_token(ctx),
             run_id=ctx.run_id,
             lake=ctx.store.path,
-            commit=git_commit(),
+            commit=commit_of(),
             made_at=datetime.now(UTC),
             versions=ctx.versions,
             key_figures=data.key_figures(facts, counts, artist_rows, n_albums, titles),
