@@ -90,9 +90,9 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """For tests that configure logging: what they set is gone after them."""
+    """A test may configure logging, as commands do: what it set is gone after it."""
     root, before = logging.getLogger(), structlog.get_config()
     handlers, level = list(root.handlers), root.level
     yield

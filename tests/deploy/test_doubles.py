@@ -106,6 +106,7 @@ def test_a_container_whose_root_may_not_mount_does_not_isolate(tmp_path: Path, m
     assert not may_isolate()
 
 
+@pytest.mark.slow
 def test_what_stands_for_an_archive_goes_with_the_process() -> None:
     code = "from tests.deploy.synth import package; print(package(), (package() / 'manifest.json').is_file())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -257,6 +257,7 @@ def test_a_person_finds_the_machine_and_the_topic_in_the_outputs(prod: dict[str,
     assert found == {"StateMachineArn": "AWS::StepFunctions::StateMachine", "FailuresTopicArn": "AWS::SNS::Topic"}
 
 
+@pytest.mark.slow
 def test_all_of_a_stage_that_takes_tags_has_the_stages(prod: dict[str, Template]) -> None:
     """What takes tags is as CloudFormation's own schemas say it."""
     from cfnlint.schema import PROVIDER_SCHEMA_MANAGER

@@ -43,7 +43,7 @@ LOGS = [
 
 
 @pytest.fixture(autouse=True)
-def account(monkeypatch: pytest.MonkeyPatch, logging_as_before: None) -> None:
+def account(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of no account, and no way to one."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "ENCORE_", "MLFLOW_TRACKING_URI")):

@@ -35,9 +35,6 @@ def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
-
 @pytest.fixture
 def encore(monkeypatch: pytest.MonkeyPatch) -> Encore:
     """Call a command in this process, as from a shell."""

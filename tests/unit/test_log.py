@@ -18,9 +18,6 @@ from encore.log import configure_logging, is_secret_name, redact
 Level = Literal["debug", "info", "warning", "error"]
 
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
