@@ -201,7 +201,8 @@ def _change(name: str, a: Figure | None, b: Figure | None) -> Change:
     if a is None or b is None:
         one = a or b
         assert one is not None
-        return Change(name, one.unit, a and a.value, b and b.value, None, "only in A" if b is None else "only in B")
+        left, right = (figure.value if figure else None for figure in (a, b))
+        return Change(name, one.unit, left, right, None, "only in A" if b is None else "only in B")
     if a.work != b.work:
         return Change(name, a.unit, a.value, b.value, None, "other work")
     changed = b.value / a.value if a.value else None

@@ -31,7 +31,8 @@ def run(data: Path | None, limit: int | None, only: list[int], said: Callable[[s
     folder = data or slices_of(PLAYLISTS)
     total = playlists_in(folder)
     sizes = [total] if limit else [total // share for share in SHARES]
-    found, before = Found(), None
+    found = Found()
+    before: tuple[int, Ran] | None = None
     for n in sizes:
         if only and n not in only:
             continue
@@ -43,6 +44,6 @@ def run(data: Path | None, limit: int | None, only: list[int], said: Callable[[s
         found += figures_of(n, ran, prefix)
         if before is not None and not limit:
             found += growth(before[0], before[1], n, ran, prefix)
-        before: tuple[int, Ran] | None = (n, ran)
+        before = (n, ran)
         said(f"{n:,} playlists: {ran.seconds:,.0f} s, {ran.peak / 1e9:.1f} GB, {ran.disk / ran.input:.2f} x the input")
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def run(sizes: Sizes) -> Found:
     for _ in range(sizes.repeats):
         # in turns, so that a machine that is slower for a while is slower for all
         for name, parse in parsers.items():
-            times[name].append(timed(lambda parse=parse: _each(parse, files), 1))
+            times[name].append(timed(partial(_each, parse, files), 1))
     expected = our_rows(times["ours"][-1].result)
     found = Found()
     for name, repeats in times.items():

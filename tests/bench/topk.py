@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,7 @@ def fastest_metric(data: Search, sizes: Sizes) -> tuple[str, dict[str, float]]:
     for metric in ("cosine", "euclidean", "sqeuclidean"):
         build, search = _sklearn(metric)
         index = build(data)
-        found = timed(lambda index=index, search=search: search(index, data.queries[:n], sizes.k, cores()), 1)
+        found = timed(partial(search, index, data.queries[:n], sizes.k, cores()), 1)
         cost[metric] = found.seconds[0] / n * 1e3
         del index
     return min(cost, key=lambda name: cost[name]), cost
@@ -249,7 +250,7 @@ def _peer(peer: Peer, data: Search, index: Tree, sizes: Sizes, what: str, so_far
         with limited(threads):
             peer.search(built.result, queries[:8], sizes.k, threads)
             many = timed(
-                lambda threads=threads: peer.search(built.result, queries, sizes.k, threads),
+                partial(peer.search, built.result, queries, sizes.k, threads),
                 sizes.repeats,
                 at_most=sizes.seconds,
             )

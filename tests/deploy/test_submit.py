@@ -658,11 +658,18 @@ class TestTheDoctor:
         assert "access refused (AccessDenied)" in found["CDK bootstrap"].fact
         assert "bootstrap" not in str(found["CDK bootstrap"].remedy)
         assert "access refused" in found["certificate"].fact
+        assert "access refused" in found["EMR Serverless application"].fact
 
     def test_a_bootstrap_that_failed(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, bootstrap="ROLLBACK_COMPLETE")}
         assert found["CDK bootstrap"].fact == "the stack CDKToolkit is ROLLBACK_COMPLETE"
         assert found["CDK bootstrap"].remedy
+
+    def test_an_application_that_runs_takes_no_changes(self, tmp_path: Path) -> None:
+        found = {one.what: one for one in self.findings(tmp_path, state="STARTED")}
+        assert found["EMR Serverless application"].fact == "00application is started"
+        assert "stop-application --application-id 00application" in str(found["EMR Serverless application"].remedy)
+        assert found["EMR Serverless application"].warning
 
     def test_an_archive_whose_manifest_was_cut(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_REGION")
@@ -701,18 +708,23 @@ class TestTheDoctor:
         certificate: str = "ISSUED",
         quota: int = 100,
         bootstrap: str = "CREATE_COMPLETE",
+        state: str = "STOPPED",
         refused: bool = False,
     ) -> list[Any]:
         (folder / "manifest.json").write_text(json.dumps({"version": "v1", "commit": "0123456789abcdef"}))
-        services = ("sts", "cloudformation", "ssm", "acm", "service-quotas", "emr")
+        services = ("sts", "cloudformation", "ssm", "acm", "service-quotas", "emr", "emr-serverless")
         made = {name: SESSION.client(name) for name in services}
         stubs = {name: Stubber(client) for name, client in made.items()}
         stubs["sts"].add_response("get_caller_identity", {"Account": "ACCOUNT", "Arn": "arn:aws:iam::A:user/me"})
         stack = {"StackName": "CDKToolkit", "CreationTime": 0, "StackStatus": bootstrap}
-        if refused:
-            stubs["cloudformation"].add_client_error("describe_stacks", "AccessDenied", "no", 403)
-        else:
-            stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [stack]})
+        made_before = {"StackName": "encore-dev-compute", "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}
+        made_before["Outputs"] = [{"OutputKey": "ApplicationId", "OutputValue": "00application"}]
+        for one in (stack, made_before):
+            if refused:
+                stubs["cloudformation"].add_client_error("describe_stacks", "AccessDenied", "no", 403)
+            else:
+                stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [one]})
+        application(stubs["emr-serverless"], state)
         for name in ("/encore/dev/mlflow-certificate", "/encore/git-connection"):
             if refused:
                 stubs["ssm"].add_client_error("get_parameter", "AccessDeniedException", "no", 403)

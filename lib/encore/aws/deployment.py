@@ -36,14 +36,18 @@ def outputs(stage: str, clients: Clients) -> dict[str, str]:
         name = f"encore-{stage}-{stack}"
         try:
             with said(f"stack {name}"):
-                described = formation.describe_stacks(StackName=name)["Stacks"][0]
+                found |= _outputs_of(name, formation)
         except InputError as error:
             raise InputError(
                 f"stack {name}: is not in {formation.meta.region_name}",
                 remedy=f"call `make deploy STAGE={stage}`, or set AWS_REGION and AWS_PROFILE to where it is",
             ) from error
-        found |= {item["OutputKey"]: item["OutputValue"] for item in described.get("Outputs", ())}
     return found
+
+
+def _outputs_of(stack: str, formation: Any) -> dict[str, str]:
+    described = formation.describe_stacks(StackName=stack)["Stacks"][0]
+    return {item["OutputKey"]: item["OutputValue"] for item in described.get("Outputs", ())}
 
 
 def settings_of(stage: str, job: str, clients: Clients) -> list[str]:
@@ -106,6 +110,7 @@ def findings(stage: Stage, package: Path, clients: Clients, region: str | None) 
     )
     yield _quota(stage, clients)
     yield _release(clients)
+    yield _application(stage, clients)
 
 
 def _package(folder: Path) -> Finding:
@@ -223,6 +228,25 @@ def _release(clients: Clients) -> Finding:
         RELEASE if RELEASE in found else f"{RELEASE} is not listed in this region",
         None if RELEASE in found else "deploy to a region that has it",
     )
+
+
+def _application(stage: Stage, clients: Clients) -> Finding:
+    """Of an earlier deployment: EMR Serverless takes changes to one that is created or stopped, and no others."""
+    what = "EMR Serverless application"
+    stack = f"encore-{stage.name}-compute"
+    try:
+        id_ = _outputs_of(stack, clients("cloudformation")).get("ApplicationId")
+    except (BotoCoreError, ClientError) as error:
+        told = aws_error(what, error)
+        return Finding(what, "none yet") if isinstance(told, InputError) else _told(what, told)
+    if id_ is None:
+        return Finding(what, "none yet")
+    state = _ask(what, lambda: clients("emr-serverless").get_application(applicationId=id_)["application"]["state"])
+    if isinstance(state, Finding):
+        return state
+    still = state in ("CREATED", "STOPPED", "TERMINATED")
+    remedy = f"before a deployment that changes it: `aws emr-serverless stop-application --application-id {id_}`"
+    return Finding(what, f"{id_} is {state.lower()}", None if still else remedy, warning=True)
 
 
 def clients_of(region: str | None) -> Clients:
