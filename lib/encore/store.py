@@ -325,8 +325,10 @@ class Store:
         kept = Writer(table, self.place(table))
         now = int(time.time() * 1000)
         for file, partition, inside, outside in touched(_files(found), where, table.partition_by):
-            if inside or not file["num_records"]:
-                if outside and file["num_records"]:
+            # another writer may have left a file without statistics, whose rows are not known and may be any
+            empty = file["num_records"] == 0
+            if inside or empty:
+                if outside and not empty:
                     rows = self._rows_outside(table, file["path"], partition, where)
                     if rows is None:
                         continue

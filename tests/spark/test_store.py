@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction, RemoveAction
 
 from encore.datafiles import Writer
 from encore.errors import LakeError, WriteRefused
@@ -117,6 +119,26 @@ class TestEachTable:
         for name in table.checks:
             assert f"{name} (" in text
         assert store.version(table) == before
+
+
+def test_rows_of_a_file_without_statistics_stay_where_others_are_replaced(store: Store) -> None:
+    """As another writer may leave one: nobody knows what is in it without a look."""
+    write(store, HOLDOUT, [good_row(HOLDOUT, number) for number in range(4)])
+    found = DeltaTable(store.uri(HOLDOUT))
+    (file,) = pa.table(found.get_add_actions(flatten=True)).to_pylist()
+    folder = Path(store.uri(HOLDOUT))
+    (folder / "foreign.parquet").write_bytes((folder / file["path"]).read_bytes())
+    actions = [
+        RemoveAction(file["path"], True, 0, file["size_bytes"], {}),
+        AddAction("foreign.parquet", file["size_bytes"], {}, 0, True, "{}"),
+    ]
+    found.create_write_transaction(actions, "append", found.schema(), [])
+    assert pa.table(DeltaTable(store.uri(HOLDOUT)).get_add_actions(flatten=True))["num_records"].to_pylist() == [None]
+    pids = sorted(row["pid"] for row in store.read(HOLDOUT).toArrow().to_pylist())
+    assert len(pids) == 4
+    new = {**good_row(HOLDOUT, 0), "pid": pids[2]}
+    write(store, HOLDOUT, [new], Where((), "pid", pids[2], None))
+    assert sorted(row["pid"] for row in store.read(HOLDOUT).toArrow().to_pylist()) == pids[:3]
 
 
 def test_the_checks_are_the_tables_own_so_that_no_other_writer_gets_past_them(store: Store, session: Session) -> None:

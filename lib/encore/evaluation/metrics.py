@@ -19,7 +19,7 @@ has no metrics: ValueError.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -170,6 +170,21 @@ class Summary:
             n_unserved=0,
             covered=np.zeros(n_tracks, dtype=np.bool_),
         )
+
+    @classmethod
+    def of_counts(
+        cls,
+        metrics: Metrics,
+        n_train: NDArray[np.integer],
+        n_recommended: NDArray[np.integer],
+        covered: NDArray[np.bool_],
+    ) -> Summary:
+        """As `of`, of playlists whose lists are elsewhere: numbers of recommended tracks (n,), and what all of them
+        cover (M,)."""
+        # whether there is a list is all that matters here
+        served = np.minimum(n_recommended, 1)
+        lists = Ragged.from_lengths(served, np.zeros(int(served.sum()), np.int32))
+        return replace(cls.of(metrics, n_train, lists, n_tracks=1), covered=covered)
 
     @classmethod
     def of(cls, metrics: Metrics, n_train: NDArray[np.integer], recommended: Ragged, *, n_tracks: int) -> Summary:

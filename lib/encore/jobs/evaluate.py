@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,9 @@ def run(ctx: JobContext) -> None:
         columns = (*Metrics._fields, "n_train", "n_recommended")
         own = ctx.store.scan(PLAYLIST_METRICS, columns, where=Where((("model", model),)))
         rows = own.whole(ctx.moved)
-        summary = _summary(rows, n_tracks, covered[model])
+        found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
+        # which tracks were covered was counted where the lists are
+        summary = Summary.of_counts(found, rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy(), covered[model])
         ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
         _log(ctx, model, summary)
 
@@ -149,15 +150,6 @@ def _unserved(model: str, missing: np.ndarray, pids: np.ndarray, test: Ragged, n
 def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -> dict[str, Any]:
     sizes = {"n_train": n_train, "n_recommended": n_recommended.astype(np.int32)}
     return {**{name: getattr(metrics, name) for name in Metrics._fields}, **sizes}
-
-
-def _summary(rows: pa.Table, n_tracks: int, covered: np.ndarray) -> Summary:
-    """All playlists of a model together, from the rows that were written."""
-    found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    # whether there is a list is all that matters here: which tracks were covered is counted where the lists are
-    served = np.minimum(rows["n_recommended"].to_numpy(), 1)
-    lists = Ragged.from_lengths(served, np.zeros(served.sum(), np.int32))
-    return replace(Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=n_tracks), covered=covered)
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> None:

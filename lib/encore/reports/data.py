@@ -311,9 +311,8 @@ def coverage(has: NDArray[np.bool_], counts: I64) -> Coverage:
 def summary(rows: pa.Table) -> Summary:
     """All playlists of one model together, from its rows of `playlist_metrics`; its `covered` means nothing."""
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    served = np.minimum(rows["n_recommended"].to_numpy(), 1)
-    lists = Ragged.from_lengths(served, np.zeros(int(served.sum()), np.int32))
-    return Summary.of(found, rows["n_train"].to_numpy(), lists, n_tracks=1)
+    n_train, n_recommended = (rows[name].to_numpy() for name in ("n_train", "n_recommended"))
+    return Summary.of_counts(found, n_train, n_recommended, np.zeros(1, np.bool_))
 
 
 class Refused(NamedTuple):
