@@ -122,7 +122,9 @@ class MlflowStack(Stack):
         assert database.secret is not None
         task.add_container(
             "mlflow",
-            image=ecs.ContainerImage.from_asset(str(IMAGE), platform=ecr_assets.Platform.LINUX_AMD64),
+            image=ecs.ContainerImage.from_asset(
+                str(IMAGE), platform=ecr_assets.Platform.LINUX_AMD64, build_args={"BASE": stage.base_image}
+            ),
             logging=ecs.LogDrivers.aws_logs(
                 stream_prefix="mlflow",
                 log_group=logs.LogGroup(

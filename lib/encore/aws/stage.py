@@ -37,6 +37,7 @@ class Stage(Section):
     prewarmed: bool = Field(description="Whether workers wait, started and paid for, so that a job begins in seconds.")
     ec2: bool = Field(description="Whether there is an EMR cluster on EC2 too.")
     mlflow: Literal["fargate", "sagemaker"] = Field(description="Who runs MLflow: we, or SageMaker.")
+    base_image: str = Field(min_length=1, description="That MLflow's image is built on.")
     domain: str = Field(
         description="Private zone in which MLflow is `mlflow.<domain>`; a certificate for it is to be in ACM."
     )
