@@ -25,6 +25,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 START_SECONDS = 30
 ACCESS_KEY, SECRET_KEY = "encore-tests", "encore-tests-key-of-no-value"
 
+# it keeps the description of S3, which takes half a second to read
+_SESSION = boto3.Session()
+
 
 @dataclass(frozen=True)
 class S3Server:
@@ -36,7 +39,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client of that identity that does not try again."""
-        return boto3.client(
+        return _SESSION.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",

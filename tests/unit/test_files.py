@@ -94,14 +94,20 @@ def s3(s3_server: S3Server) -> S3Config:
     return S3Config(endpoint=s3_server.endpoint, region="us-east-1", path_style=True)
 
 
-@pytest.fixture
-def bucket(s3_server: S3Server, _credentials: None) -> str:
+@pytest.fixture(scope="module")
+def contents(s3_server: S3Server) -> str:
+    """One bucket for all tests here: what is in raw/mpd is read and never changed."""
     name, client = f"bucket-{uuid.uuid4().hex[:12]}", s3_server.client()
     client.create_bucket(Bucket=name)
     for key, content in CONTENTS.items():
         client.put_object(Bucket=name, Key=f"raw/mpd/{key}", Body=content)
     client.put_object(Bucket=name, Key="raw/mpd/empty/", Body=b"")
     return name
+
+
+@pytest.fixture
+def bucket(contents: str, _credentials: None) -> str:
+    return contents
 
 
 @pytest.fixture(params=["local", "s3"])
