@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -15,12 +17,15 @@ from encore.aws.athena import VIEW_COLUMNS, VIEWS, athena_view
 from encore.tables import HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table, arrow_schema
 from tests.conftest import ROOT
 
-PLAYLIST_ROWS = [{"pid": 7, "name": "one", "track_ids": [2, 0, 2]}, {"pid": 8, "name": None, "track_ids": []}]
+PLAYLIST_ROWS: list[dict[str, Any]] = [
+    {"pid": 7, "name": "one", "track_ids": [2, 0, 2]},
+    {"pid": 8, "name": None, "track_ids": []},
+]
 HOLDOUT_ROWS = [{"pid": 7, "train": [2], "test": [0]}]
 RECOMMENDED = [{"model": "cosine", "pid": 7, "track_ids": [0, 1], "scores": [0.5, 0.25]}]
 
 
-def rows_of(table: Table, rows: list[dict[str, object]]) -> pa.Table:
+def rows_of(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows with nothing in the columns that are not given."""
     return pa.Table.from_pylist([{**dict.fromkeys(table.names), **row} for row in rows], schema=arrow_schema(table))
 
@@ -29,7 +34,12 @@ def rows_of(table: Table, rows: list[dict[str, object]]) -> pa.Table:
 def engine() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     tracks = [{"track_id": i, "track_uri": f"spotify:track:{i}", "track_name": f"t{i}"} for i in range(3)]
-    made = {PLAYLISTS: PLAYLIST_ROWS, HOLDOUT: HOLDOUT_ROWS, RECOMMENDATIONS: RECOMMENDED, TRACKS: tracks}
+    made: dict[Table, Sequence[Mapping[str, Any]]] = {
+        PLAYLISTS: PLAYLIST_ROWS,
+        HOLDOUT: HOLDOUT_ROWS,
+        RECOMMENDATIONS: RECOMMENDED,
+        TRACKS: tracks,
+    }
     for table, rows in made.items():
         connection.register(table.name, rows_of(table, rows))
     return connection

@@ -127,7 +127,7 @@ def started(emr: Stubber) -> None:
 
 
 def becomes(emr: Stubber, state: str, details: str = "so it goes") -> None:
-    found = {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN, "createdBy": ROLE}
+    found: dict[str, Any] = {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN, "createdBy": ROLE}
     found |= {
         "createdAt": 0,
         "updatedAt": 0,
