@@ -293,8 +293,9 @@ def test_arguments_carry_the_run_the_settings_and_the_date() -> None:
     assert ("--outcome", "s3://say-logs/outcomes/report/run-7/1.json") in pairs
 
 
-@pytest.mark.slow
-def test_two_executions_never_overlap() -> None:
+@contextmanager
+def at_work(name: str) -> Iterator[tuple[Account, str, threading.Event]]:
+    """An execution of that name which has the lock and whose job is at work: its ARN, and what lets the job end."""
     inside, go = threading.Event(), threading.Event()
 
     def run(_: str, __: dict[str, Any]) -> Ended:
@@ -302,18 +303,24 @@ def test_two_executions_never_overlap() -> None:
         assert go.wait(30)
         return Ended(0)
 
-    with account(known_for("twice"), FEW) as made, emr_serverless(run):
-        first = made.states.start_execution(stateMachineArn=made.machine, name="first", input='{"only": ["report"]}')
+    with account(known_for(name), FEW) as made, emr_serverless(run):
+        arn = made.states.start_execution(stateMachineArn=made.machine, name=name, input='{"only": ["report"]}')
         assert inside.wait(30)
+        yield made, arn["executionArn"], go
+
+
+@pytest.mark.slow
+def test_two_executions_never_overlap() -> None:
+    with at_work("first") as (made, first, go):
         second = made.run("second", {"only": ["report"]})
         assert (second["status"], second["error"]) == ("FAILED", "Encore.Overlap")
         assert made.messages()[0]["run_id"] == "second"
         holder = made.lock()
         assert holder is not None
-        assert holder["execution"]["S"] == first["executionArn"], "the second left the first one's lock alone"
+        assert holder["execution"]["S"] == first, "the second left the first one's lock alone"
         go.set()
         until = time.monotonic() + 30
-        while made.states.describe_execution(executionArn=first["executionArn"])["status"] == "RUNNING":
+        while made.states.describe_execution(executionArn=first)["status"] == "RUNNING":
             assert time.monotonic() < until
             time.sleep(0.05)
         assert made.run("third", {"only": ["report"]})["status"] == "SUCCEEDED"
@@ -321,18 +328,7 @@ def test_two_executions_never_overlap() -> None:
 
 @pytest.mark.slow
 def test_the_lock_of_an_execution_that_was_stopped_is_taken_over() -> None:
-    inside, go = threading.Event(), threading.Event()
-
-    def run(_: str, __: dict[str, Any]) -> Ended:
-        inside.set()
-        assert go.wait(30)
-        return Ended(0)
-
-    with account(known_for("stop"), FEW) as made, emr_serverless(run):
-        stopped = made.states.start_execution(
-            stateMachineArn=made.machine, name="stopped", input='{"only": ["report"]}'
-        )["executionArn"]
-        assert inside.wait(30)
+    with at_work("stopped") as (made, stopped, go):
         made.states.stop_execution(executionArn=stopped)
         holder = made.lock()
         assert holder is not None, "who is stopped lets nothing go"

@@ -21,6 +21,7 @@ from encore.aws.cost import FAR, Estimate, Prices, Workers, estimate, prices_of,
 from encore.aws.deployment import Clients, clients_of, findings, settings_of
 from encore.aws.stage import UnknownStage, stage_of
 from encore.aws.submit import JobFailed, request, submit
+from encore.commit import CHECKOUT
 from encore.config import Config, conf_dir, load_config
 from encore.costs import latest
 from encore.doctor import Finding
@@ -104,7 +105,7 @@ def spark_submit() -> str:
 
 def jobs_dir(job: str) -> Path:
     """The folder of the entry points: jobs/ in the working folder, or beside the package in a checkout."""
-    for candidate in (Path("jobs"), Path(__file__).resolve().parents[3] / "jobs"):
+    for candidate in (Path("jobs"), CHECKOUT / "jobs"):
         if (candidate / f"{job}.py").is_file():
             return candidate
     raise EnvironmentMissing(f"no jobs/{job}.py here", remedy="call from a checkout, or use `encore run`")

@@ -130,14 +130,16 @@ def _package(folder: Path) -> Finding:
     )
 
 
-def _ask(what: str, call: Callable[[], Any]) -> Any:
-    """What AWS answers, or a finding of why it does not."""
+def _ask(what: str, call: Callable[[], Any], missing: Finding | None = None) -> Any:
+    """What AWS answers, or a finding of why it does not; `missing`, where one is given, if it says that this is not
+    there."""
     try:
         return call()
     except (BotoCoreError, ClientError) as error:
-        return _told(what, aws_error(what, error))
+        told = aws_error(what, error)
     except EncoreError as error:
         return _told(what, error)
+    return missing if missing is not None and isinstance(told, InputError) else _told(what, told)
 
 
 def _told(what: str, error: EncoreError) -> Finding:
@@ -146,13 +148,8 @@ def _told(what: str, error: EncoreError) -> Finding:
 
 def _there(what: str, call: Callable[[], str], remedy: str) -> Finding:
     """What AWS answers; with a remedy where it says that this is not there, else with that of its own words."""
-    try:
-        return Finding(what, call())
-    except (BotoCoreError, ClientError) as error:
-        told = aws_error(what, error)
-        return Finding(what, "not there", remedy) if isinstance(told, InputError) else _told(what, told)
-    except EncoreError as error:
-        return _told(what, error)
+    found = _ask(what, call, Finding(what, "not there", remedy))
+    return found if isinstance(found, Finding) else Finding(what, found)
 
 
 def _bootstrap(clients: Clients) -> Finding:
@@ -233,14 +230,10 @@ def _release(clients: Clients) -> Finding:
 def _application(stage: Stage, clients: Clients) -> Finding:
     """Of an earlier deployment: EMR Serverless takes changes to one that is created or stopped, and no others."""
     what = "EMR Serverless application"
-    stack = f"encore-{stage.name}-compute"
-    try:
-        id_ = _outputs_of(stack, clients("cloudformation")).get("ApplicationId")
-    except (BotoCoreError, ClientError) as error:
-        told = aws_error(what, error)
-        return Finding(what, "none yet") if isinstance(told, InputError) else _told(what, told)
-    if id_ is None:
-        return Finding(what, "none yet")
+    none, stack = Finding(what, "none yet"), f"encore-{stage.name}-compute"
+    id_ = _ask(what, lambda: _outputs_of(stack, clients("cloudformation")).get("ApplicationId"), none) or none
+    if isinstance(id_, Finding):
+        return id_
     state = _ask(what, lambda: clients("emr-serverless").get_application(applicationId=id_)["application"]["state"])
     if isinstance(state, Finding):
         return state

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator
 
-from encore.aws.cost import workers_of
+from encore.aws.cost import Workers, workers_of
 from encore.config import Section, conf_dir, load_config, read_yaml
 from encore.errors import ConfigError
 
@@ -81,12 +81,12 @@ def stage_of(context: Mapping[str, Any]) -> Stage:
     """The stage that the context names, with what else it chooses. UnknownStage for what there is not or cannot be."""
     _only(("stage", *CHOICES), context)
     name = "dev" if context.get("stage") is None else str(context["stage"])
-    committed = _committed()
-    stages = {stage: _checked(stage, values, where) for stage, (values, where) in committed.items()}
+    committed, sizes = _committed(), _sizes()
+    stages = {stage: _checked(stage, values, sizes, where) for stage, (values, where) in committed.items()}
     if name not in stages:
         raise UnknownStage(f"no stage {name!r}; one of: {', '.join(stages)}")
     chosen = {key: _typed(key, context[key]) for key in CHOICES if context.get(key) is not None}
-    return _checked(name, {**committed[name][0], **chosen}, "")
+    return _checked(name, {**committed[name][0], **chosen}, sizes, "")
 
 
 def _committed() -> dict[str, tuple[dict[str, Any], str]]:
@@ -115,14 +115,13 @@ PREWARMED = 4
 """Executors that wait beside a driver where `prewarmed` is chosen."""
 
 
-def _least_vcpu(executors: int) -> int:
-    """vCPUs of a driver and so many executors: with fewer no job ever begins."""
+def _sizes() -> Workers:
+    """Of a driver and an executor, as jobs ask for them."""
     emr = load_config("emr", ["lake.path=s3://unused", "raw.playlists=s3://unused"])
-    workers = workers_of(emr.spark.settings, emr.spark.driver_memory, executors)
-    return workers.driver_vcpu + executors * workers.executor_vcpu
+    return workers_of(emr.spark.settings, emr.spark.driver_memory, executors=1)
 
 
-def _checked(name: str, values: Mapping[str, Any], where: str) -> Stage:
+def _checked(name: str, values: Mapping[str, Any], sizes: Workers, where: str) -> Stage:
     """A stage of these values. UnknownStage, one sentence about the first that is wrong."""
     try:
         stage = Stage.model_validate({"name": name, **values})
@@ -133,7 +132,8 @@ def _checked(name: str, values: Mapping[str, Any], where: str) -> Stage:
             raise UnknownStage(f"{where}{choice}: missing") from error
         raise UnknownStage(f"{where}{choice}={wrong['input']}: {_expected(wrong)}") from error
     executors = PREWARMED if stage.prewarmed else 1
-    least = _least_vcpu(executors)
+    # with fewer no job ever begins
+    least = sizes.driver_vcpu + executors * sizes.executor_vcpu
     if stage.max_vcpu < least:
         raise UnknownStage(
             f"{where}max_vcpu={stage.max_vcpu}: at least {least} expected, for a driver and {executors} executor(s)"
