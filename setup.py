@@ -77,8 +77,8 @@ setup(
     python_requires=">=3.11,<3.12",
     package_dir={"": "lib"},
     packages=find_packages("lib"),
-    package_data={"encore": ["py.typed", "log4j2.properties", "reports/templates/*"]},
+    package_data={"encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["encore = encore.cli:main"]},
+    entry_points={"console_scripts": ["encore = encore.cli.app:main"]},
 )

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # what is packed is of this checkout, whichever one is installed
 sys.path.insert(0, str(ROOT / "lib"))
 
-from encore.commit import commit_of  # noqa: E402
+from encore.runtime.provenance import commit_of  # noqa: E402
 
 REQUIREMENTS = ROOT / "deploy" / "requirements-emr.txt"
 VERSION = "3.11"

@@ -13,10 +13,10 @@ import pytest
 import structlog
 
 from encore.config import Config, load_config
-from encore.job import Session
 from encore.log import configure_logging
-from encore.mpd.generate import generate
-from encore.tracking import MLFLOW_SETTINGS
+from encore.runtime.tracking import MLFLOW_SETTINGS
+from encore.spark.session import Session
+from encore.synthetic.generate import generate
 from tests.s3server import S3Server
 from tests.s3server import s3_server as started_s3_server
 

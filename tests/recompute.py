@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
-from encore.tables import ALL, FRAMEWORK
+from encore.lake.tables import ALL, FRAMEWORK
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Arc, Circle
 
-from encore.similarity import tree
-from encore.similarity.tree import Tree
+from encore.search import tree
+from encore.search.tree import Tree
 
 OUT = Path(__file__).parents[1] / "images" / "exact-top-k.png"
 ITEM, QUERY, CAP = "#8a8f98", "#c0392b", "#2c6fbb"

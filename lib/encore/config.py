@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
 from encore.errors import ConfigError
-from encore.tables import FEATURES
+from encore.vocabulary import FEATURES
 
 
 def _environment(name: str, *default: Any) -> str | None:

@@ -10,7 +10,7 @@ Exit codes are part of the interface; a scheduler decides by them whether to try
 | 3 | bad input | no |
 | 4 | something that Encore needs is missing: Java, jars, memory, credentials | no |
 | 5 | the lake refuses: another schema, read-only, a write that breaks a table's declaration | no |
-| 75 | a passing failure: throttling, a service that does not answer | yes |
+| 75 | a transient failure: throttling, a service that does not answer | yes |
 | 130 | interrupted | |
 """
 
@@ -60,7 +60,7 @@ class WriteRefused(LakeError):
         self.differences = differences
 
 
-class PassingFailure(EncoreError):
+class TransientError(EncoreError):
     """Something that may work on the next try: throttling, a service that does not answer."""
 
     exit_code = 75

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.similarity import compiled, tree
-from encore.similarity.tree import Tree
+from encore.search import tree
+from encore.search.tree import Tree
 from tests.bench.data import Search, search_data
 from tests.bench.figures import Figure, Found, figure
 from tests.bench.timing import timed
@@ -36,7 +36,7 @@ QUICK = Sizes(slices=10, queries=512, items=(10_000, 20_000), ks=(10, 100), dime
 def run(sizes: Sizes) -> Found:
     """Figures curve.M<items>, curve.d<dimensions> and curve.k<results>, ms a query in one thread, with the share of the
     items that are scored; and curve.threads<n>."""
-    compiled.warm_up()
+    tree.loops()
     data = search_data(sizes.slices, sizes.queries)
     everything = Tree.of(data.ids, data.vectors)
     found: list[Figure] = []

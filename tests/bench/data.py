@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encore.arrays.ragged import Ragged
 from encore.features import vectors
-from encore.mpd import catalogue
-from encore.mpd.generate import FEATURES_FILE, SLICE_PLAYLISTS, DistinctIds, draw_slice
-from encore.mpd.generate import _write_features as write_features
-from encore.ragged import Ragged
-from encore.similarity import kernel
+from encore.search import kernel
 from encore.splits import holdout
+from encore.synthetic import catalogue
+from encore.synthetic.generate import FEATURES_FILE, SLICE_PLAYLISTS, DistinctIds, draw_slice
+from encore.synthetic.generate import _write_features as write_features
 from tests.bench.figures import BenchError
 from tests.bench.machine import ROOT, cores
 

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 
 from encore.config import Config, load_config
-from encore.job import Session
+from encore.lake.store import Store
+from encore.lake.tables import PLAYLISTS, TRACKS
 from encore.log import configure_logging
-from encore.pipeline import run_pipeline
-from encore.store import Store
-from encore.tables import PLAYLISTS, TRACKS
+from encore.runtime.pipeline import run_pipeline
+from encore.spark.session import Session
 from tests.bench.data import CACHE, in_order, slices_of
 from tests.bench.figures import BenchError, Check, Found, figure, found_of, ratio
 from tests.bench.machine import ROOT, cores, python

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from encore.config import Config, load_config
-from encore.costs import latest
-from encore.job import Session
+from encore.lake.store import Store
+from encore.lake.tables import JOB_COSTS
 from encore.log import configure_logging
-from encore.pipeline import plan, run_pipeline
-from encore.store import Store
-from encore.tables import JOB_COSTS
+from encore.runtime.pipeline import plan, run_pipeline
+from encore.spark.session import Session
+from encore.spark.stage_metrics import latest
 from tests.bench.data import CACHE, encore, in_order, slices_of
 from tests.bench.figures import BenchError, Check, Found, figure, write_json
 from tests.bench.limits import in_cgroup

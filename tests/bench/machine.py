@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from encore.commit import commit_of
-from encore.session import find_java
+from encore.runtime.provenance import commit_of
+from encore.spark.session import find_java
 from tests.bench.figures import Found, figure
 
 ROOT = Path(__file__).resolve().parents[2]

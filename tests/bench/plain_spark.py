@@ -2,8 +2,8 @@
 
 Slices are read once, by Spark's own JSON reader with a schema, and staged as Parquet, so that later steps read the
 columns that they need. Tracks get dense ids, frequent ones first, by an aggregation and a window; playlists get them
-by a join, and are put together again by another aggregation. The two tables have the columns of encore.tables. What it
-does not do, and Encore does: say what is wrong with a file, keep what it refuses, and read only what is new.
+by a join, and are put together again by another aggregation. The two tables have the columns of encore.lake.tables.
+What it does not do, and Encore does: say what is wrong with a file, keep what it refuses, and read only what is new.
 """
 
 from __future__ import annotations

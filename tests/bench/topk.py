@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.similarity import compiled, kernel, tree
-from encore.similarity.kernel import Items, Ranked
-from encore.similarity.tree import Tree
+from encore.arrays.ranked import Ranked
+from encore.search import kernel, tree
+from encore.search.kernel import Items
+from encore.search.tree import Tree
 from tests.bench.data import Search, search_data
 from tests.bench.figures import Check, Found, figure, ratio
 from tests.bench.machine import blas, cores
@@ -192,7 +193,7 @@ def equal(name: str, ours: Ranked, twin: Ids, twin_scores: NDArray[np.float32] |
 
 def run(sizes: Sizes) -> Found:
     """Figures topk.<who>.t<threads> in ms a query, topk.<who>.build in s, and ratios topk.ours_over.<who>.t<n>."""
-    compiled.warm_up()
+    tree.loops()
     data = search_data(sizes.slices, sizes.queries)
     n_items, d = data.vectors.shape
     what = f"{n_items:,} items, d = {d}, k = {sizes.k}"

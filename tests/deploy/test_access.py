@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from encore.aws.access import RAW, Buckets, cluster_statements, statements
-from encore.job import EXTRA_JOBS, JOBS, node, upkeep
-from encore.tables import ALL, FRAMEWORK
+from encore.lake.tables import ALL, FRAMEWORK
+from encore.runtime.registry import EXTRA_JOBS, JOBS, node, upkeep
 from tests.deploy.proxy import Asked
 from tests.deploy.s3proxy import Call, calls_of
 from tests.deploy.simulator import refused

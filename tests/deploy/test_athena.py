@@ -12,9 +12,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from encore import tables
 from encore.aws.athena import VIEW_COLUMNS, VIEWS, athena_view
-from encore.tables import HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table, arrow_schema
+from encore.lake import tables
+from encore.lake.tables import HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table, arrow_schema
 from tests.conftest import ROOT
 
 PLAYLIST_ROWS: list[dict[str, Any]] = [
@@ -87,7 +87,7 @@ def test_columns_in_glue_are_those_that_the_query_gives(engine: duckdb.DuckDBPyC
 
 def test_the_picture_in_the_documentation_is_the_generated_one() -> None:
     from encore.aws.picture import architecture
-    from encore.job import extra_nodes, nodes
+    from encore.runtime.registry import extra_nodes, nodes
 
     text = (ROOT / "deploy" / "docs" / "aws-stacks.md").read_text()
     assert architecture(nodes(), extra_nodes()) in text, "write it anew: encore graph --aws"

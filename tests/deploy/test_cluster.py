@@ -21,8 +21,9 @@ from mlflow import MlflowClient
 from encore.aws.access import TRACKING, tracking_statements
 from encore.aws.submit import request
 from encore.config import Config, load_config
-from encore.job import JOBS, Session
-from encore.pipeline import plan, run_pipeline
+from encore.runtime.pipeline import plan, run_pipeline
+from encore.runtime.registry import JOBS
+from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import ROOT, settings
 from tests.deploy.cluster import Cluster, Held, isolated, may_isolate, standalone, watched

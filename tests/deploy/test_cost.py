@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from encore.aws.cost import Node, Nodes, Prices, Serverless, Waits, Workers, estimate, prices_of, workers_of
-from encore.cli import app
+from encore.cli.app import app
 from encore.config import load_config
 from encore.errors import ConfigError
 

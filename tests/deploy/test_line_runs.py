@@ -20,10 +20,11 @@ from moto import mock_aws
 from encore.aws.access import Buckets, statements
 from encore.aws.states import Limits, definition, filled, placeholders
 from encore.config import load_config
-from encore.graph import edges
-from encore.job import JOBS, Session, extra_nodes, node, nodes, upkeep
-from encore.store import Store
-from encore.tables import ALL, JOB_RUNS
+from encore.lake.store import Store
+from encore.lake.tables import ALL, JOB_RUNS
+from encore.runtime.graph import edges
+from encore.runtime.registry import JOBS, extra_nodes, node, nodes, upkeep
+from encore.spark.session import Session
 from tests.deploy.emr import Ended, Runner, ServiceError, emr_serverless, spark_submit
 from tests.deploy.mlflow_server import MlflowServer, mlflow_server, secrets_manager
 from tests.deploy.s3proxy import Call, recording
@@ -511,7 +512,7 @@ class TestTheLine:
         assert [one.code for one in line.ended["maintain"]] == [75, 0], line.ended["maintain"][-1].log
         assert found["status"] == "SUCCEEDED"
         assert line.account.messages() == []
-        proved("a passing failure, exit code 75: tried again, and well")
+        proved("a transient failure, exit code 75: tried again, and well")
         allowed = policy("maintain")
         assert [refused(allowed, call) for call in line.calls["maintain"] if refused(allowed, call)] == []
 

@@ -21,7 +21,7 @@ from types import ModuleType
 import pyspark
 import pytest
 
-from encore.job import EXTRA_JOBS, JOBS
+from encore.runtime.registry import EXTRA_JOBS, JOBS
 from tests import recompute
 from tests.conftest import FAST_JVM, ROOT
 from tests.deploy.conftest import COMMIT, packaged
@@ -75,9 +75,13 @@ def test_the_manifest_says_what_is_there(package: Path) -> None:
 @whole
 def test_it_has_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> None:
     site = "lib/python3.11/site-packages"
-    assert {f"{site}/encore/job.py", f"{site}/encore/COMMIT", "conf/base.yaml", "conf/emr.yaml", "bin/python"} <= {
-        *names
-    }
+    assert {
+        f"{site}/encore/runtime/job.py",
+        f"{site}/encore/COMMIT",
+        "conf/base.yaml",
+        "conf/emr.yaml",
+        "bin/python",
+    } <= {*names}
     assert {
         f"{site}/{name}/__init__.py"
         for name in ("numba", "mlflow", "sagemaker_mlflow", "pyarrow", "deltalake", "boto3")
@@ -153,7 +157,7 @@ def wheel(folder: Path) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
-    for name in ("lib/encore/__init__.py", "lib/encore/commit.py", "deploy/package.py"):
+    for name in ("lib/encore/__init__.py", "lib/encore/runtime/provenance.py", "deploy/package.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     for name, text in (("jobs/one.py", "1\n"), ("conf/base.yaml", "a: 1\n")):
@@ -227,7 +231,7 @@ def test_all_that_it_is_made_of_counts_and_nothing_else(checkout: Path, monkeypa
     (checkout / "README.md").write_text("read")
     assert module.inputs_of(COMMIT, "/usr/bin/python3.11") == seen[0]
     for name in (
-        "lib/encore/commit.py",
+        "lib/encore/runtime/provenance.py",
         "lib/encore/new.py",
         "jobs/one.py",
         "conf/base.yaml",
@@ -299,7 +303,7 @@ def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
 def test_the_commit_is_that_of_the_checkout_it_is_called_from(checkout: Path, run: Run, tmp_path: Path) -> None:
     """Not of the Encore that is installed beside it."""
     text = "def commit_of(root):\n    return f'{root.name} of its own'\n"
-    (checkout / "lib" / "encore" / "commit.py").write_text(text)
+    (checkout / "lib" / "encore" / "runtime" / "provenance.py").write_text(text)
     assert run().returncode == 0
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["commit"] == "checkout of its own"
     with tarfile.open(tmp_path / "out" / "environment.tar.gz") as archive:

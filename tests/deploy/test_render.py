@@ -15,7 +15,7 @@ from encore.aws.states import definition, filled, placeholders, sized
 from encore.aws.submit import request
 from encore.config import Config, load_config
 from encore.errors import ConfigError
-from encore.job import nodes
+from encore.runtime.registry import nodes
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -19,8 +19,8 @@ from encore.aws.athena import VIEWS, glue_columns
 from encore.aws.deployment import ROLE_OUTPUT, STACKS
 from encore.aws.stage import UnknownStage, stage_of
 from encore.aws.states import camel, definition, placeholders, sized
-from encore.job import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
-from encore.tables import ALL, BY_NAME
+from encore.lake.tables import ALL, BY_NAME
+from encore.runtime.registry import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from tests.conftest import ROOT
 from tests.deploy.synth import VERSION, Template, assembly, of_type, plain, templates, text
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from statelint.linter import Linter
 
-from encore import graph
 from encore.aws.states import camel, definition, filled, placeholders
-from encore.job import JOBS, nodes
-from encore.tables import HOLDOUT, PLAYLISTS, TRACK_VECTORS, TRACKS
+from encore.lake.tables import HOLDOUT, PLAYLISTS, TRACK_VECTORS, TRACKS
+from encore.runtime import graph
+from encore.runtime.registry import JOBS, nodes
 
 
 def machines(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:

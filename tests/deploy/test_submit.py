@@ -21,13 +21,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from encore.aws.account import aws_error
-from encore.aws.command import deployment_findings, submit_job
 from encore.aws.deployment import STACKS, settings_of
 from encore.aws.stage import UnknownStage
 from encore.aws.submit import MISSED, Clients, JobFailed, submit
-from encore.cli import app
+from encore.cli.app import app
+from encore.cli.aws import deployment_findings, submit_job
 from encore.config import Config, load_config
-from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 from tests.conftest import ROOT
 from tests.deploy.test_render import PLACES
 
@@ -235,8 +235,8 @@ def test_one_that_is_stopped_and_starts_by_itself_is_well(serverless: Three) -> 
 @pytest.mark.parametrize(
     ("code", "status", "kind", "expected"),
     [
-        ("ServiceQuotaExceededException", 402, PassingFailure, "out of quota"),
-        ("ThrottlingException", 429, PassingFailure, "ThrottlingException"),
+        ("ServiceQuotaExceededException", 402, TransientError, "out of quota"),
+        ("ThrottlingException", 429, TransientError, "ThrottlingException"),
         ("ResourceNotFoundException", 404, InputError, "00application: does not exist"),
         ("AccessDeniedException", 403, EnvironmentMissing, "access refused"),
         ("ExpiredTokenException", 403, EnvironmentMissing, "credentials have expired"),
@@ -492,7 +492,7 @@ def test_a_cluster_that_is_gone(cluster: Three) -> None:
     [
         (NoCredentialsError(), EnvironmentMissing, "no AWS credentials found"),
         (TokenRetrievalError(provider="sso", error_msg="x"), EnvironmentMissing, "the login has expired"),
-        (EndpointConnectionError(endpoint_url="https://x"), PassingFailure, "AWS does not answer"),
+        (EndpointConnectionError(endpoint_url="https://x"), TransientError, "AWS does not answer"),
     ],
 )
 def test_errors_before_a_service_answers(error: Any, kind: type[EncoreError], expected: str) -> None:

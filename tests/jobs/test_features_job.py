@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from encore.errors import PassingFailure
-from encore.job import Session
-from encore.pipeline import run_pipeline
-from encore.tables import FEATURES
+from encore.errors import TransientError
+from encore.runtime.pipeline import run_pipeline
+from encore.spark.session import Session
+from encore.vocabulary import FEATURES
 from tests import recompute
 from tests.conftest import settings, write_slice
 from tests.feature_server import feature_server, throttled
@@ -45,7 +45,7 @@ def test_a_service_is_asked_in_chunks_and_goes_on_where_it_broke_off(session: Se
         from tests.feature_server import Mood
 
         server.moods = [Mood(), throttled(3600)]
-        with pytest.raises(PassingFailure, match=r"3,?600|hour|later|minutes"):
+        with pytest.raises(TransientError, match=r"3,?600|hour|later|minutes"):
             run_pipeline(config, ["ingest_features"], session=session)
         first = {row["track_uri"] for row in recompute.table(tmp_path / "lake", "audio_features")}
         assert first == {f"spotify:track:{track}" for track in ids(0, 1, 2, 3)}, "the first chunk stays"

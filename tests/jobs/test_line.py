@@ -13,16 +13,20 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from encore.cli.show import print_run
 from encore.config import Config
 from encore.errors import LakeError
 from encore.evaluation.metrics import MEANS
-from encore.job import JOBS, Session, job_module, run_job
-from encore.pipeline import plan, run_pipeline
-from encore.scan import Where
-from encore.show import print_run
-from encore.store import Store
-from encore.tables import RECOMMENDATIONS, Table
-from encore.tracking import Tracking
+from encore.lake import transaction
+from encore.lake.scan import KeyRange
+from encore.lake.store import Store
+from encore.lake.tables import RECOMMENDATIONS, Table
+from encore.runtime import context
+from encore.runtime.pipeline import plan, run_pipeline
+from encore.runtime.registry import JOBS, job_module
+from encore.runtime.runner import run_job
+from encore.runtime.tracking import Tracking
+from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import settings, write_slice
 
@@ -117,13 +121,13 @@ def test_a_job_with_nothing_to_do_opens_each_log_once(
 ) -> None:
     _, config = made
     opened: dict[str, list[str]] = {}
-    real, job = Store._delta, ""
+    real, job = Store.open, ""
 
     def delta(self: Store, table: Table) -> Any:
         opened.setdefault(job, []).append(table.name)
         return real(self, table)
 
-    monkeypatch.setattr(Store, "_delta", delta)
+    monkeypatch.setattr(Store, "open", delta)
     unused, tracking = Session(config), Tracking(config, "again")
     for job in JOBS:
         assert run_job(job, config, unused, tracking).status == "up_to_date"
@@ -225,7 +229,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was(
     shutil.copytree(lake, tmp_path / "lake")
     own = configured(tmp_path / "lake", Path(config.raw.playlists), "split.seed=1", "run.chunk_playlists=100")
     written: list[str] = []
-    real = Store.commit_files
+    real = transaction.commit_files
 
     def commit_files(self: Store, table: Any, reports: Any, commit: Any, where: Any) -> None:
         if len(written) == 2:
@@ -234,7 +238,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was(
         written.append(commit.part)
 
     job, tracking = "split_holdout", Tracking(own, "broken")
-    monkeypatch.setattr(Store, "commit_files", commit_files)
+    monkeypatch.setattr(context, "commit_files", commit_files)
     with pytest.raises(LakeError, match="the power went"):
         run_job(job, own, session, tracking)
     assert written == ["0", "100"]
@@ -243,7 +247,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was(
         real(self, table, reports, commit, where)
         written.append(commit.part)
 
-    monkeypatch.setattr(Store, "commit_files", counted)
+    monkeypatch.setattr(context, "commit_files", counted)
     run_job(job, own, session, tracking)
     assert written == ["0", "100", "200"]
     rows = {row["pid"]: row["test"] for row in recompute.table(tmp_path / "lake", "holdout")}
@@ -331,8 +335,8 @@ class TestInputThatIsNotWhole:
 
 
 def test_a_job_may_only_touch_what_it_declares(made: tuple[Path, Config], session: Session) -> None:
-    from encore.job import JobContext
-    from encore.tables import PLAYLISTS, TRACKS
+    from encore.lake.tables import PLAYLISTS, TRACKS
+    from encore.runtime.context import JobContext
 
     _, config = made
     module = job_module("split_holdout")
@@ -341,7 +345,7 @@ def test_a_job_may_only_touch_what_it_declares(made: tuple[Path, Config], sessio
     with pytest.raises(LakeError, match="reads tracks, which it does not declare"):
         ctx.scan(TRACKS, ["track_id"])
     with pytest.raises(LakeError, match="writes playlists, which it does not declare"):
-        ctx.write(PLAYLISTS, [], Where())
+        ctx.write(PLAYLISTS, [], KeyRange())
 
 
 def test_a_missing_table_names_the_job_that_makes_it(session: Session, lake_settings: Callable[..., Config]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from encore.config import Config
-from encore.job import Session
-from encore.pipeline import plan, run_pipeline
+from encore.runtime.pipeline import plan, run_pipeline
+from encore.spark.session import Session
 from tests import recompute
 from tests.bench.plain_spark import plain_ingest
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from encore.config import load_config
-from encore.job import Session
-from encore.pipeline import plan, run_pipeline
+from encore.runtime.pipeline import plan, run_pipeline
+from encore.spark.session import Session
 from tests import recompute
 from tests.s3server import S3Server
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from encore.config import S3Config
-from encore.datafiles import Place
-from encore.files import list_files
-from encore.job import Session
+from encore.lake.filesystem import list_files
+from encore.lake.parquet import TableLocation
+from encore.lake.tables import PLAYLISTS, QUARANTINE, TRACKS
 from encore.mpd.ingest import (
-    Aside,
     Parsing,
+    Staging,
     TaskTracks,
     Writing,
     assign_ids,
@@ -26,7 +26,7 @@ from encore.mpd.ingest import (
     write_files,
 )
 from encore.mpd.parse import Limits
-from encore.tables import PLAYLISTS, QUARANTINE, TRACKS
+from encore.spark.session import Session
 
 S3 = S3Config(endpoint=None, region=None, path_style=False)
 NO_TRACKS = pa.schema(
@@ -57,7 +57,7 @@ def test_a_task_for_each_run_and_no_shuffle(
     session: Session, generated: Path, tmp_path: Path, stages: Callable[[], list[list[int]]]
 ) -> None:
     files = by_number(list_files(str(generated), "*.json", S3))
-    runs, aside = tasks_of(files, 2, 2), Aside(str(tmp_path / "aside"), S3)
+    runs, aside = tasks_of(files, 2, 2), Staging(str(tmp_path / "aside"), S3)
     about = parse_files(session(), runs, Parsing(Limits(1000, 100), aside, {}, {}))
     assert stages() == [[len(runs)]]
     assert about["slice"].to_pylist() == [file.name for file in files]
@@ -65,7 +65,7 @@ def test_a_task_for_each_run_and_no_shuffle(
     assert bytes_in(tmp_path / "aside") < sum(file.size for file in files) / 3
 
     scratch = list(dict.fromkeys(about["scratch"].to_pylist()))
-    places = {table.name: Place(str(tmp_path / table.name), S3) for table in (PLAYLISTS, TRACKS, QUARANTINE)}
+    places = {table.name: TableLocation(str(tmp_path / table.name), S3) for table in (PLAYLISTS, TRACKS, QUARANTINE)}
     ids = assign_ids((TaskTracks.read(aside, name) for name in scratch), NO_TRACKS)
     written = write_files(session(), ids, Writing(aside, scratch, "s", places))
     assert stages() == [[len(runs)], [len(runs)]]

@@ -11,15 +11,14 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction, RemoveAction
 
-from encore.datafiles import Writer
 from encore.errors import LakeError, WriteRefused
-from encore.job import Session
-from encore.scan import Among, Where
-from encore.store import Commit, Store
-from encore.tables import (
+from encore.lake.delta import Commit
+from encore.lake.parquet import Writer
+from encore.lake.scan import KeyIn, KeyRange
+from encore.lake.store import Store
+from encore.lake.tables import (
     ALL,
     AUDIO_FEATURES,
-    FEATURES,
     FRAMEWORK,
     HOLDOUT,
     PLAYLIST_CENTROIDS,
@@ -28,6 +27,9 @@ from encore.tables import (
     Table,
     arrow_schema,
 )
+from encore.lake.transaction import commit_files
+from encore.spark.session import Session
+from encore.vocabulary import FEATURES
 from tests.conftest import settings
 
 COMMIT = Commit("test", "run", "fingerprint")
@@ -81,11 +83,15 @@ def frame(session: Session, table: Table, rows: list[dict[str, Any]]) -> Any:
 
 
 def write(
-    store: Store, table: Table, rows: list[dict[str, Any]], where: Where | Among | None = None, commit: Commit = COMMIT
+    store: Store,
+    table: Table,
+    rows: list[dict[str, Any]],
+    where: KeyRange | KeyIn | None = None,
+    commit: Commit = COMMIT,
 ) -> None:
-    writer = Writer(table, store.place(table))
+    writer = Writer(table, store.location(table))
     writer.write(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
-    store.commit_files(table, pa.Table.from_batches([writer.close()]), commit, where or Where())
+    commit_files(store, table, pa.Table.from_batches([writer.close()]), commit, where or KeyRange())
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -141,7 +147,7 @@ def test_rows_of_a_file_without_statistics_stay_where_others_are_replaced(store:
     pids = pids_there()
     assert len(pids) == 4
     new = {**good_row(HOLDOUT, 0), "pid": pids[2]}
-    write(store, HOLDOUT, [new], Where((), "pid", pids[2], None))
+    write(store, HOLDOUT, [new], KeyRange((), "pid", pids[2], None))
     assert pids_there() == pids[:3]
 
 
@@ -161,15 +167,15 @@ def test_comments_and_grain_stand_in_the_table(store: Store) -> None:
 
 def test_replacing_a_range_leaves_the_rest(store: Store) -> None:
     write(store, HOLDOUT, [good_row(HOLDOUT, i) | {"pid": i} for i in range(10)])
-    write(store, HOLDOUT, [{"pid": i, "train": [9], "test": []} for i in (3, 4)], Where((), "pid", 3, 6))
+    write(store, HOLDOUT, [{"pid": i, "train": [9], "test": []} for i in (3, 4)], KeyRange((), "pid", 3, 6))
     found = {row["pid"]: row["train"] for row in store.read(HOLDOUT).toArrow().to_pylist()}
     assert found == {**{i: [1, 2] for i in (0, 1, 2, 6, 7, 8, 9)}, 3: [9], 4: [9]}
 
 
 def test_replacing_some_keys_leaves_the_rest_and_none_only_adds(store: Store) -> None:
     write(store, HOLDOUT, [good_row(HOLDOUT, i) | {"pid": i} for i in range(4)])
-    write(store, HOLDOUT, [{"pid": 1, "train": [9], "test": []}], Among("pid", pa.array([1, 3, 70])))
-    write(store, HOLDOUT, [{"pid": 8, "train": [8], "test": []}], Among("pid", pa.array([], pa.int64())))
+    write(store, HOLDOUT, [{"pid": 1, "train": [9], "test": []}], KeyIn("pid", pa.array([1, 3, 70])))
+    write(store, HOLDOUT, [{"pid": 8, "train": [8], "test": []}], KeyIn("pid", pa.array([], pa.int64())))
     found = {row["pid"]: row["train"] for row in store.read(HOLDOUT).toArrow().to_pylist()}
     assert found == {0: [1, 2], 2: [1, 2], 1: [9], 8: [8]}
 
@@ -186,7 +192,7 @@ def test_a_table_whose_files_do_not_say_all_is_refused(store: Store, session: Se
 def test_parts_of_the_same_work_are_remembered_until_other_work_writes(store: Store) -> None:
     def part(fingerprint: str, name: str, pid: int) -> None:
         rows = [{"pid": pid, "train": [1], "test": []}]
-        write(store, HOLDOUT, rows, Where((), "pid", pid, pid + 1), Commit("test", "run", fingerprint, name))
+        write(store, HOLDOUT, rows, KeyRange((), "pid", pid, pid + 1), Commit("test", "run", fingerprint, name))
 
     part("one", "a", 1)
     part("one", "b", 2)
@@ -202,7 +208,7 @@ def test_what_another_job_writes_is_no_change_for_a_job_but_what_a_stranger_writ
     table = QUARANTINE
     write(store, table, [good_row(table, 1)], commit=Commit("first", "run", "f"))
     mine = store.state(table)
-    write(store, table, [good_row(table, 2)], Among("source", pa.array([], pa.string())), Commit("second", "run", "f"))
+    write(store, table, [good_row(table, 2)], KeyIn("source", pa.array([], pa.string())), Commit("second", "run", "f"))
     after = store.state(table)
     assert mine is not None
     assert after is not None
@@ -215,7 +221,7 @@ def test_what_another_job_writes_is_no_change_for_a_job_but_what_a_stranger_writ
 
 def test_maintenance_makes_a_version_but_no_data_version(store: Store, session: Session) -> None:
     for i in range(3):
-        write(store, HOLDOUT, [good_row(HOLDOUT, i)], Among("pid", pa.array([], pa.int64())))
+        write(store, HOLDOUT, [good_row(HOLDOUT, i)], KeyIn("pid", pa.array([], pa.int64())))
     before = store.state(HOLDOUT)
     session().sql(f"OPTIMIZE delta.`{store.uri(HOLDOUT)}`")
     after = store.state(HOLDOUT)
@@ -250,7 +256,7 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
     other.mode("overwrite").save(store.uri(table))
     before = store.version(table)
     part = Commit("test", "run", "files", "a:3")
-    write(store, table, lists("a", range(3, 6), 7), Where((("model", "a"),), "pid", 3, 7), part)
+    write(store, table, lists("a", range(3, 6), 7), KeyRange((("model", "a"),), "pid", 3, 7), part)
     assert store.version(table) == before + 1  # type: ignore[operator]
     found = {(row["model"], row["pid"]): row["track_ids"][0] for row in store.read(table).collect()}
     expected = {("a", pid): 7 if 3 <= pid < 6 else 1 for pid in range(10) if pid != 6}
@@ -271,13 +277,13 @@ def test_a_key_that_repeats_is_refused_within_a_file_and_between_files(store: St
         write(store, HOLDOUT, [*rows, rows[1]])
     made = []
     for part in (rows, [{"pid": 3, "train": [], "test": []}, {"pid": 9, "train": [], "test": []}]):
-        writer = Writer(HOLDOUT, store.place(HOLDOUT))
+        writer = Writer(HOLDOUT, store.location(HOLDOUT))
         writer.write(pa.Table.from_pylist(part, schema=arrow_schema(HOLDOUT)))
         made.append(writer.close())
     with pytest.raises(WriteRefused, match="key pid is unique: 1 repeat, such as 3"):
-        store.commit_files(HOLDOUT, pa.Table.from_batches(made), COMMIT, Where())
+        commit_files(store, HOLDOUT, pa.Table.from_batches(made), COMMIT, KeyRange())
     with pytest.raises(WriteRefused, match="outside of what they replace"):
-        write(store, HOLDOUT, rows, Where((), "pid", 2, 9))
+        write(store, HOLDOUT, rows, KeyRange((), "pid", 2, 9))
     assert store.version(HOLDOUT) == before
 
 

@@ -15,27 +15,42 @@ LIB = Path(__file__).resolve().parents[2] / "lib"
 PACKAGE = LIB / "encore"
 
 SPARK = ("pyspark", "py4j", "delta")
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("config", "errors", "findings", "log", "progress", "vocabulary"),
+    ("arrays",),
+    ("lake",),
+    ("spark",),
+    ("runtime",),
+    ("evaluation", "features", "mpd", "search", "splits"),
+    ("recommenders", "reports", "synthetic"),
+    ("jobs",),
+    ("aws",),
+    ("cli",),
+)
+"""The package from its foundation up: a module imports modules of its own part and of lower layers."""
+
+LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+
 WITHOUT_SPARK = (
-    "encore.config",
-    "encore.errors",
-    "encore.evaluation.metrics",
+    *(f"encore.{part}" for part in LAYERS[0]),
+    "encore.arrays",
+    "encore.evaluation",
     "encore.features",
-    "encore.files",
-    "encore.graph",
-    "encore.hashing",
-    "encore.mpd.generate",
+    "encore.lake.filesystem",
+    "encore.lake.schema",
+    "encore.lake.tables",
     "encore.mpd.parse",
-    "encore.ragged",
+    "encore.mpd.published",
+    "encore.mpd.tracks",
     "encore.recommenders",
-    "encore.serving",
-    "encore.similarity.kernel",
+    "encore.runtime.graph",
+    "encore.runtime.provenance",
+    "encore.search",
     "encore.splits",
-    "encore.tables",
+    "encore.synthetic",
 )
 """Modules, and packages with all that is in them, that work where no Spark is installed."""
-
-DOMAIN = ("mpd", "features", "splits", "similarity", "recommenders", "evaluation", "reports", "serving")
-ABOVE = ("encore.job", "encore.jobs", "encore.cli", "encore.pipeline", "encore.sql")
 
 
 def module_of(path: Path) -> str:
@@ -107,9 +122,9 @@ def clean_modules() -> list[str]:
 
 
 def test_the_reader_of_imports_sees_them() -> None:
-    assert "pyspark.errors" in imports("encore.store")
-    assert not any(is_within(name, "pyspark") for name in imports("encore.store", run_at_import=True))
-    assert "encore.ragged.Ragged" in imports("encore.similarity.kernel", run_at_import=True)
+    assert "pyspark.errors" in imports("encore.lake.store")
+    assert not any(is_within(name, "pyspark") for name in imports("encore.lake.store", run_at_import=True))
+    assert "encore.arrays.ragged.Ragged" in imports("encore.search.kernel", run_at_import=True)
     assert "encore.mpd" in reached("encore.mpd.parse")
 
 
@@ -137,51 +152,77 @@ def test_importing_them_loads_no_spark_and_no_mlflow() -> None:
 def test_the_command_line_starts_without_spark() -> None:
     """`encore --help` and the graph of jobs take no second for what they do not need."""
     code = (
-        "import sys, encore.cli, encore.pipeline, encore.show, encore.doctor\n"
-        "encore.pipeline.plan()\n"
+        "import sys, encore.cli.app, encore.runtime.pipeline, encore.cli.show, encore.cli.doctor\n"
+        "encore.runtime.pipeline.plan()\n"
         "sys.exit(', '.join({'pyspark', 'py4j', 'mlflow'} & set(sys.modules)) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_only_tracking_and_serving_know_mlflow() -> None:
-    found = {module for module in importers("mlflow") if not is_within(module, "encore.serving")}
-    assert found == {"encore.tracking"}
+def test_only_tracking_knows_mlflow() -> None:
+    assert importers("mlflow") == {"encore.runtime.tracking"}
 
 
 def test_only_the_configuration_knows_yaml() -> None:
     assert importers("yaml", "omegaconf", "ruamel") == {"encore.config"}
 
 
-def test_only_the_store_knows_delta() -> None:
-    assert importers("delta", "deltalake") == {"encore.store"}
+def test_only_the_lake_knows_delta() -> None:
+    found = importers("delta", "deltalake")
+    assert found
+    assert [module for module in found if not is_within(module, "encore.lake")] == []
 
 
 def test_only_who_speaks_to_aws_knows_boto() -> None:
     own = {"encore.aws.account", "encore.aws.deployment", "encore.aws.submit"}
-    assert importers("boto3", "botocore") == {"encore.files", "encore.doctor", "encore.tracking", *own}
+    found = {"encore.lake.filesystem", "encore.cli.doctor", "encore.runtime.tracking", *own}
+    assert importers("boto3", "botocore") == found
 
 
-def test_the_store_alone_makes_paths_of_tables() -> None:
-    """No module but the store reads or writes Delta by path: the formats of Spark and of delta-rs stand there alone."""
+def test_only_the_cosine_model_searches() -> None:
+    found = {module for module in importers("encore.search") if not is_within(module, "encore.search")}
+    # centroids are a function of the kernel, and the workers' daemon loads its compiled loops
+    assert found <= {"encore.recommenders.cosine", "encore.jobs.build_centroids"}
+
+
+def test_nothing_but_the_command_line_imports_the_generator() -> None:
+    found = {module for module in importers("encore.synthetic") if not is_within(module, "encore.synthetic")}
+    assert found == {"encore.cli.app"}
+
+
+def test_the_store_alone_reads_tables_with_spark() -> None:
+    """No other module reads or writes Delta by path."""
     found = {module for module, path in FILES.items() if 'format("delta")' in path.read_text()}
-    assert found == {"encore.store"}
+    assert found == {"encore.lake.store"}
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if m.split(".")[1:2] and m.split(".")[1] in DOMAIN])
-def test_domain_folders_do_not_look_up(module: str) -> None:
-    assert [name for name in imports(module) if is_within(name, *ABOVE)] == []
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-@pytest.mark.parametrize("module", ["encore.tables", "encore.errors", "encore.commit"])
-def test_declarations_import_nothing_of_encore(module: str) -> None:
-    assert [name for name in imports(module) if is_within(name, "encore")] == []
+def test_every_part_has_a_layer() -> None:
+    assert {part_of(module) for module in FILES} - {""} == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if part_of(module)])
+def test_imports_go_down(module: str) -> None:
+    """Wherever the statement stands, in a function too."""
+    own = part_of(module)
+    others = {part_of(name) for name in imports(module) if name in FILES and part_of(name)} - {own}
+    assert [name for name in sorted(others) if LAYER_OF[name] >= LAYER_OF[own] and LAYER_OF[own] > 0] == []
+    assert LAYER_OF[own] > 0 or others <= set(LAYERS[0])
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Not even one of them in a function, or for type checkers alone."""
+    needs = {module: imports(module) & set(FILES) - {module} for module in FILES}
+    assert [(one, two) for one in FILES for two in needs[one] if one < two and one in needs[two]] == []
 
 
 def test_jobs_do_not_import_each_other() -> None:
     for module in (m for m in FILES if m.startswith("encore.jobs.")):
-        assert [name for name in imports(module) if is_within(name, "encore.jobs", "encore.cli")] == []
+        assert [name for name in imports(module) if is_within(name, "encore.jobs", "encore.cli.app")] == []
 
 
 def test_imports_have_no_cycle() -> None:

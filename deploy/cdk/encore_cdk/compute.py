@@ -19,7 +19,7 @@ from encore.aws.access import Buckets, cluster_statements, statements, tracking_
 from encore.aws.deployment import RELEASE, ROLE_OUTPUT
 from encore.aws.stage import PREWARMED, Stage
 from encore.aws.states import camel
-from encore.job import extra_nodes, nodes, upkeep
+from encore.runtime.registry import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import ARTEFACTS, MlflowStack
 from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, argued, shown, wildcards
 from encore_cdk.network import NetworkStack

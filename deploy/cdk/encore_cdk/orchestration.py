@@ -19,7 +19,7 @@ from constructs import Construct
 
 from encore.aws.stage import Stage
 from encore.aws.states import camel, definition, sized
-from encore.job import EXTRA_JOBS, extra_nodes, nodes
+from encore.runtime.registry import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.nag import SHARED_KEY, argued, shown, wildcards

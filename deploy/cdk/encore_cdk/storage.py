@@ -22,7 +22,7 @@ from encore.aws.athena import (
     serde_parameters,
 )
 from encore.aws.stage import Stage
-from encore.tables import ALL
+from encore.lake.tables import ALL
 from encore_cdk.nag import argued
 
 PREFIX = "lake"
@@ -102,7 +102,7 @@ class StorageStack(Stack):
         return private_bucket(self, self._stage, name, rules, self.access_logs)
 
     def _catalogue(self) -> None:
-        """The tables as Athena finds them. Their schema is declared once, in encore.tables."""
+        """The tables as Athena finds them. Their schema is declared once, in encore.lake.tables."""
         self.database = glue.CfnDatabase(
             self,
             "Database",

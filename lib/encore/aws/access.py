@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from encore.graph import Node
-from encore.tables import FRAMEWORK, Table
+from encore.lake.tables import FRAMEWORK, Table
+from encore.runtime.graph import Node
 
 Statement = dict[str, Any]
 

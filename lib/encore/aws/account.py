@@ -24,7 +24,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
-from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
 _UNKNOWN = ("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -90,11 +90,11 @@ def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
     if isinstance(error, ParamValidationError):
         return ConfigError(f"{what}: {text}")
     if isinstance(error, EndpointConnectionError):
-        return PassingFailure(
+        return TransientError(
             f"{what}: AWS does not answer: {text}", remedy="check the network, the proxy and the region"
         )
     if not isinstance(error, ClientError):
-        return PassingFailure(f"{what}: {text}")
+        return TransientError(f"{what}: {text}")
     found = error.response.get("Error", {})
     code, message = str(found.get("Code", "")), str(found.get("Message", ""))
     answered = status(error)
@@ -111,9 +111,9 @@ def aws_error(what: str, error: BotoCoreError | ClientError) -> EncoreError:
     if code in _MISSING or answered == 404:
         return InputError(f"{what}: does not exist ({code})", remedy="check the name, the account and the region")
     if code == "ServiceQuotaExceededException":
-        return PassingFailure(
+        return TransientError(
             f"{what}: out of quota: {message}", remedy="wait for other runs, or ask for a higher quota"
         )
     if code in _PASSING or answered >= 500 or answered == 429:
-        return PassingFailure(f"{what}: AWS says {code}: {message}", remedy="try again")
+        return TransientError(f"{what}: AWS says {code}: {message}", remedy="try again")
     return InputError(f"{what}: AWS says {code}: {message}")

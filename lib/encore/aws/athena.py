@@ -1,7 +1,7 @@
-"""The tables and views as Glue and Athena know them, from the declarations of encore.tables.
+"""The tables and views as Glue and Athena know them, from the declarations of encore.lake.tables.
 
 Athena reads a Delta table's schema and files from its log; what stands in Glue tells it that and where, and people the
-columns and their comments. The views are those of `encore.tables.VIEWS` in Athena's SQL, which unfolds arrays by
+columns and their comments. The views are those of `encore.lake.tables.VIEWS` in Athena's SQL, which unfolds arrays by
 UNNEST and counts them from 1.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 
-from encore.tables import HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table
+from encore.lake.tables import HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table
 
 DATABASE = "encore"
 
@@ -37,7 +37,7 @@ VIEWS: dict[str, str] = {
         JOIN tracks t ON t.track_id = u.track_id
         LEFT JOIN holdout h ON h.pid = r.pid""",
 }
-"""By the names, and with the columns, of `encore.tables.VIEWS`."""
+"""By the names, and with the columns, of `encore.lake.tables.VIEWS`."""
 
 _MADE = {
     "playlist_name": "string",

@@ -14,8 +14,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from encore.aws.account import aws_error, client, said
 from encore.aws.stage import Stage, stage_of
 from encore.aws.states import camel
-from encore.doctor import Finding
 from encore.errors import EncoreError, InputError
+from encore.findings import Finding
 
 ROLE_OUTPUT = "RoleOf"
 """How the output with the role of a job begins: RoleOfBuildCentroids."""

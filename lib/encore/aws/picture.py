@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from encore.aws.access import RAW
-from encore.graph import Node, Parallel, Part, compose
-from encore.tables import FRAMEWORK
+from encore.lake.tables import FRAMEWORK
+from encore.runtime.graph import Node, Parallel, Part, compose
 
 
 def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:

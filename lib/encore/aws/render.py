@@ -17,7 +17,7 @@ from typing import Any
 from encore.config import Config
 from encore.errors import ConfigError
 from encore.log import redact
-from encore.session import DELTA_SETTINGS
+from encore.spark.session import DELTA_SETTINGS
 
 ARCHIVE = "environment.tar.gz"
 """Of the application archive, within the folder of the code."""
@@ -35,8 +35,8 @@ TARGETS = ("local", "emr-serverless", "emr-ec2")
 class Submission:
     """One start of a job: its name, `--env`, settings (a.b=value) and the pipeline run that it is part of.
 
-    `outcome`: where it is to write how it failed (`encore.outcome`). `spark`: settings of Spark that count only before
-    a JVM is there, such as sizes of executors.
+    `outcome`: where it is to write how it failed (`encore.runtime.outcome`). `spark`: settings of Spark that count
+    only before a JVM is there, such as sizes of executors.
     """
 
     job: str

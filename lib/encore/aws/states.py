@@ -13,10 +13,10 @@ all). The name of the execution is the id of the pipeline run.
 
 **Trying again.** What the service answers to the call itself (throttled, out of capacity, starting) is retried by
 Retry, by the error's name. That a run failed is one error for all reasons, so what the job wrote down decides
-(`encore.outcome`): 75 passes, and is tried again; any other code is not. Where nothing was written the driver was
-killed, a lost host or memory: it is tried again, unless the service says that the run was cancelled (also its way to
-say that it took too long), or names an exit code that is not worth it (`ExitCode: 3.` in the details of the run, which
-is how it passes on the code of the driver's process; it is not documented, so nothing depends on it alone).
+(`encore.runtime.outcome`): 75 passes, and is tried again; any other code is not. Where nothing was written the driver
+was killed, a lost host or memory: it is tried again, unless the service says that the run was cancelled (also its
+way to say that it took too long), or names an exit code that is not worth it (`ExitCode: 3.` in the details of the run,
+which is how it passes on the code of the driver's process; it is not documented, so nothing depends on it alone).
 
 **No two executions overlap.** The lock is an item in a table with the execution that holds it, put there on condition
 that none is. Where one is, its execution is looked up, and the lock is taken over if that is not running any more: it
@@ -36,7 +36,7 @@ from typing import Any
 
 from encore.aws.render import launch_settings, serverless
 from encore.config import load_config
-from encore.graph import Node, Part, Series, compose, order, select
+from encore.runtime.graph import Node, Part, Series, compose, order, select
 
 State = dict[str, Any]
 States = dict[str, State]

@@ -21,9 +21,9 @@ from encore.aws import render
 from encore.aws.account import aws_error, client, header, region_of, said, status
 from encore.aws.states import NEVER_AGAIN, exit_code_in
 from encore.config import Config
-from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, PassingFailure
-from encore.files import is_s3, s3_client, split_s3
-from encore.outcome import Outcome, read_outcome
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
+from encore.lake.filesystem import is_s3, s3_client, split_s3
+from encore.runtime.outcome import Outcome, read_outcome
 
 TAIL = 4000
 """Characters of a driver's log that are shown when it failed."""
@@ -167,7 +167,7 @@ def _wait(follow: _Run, limit: float, on_state: Callable[[str], None], seconds: 
             missed = 0
         except EncoreError as error:
             missed += 1
-            if not isinstance(error, PassingFailure) or missed > MISSED:
+            if not isinstance(error, TransientError) or missed > MISSED:
                 raise JobFailed(
                     f"{follow.name} was started, and how it goes cannot be seen: {error}",
                     # not a code to try again by: it may still run
@@ -259,7 +259,7 @@ def _failure(job: str, follow: _Run, state: str, detail: str) -> JobFailed:
         )
     return JobFailed(
         f"{job}: {follow.name} {state.lower()}: {detail or 'EMR gives no reason'}{unread}",
-        code=PassingFailure.exit_code,
+        code=TransientError.exit_code,
         remedy="the driver left no word: a lost host or memory; look at the log, and try again",
         log=log,
     )

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.ragged import Ragged
+from encore.arrays.ragged import Ragged
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]

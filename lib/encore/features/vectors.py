@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encore.errors import ConfigError, InputError
-from encore.tables import FEATURES
+from encore.vocabulary import FEATURES
 
 Matrix = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def circular(features: Matrix) -> Matrix:
 
 
 def fit(features: Matrix, transform: str, weights: Mapping[str, float]) -> VectorParameters:
-    """The map fitted on features of all tracks: float64[n_tracks, 11] as in tables.FEATURES, any row order.
+    """The map fitted on features of all tracks: float64[n_tracks, 11] as in vocabulary.FEATURES, any row order.
 
     With x the inputs, w the weights (1 where not named; both parts of key get its weight), all moments over
     the n_tracks rows (divided by n, not n - 1):
@@ -123,7 +123,7 @@ def fit(features: Matrix, transform: str, weights: Mapping[str, float]) -> Vecto
 
 
 def apply(parameters: VectorParameters, features: Matrix) -> NDArray[np.float32]:
-    """Vectors, float32[n_tracks, d], of features, float64[n_tracks, 11] in the order of tables.FEATURES.
+    """Vectors, float32[n_tracks, d], of features, float64[n_tracks, 11] in the order of vocabulary.FEATURES.
 
     A row's vector depends on that row alone, to the last bit. Raises ValueError for parameters of other
     inputs.

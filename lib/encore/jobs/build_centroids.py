@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from encore.catalogue import row_numbers, vector_matrix
-from encore.job import JobContext
-from encore.ragged import Ragged
-from encore.rows import Kernel, RowMap
-from encore.similarity.kernel import centroids
-from encore.tables import HOLDOUT, PLAYLIST_CENTROIDS, TRACK_VECTORS, TRACKS
+from encore.arrays.ragged import Ragged
+from encore.lake.tables import HOLDOUT, PLAYLIST_CENTROIDS, TRACK_VECTORS, TRACKS
+from encore.lake.track_arrays import row_numbers, vector_matrix
+from encore.runtime.context import JobContext
+from encore.search.kernel import centroids
+from encore.spark.row_map import Kernel, RowMap
 
 READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
 WRITES = (PLAYLIST_CENTROIDS,)

@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from encore.catalogue import features_by_track
+from encore.arrays.ragged import Ragged
 from encore.features import vectors
-from encore.job import JobContext
-from encore.ragged import Ragged
-from encore.scan import Where
-from encore.tables import AUDIO_FEATURES, FEATURES, TRACK_VECTORS, TRACKS, VECTOR_PARAMETERS, arrow_schema
+from encore.lake.scan import KeyRange
+from encore.lake.tables import AUDIO_FEATURES, TRACK_VECTORS, TRACKS, VECTOR_PARAMETERS, arrow_schema
+from encore.lake.track_arrays import features_by_track
+from encore.runtime.context import JobContext
+from encore.vocabulary import FEATURES
 
 READS = (TRACKS, AUDIO_FEATURES)
 WRITES = (VECTOR_PARAMETERS, TRACK_VECTORS)
@@ -34,9 +35,11 @@ def run(ctx: JobContext) -> None:
         "weights": fitted.weights.tolist(),
         "n_tracks": fitted.n_tracks,
     }
-    ctx.write(VECTOR_PARAMETERS, [pa.Table.from_pylist([parameters], schema=arrow_schema(VECTOR_PARAMETERS))], Where())
+    ctx.write(
+        VECTOR_PARAMETERS, [pa.Table.from_pylist([parameters], schema=arrow_schema(VECTOR_PARAMETERS))], KeyRange()
+    )
     columns = {"track_id": pa.array(ids), "vector": rows.to_arrow()}
-    ctx.write(TRACK_VECTORS, [pa.table(columns)], Where())
+    ctx.write(TRACK_VECTORS, [pa.table(columns)], KeyRange())
     version = ctx.store.data_version(VECTOR_PARAMETERS)
     ctx.tracking.log_text(json.dumps({"table_version": version, **parameters}, indent=1), "vector_parameters.json")
     ctx.facts["dimensions"] = int(made.shape[1])

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.catalogue import artist_numbers, count_tracks
+from encore.arrays.ragged import Ragged
 from encore.evaluation.metrics import Metrics, Summary, evaluate
-from encore.job import JobContext
-from encore.ragged import Ragged
-from encore.rows import Kernel, RowMap
-from encore.scan import Scan, Where
-from encore.tables import HOLDOUT, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
+from encore.lake.scan import KeyRange, Scan
+from encore.lake.tables import HOLDOUT, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
+from encore.lake.track_arrays import artist_numbers, count_tracks
+from encore.runtime.context import JobContext
+from encore.spark.row_map import Kernel, RowMap
 
 READS = (RECOMMENDATIONS, HOLDOUT, TRACKS)
 WRITES = (PLAYLIST_METRICS,)
@@ -42,11 +42,11 @@ def run(ctx: JobContext) -> None:
     )
     for model in models:
         for low, high in skipped:
-            lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], Where((("model", model),), "pid", low, high))
+            lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
             covered[model] |= count_tracks(lists, "track_ids", n_tracks) > 0
         columns = (*Metrics._fields, "n_train", "n_recommended")
-        own = ctx.store.scan(PLAYLIST_METRICS, columns, where=Where((("model", model),)))
-        rows = own.whole(ctx.moved)
+        own = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),)))
+        rows = own.whole(ctx.io_stats)
         found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
         # which tracks were covered was counted where the lists are
         summary = Summary.of_counts(found, rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy(), covered[model])
@@ -88,7 +88,7 @@ class Evaluation:
         metrics = evaluate(lists, self._test.take(at[kept]), k=self._k, artist_of=self._artist_of)
         return kept, _columns(metrics, self._n_train[at[kept]], lists.lengths)
 
-    def say(self) -> bytes:
+    def partial_state(self) -> bytes:
         """`served` and `covered`, as bits; `hear` reads them."""
         packed = {f"served {model}": np.packbits(bits) for model, bits in self.served.items()}
         packed |= {f"covered {model}": np.packbits(bits) for model, bits in self.covered.items()}
@@ -97,9 +97,9 @@ class Evaluation:
         return stream.getvalue()
 
 
-def hear(said: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarray:
+def merge(states: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarray:
     """Set in `into` (bool) what any of the tasks said of a model; returns it."""
-    for text in said:
+    for text in states:
         with np.load(io.BytesIO(text), allow_pickle=False) as packed:
             into |= np.unpackbits(packed[f"{what} {model}"], count=len(into)).astype(np.bool_)
     return into
@@ -114,22 +114,22 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
     def start() -> Kernel:
         return Evaluation(shipped.open(), artists.open()["artist_of"], models, k)
 
-    def rest(said: list[bytes]) -> pa.Table:
+    def remaining_rows(states: list[bytes]) -> pa.Table:
         parts = []
         for model in models:
-            hear(said, "covered", model, covered[model])
-            missing = np.flatnonzero(~hear(said, "served", model, np.zeros(len(tested), np.bool_)))
+            merge(states, "covered", model, covered[model])
+            missing = np.flatnonzero(~merge(states, "served", model, np.zeros(len(tested), np.bool_)))
             parts.append(_unserved(model, missing, tested, test, n_train, k))
         return pa.concat_tables(parts)
 
     low, high = (int(pids[0]), int(pids[-1]) + 1) if len(pids) else (0, 0)
-    recommended = ctx.scan(RECOMMENDATIONS, ("model", "pid", "track_ids"), Where((), "pid", low, high))
-    return RowMap(recommended.of("model", models), start, block=4096, rest=rest)
+    recommended = ctx.scan(RECOMMENDATIONS, ("model", "pid", "track_ids"), KeyRange((), "pid", low, high))
+    return RowMap(recommended.of("model", models), start, block=4096, remaining_rows=remaining_rows)
 
 
 def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
     """Of the playlists with test tracks, by pid: pids int64 (n,), the test tracks, train tracks of each int32 (n,)."""
-    rows = holdout.whole(ctx.moved)
+    rows = holdout.whole(ctx.io_stats)
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
     order = np.argsort(pids)

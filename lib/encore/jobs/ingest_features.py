@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.catalogue import track_words
-from encore.datafiles import REPORT
+from encore.arrays.ragged import Ragged
+from encore.arrays.track_keys import KeyTable
 from encore.errors import InputError
-from encore.features.provider import Fetched, provider
-from encore.job import JobContext
-from encore.keys import KeyTable
+from encore.features.providers.registry import Fetched, provider
+from encore.lake.parquet import REPORT
+from encore.lake.scan import KeyRange
+from encore.lake.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.lake.track_arrays import track_words
 from encore.progress import meter
-from encore.ragged import Ragged
-from encore.scan import Where
-from encore.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.runtime.context import JobContext
 
 READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
 WRITES = (AUDIO_FEATURES, QUARANTINE)
@@ -60,8 +60,8 @@ def _take_all(ctx: JobContext, source: Any) -> None:
             if fetched.refused.num_rows:
                 refused.write(_quarantine_rows(fetched.refused))
             shown.update(shown.done + fetched.features.num_rows)
-    ctx.commit_files(AUDIO_FEATURES, pa.Table.from_batches([writer.close()], REPORT), Where())
-    ctx.commit_files(QUARANTINE, pa.Table.from_batches([refused.close()], REPORT), Where((("stage", STAGE),)))
+    ctx.commit_files(AUDIO_FEATURES, pa.Table.from_batches([writer.close()], REPORT), KeyRange())
+    ctx.commit_files(QUARANTINE, pa.Table.from_batches([refused.close()], REPORT), KeyRange((("stage", STAGE),)))
 
 
 def _quarantine_rows(refused: pa.Table) -> pa.Table:
@@ -73,7 +73,7 @@ def _quarantine_rows(refused: pa.Table) -> pa.Table:
 def _ask(ctx: JobContext, source: Any) -> None:
     """A service: the tracks that neither stand in the table nor were refused before, a commit for each chunk."""
     known = [part["track_uri"] for part in ctx.stream(AUDIO_FEATURES, ["track_uri"])]
-    for part in ctx.stream(QUARANTINE, ("source", "record"), Where((("stage", STAGE),))):
+    for part in ctx.stream(QUARANTINE, ("source", "record"), KeyRange((("stage", STAGE),))):
         known.append(part.filter(pc.equal(part["source"], source.name))["record"])
     done = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
     parts = [TRACKS_ASKED.empty_table()]

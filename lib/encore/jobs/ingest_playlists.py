@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from encore.arrays.track_keys import loops
 from encore.errors import InputError
-from encore.files import SourceFile, list_files
-from encore.job import JobContext
-from encore.keys import loops
+from encore.lake.filesystem import SourceFile, list_files
+from encore.lake.scan import KeyIn, KeyRange
+from encore.lake.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 from encore.mpd import ingest
 from encore.mpd.parse import TRACK_FIELDS, Limits
 from encore.progress import meter
-from encore.scan import Among, Where
-from encore.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.runtime.context import JobContext
 
 READS = (PLAYLISTS, TRACKS, INGEST_LEDGER)
 WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
@@ -68,7 +68,7 @@ def run(ctx: JobContext) -> None:
     loops()
     runs = ingest.tasks_of(todo, ctx.config.ingest.slices_per_task, ctx.spark.sparkContext.defaultParallelism)
     with ctx.store.scratch(STAGE) as place:
-        aside = ingest.Aside(place, ctx.config.s3)
+        aside = ingest.Staging(place, ctx.config.s3)
         about, changed = _parse(ctx, runs, aside, ledger)
         if changed:
             _write(ctx, about, changed, aside, is_first=not ledger)
@@ -77,7 +77,7 @@ def run(ctx: JobContext) -> None:
 
 
 def _parse(
-    ctx: JobContext, runs: list[list[SourceFile]], aside: ingest.Aside, ledger: dict[str, dict[str, Any]]
+    ctx: JobContext, runs: list[list[SourceFile]], aside: ingest.Staging, ledger: dict[str, dict[str, Any]]
 ) -> tuple[pa.Table, list[str]]:
     """The first pass: what it says of the files, and which of them are not the same as before."""
     limits = Limits(ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes)
@@ -90,8 +90,8 @@ def _parse(
                 about = ingest.parse_files(ctx.spark, runs, ingest.Parsing(limits, aside, digests, taken))
             changed = about.filter(pc.not_equal(about["status"], "same"))["slice"].to_pylist()
             lost = ingest.losers(_owned(about), _others(ctx, changed, ledger))
-            ctx.moved.read_rows += pc.sum(about["n_playlists"]).as_py() or 0
-            ctx.moved.read_bytes += pc.sum(about["size_bytes"]).as_py() or 0
+            ctx.io_stats.read_rows += pc.sum(about["n_playlists"]).as_py() or 0
+            ctx.io_stats.read_bytes += pc.sum(about["size_bytes"]).as_py() or 0
             if not lost:
                 return about, changed
             # Rare: two files claim a playlist. What the other one has of it must leave no trace, so read again.
@@ -123,19 +123,21 @@ def _is_new(ctx: JobContext, file: SourceFile, row: dict[str, Any] | None) -> bo
     return bool(row["size_bytes"] != file.size or row["modified_ns"] != file.modified_ns)
 
 
-def _write(ctx: JobContext, about: pa.Table, changed: list[str], aside: ingest.Aside, *, is_first: bool) -> None:
+def _write(ctx: JobContext, about: pa.Table, changed: list[str], aside: ingest.Staging, *, is_first: bool) -> None:
     """Ids, the second pass, and a commit a table."""
     tasks = dict(zip(about["task"].to_pylist(), about["scratch"].to_pylist(), strict=True))
     scratch = [tasks[task] for task in sorted(tasks)]
     n_playlists = sum(about["n_playlists"].to_pylist())
     ids = ingest.assign_ids((ingest.TaskTracks.read(aside, name) for name in scratch), _existing(ctx))
-    places = {table.name: ctx.store.place(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    places = {table.name: ctx.store.location(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
     with meter(f"{ctx.name} tables", "playlists", n_playlists) as shown, ctx.watched(shown, n_playlists):
         written = ingest.write_files(ctx.spark, ids, ingest.Writing(aside, scratch, STAGE, places))
-    ctx.commit_files(TRACKS, written[TRACKS.name], Among("track_id", pa.array(ids.changed)))
+    ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)))
     mine, stage = pa.array(changed, pa.string()), (("stage", STAGE),)
-    ctx.commit_files(PLAYLISTS, written[PLAYLISTS.name], Where() if is_first else Among("slice", mine))
-    ctx.commit_files(QUARANTINE, written[QUARANTINE.name], Where(stage) if is_first else Among("source", mine, stage))
+    ctx.commit_files(PLAYLISTS, written[PLAYLISTS.name], KeyRange() if is_first else KeyIn("slice", mine))
+    ctx.commit_files(
+        QUARANTINE, written[QUARANTINE.name], KeyRange(stage) if is_first else KeyIn("source", mine, stage)
+    )
     ctx.facts["new_tracks"] = ids.n_new
 
 
@@ -163,4 +165,4 @@ def _write_ledger(ctx: JobContext, about: pa.Table, ledger: dict[str, dict[str, 
             row["ingested_at"] = now
         rows.append(row)
     table = pa.Table.from_pylist(rows, schema=arrow_schema(INGEST_LEDGER))
-    ctx.write(INGEST_LEDGER, [table], Among("slice", about["slice"].combine_chunks()))
+    ctx.write(INGEST_LEDGER, [table], KeyIn("slice", about["slice"].combine_chunks()))

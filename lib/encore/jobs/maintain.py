@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from encore.errors import PassingFailure
-from encore.job import JobContext
-from encore.tables import ALL
+from encore.errors import TransientError
+from encore.lake import maintenance
+from encore.lake.tables import ALL
+from encore.runtime.context import JobContext
 
 READS = ()
 WRITES = ()
@@ -26,21 +27,21 @@ def state(ctx: JobContext) -> str:
 def run(ctx: JobContext) -> None:
     """Of every table that is there: OPTIMIZE, then VACUUM.
 
-    Raises PassingFailure where MLflow does not say which versions its runs refer to: nothing is removed then.
+    Raises TransientError where MLflow does not say which versions its runs refer to: nothing is removed then.
     """
     limits = ctx.config.maintain
     tables = [table for table in ALL if ctx.store.exists(table)]
     for table in tables:
-        merged = ctx.store.optimize(table, limits.small_files)
+        merged = maintenance.optimize(ctx.store, table, limits.small_files)
         ctx.facts[f"{table.name}/files_merged"] = merged
     referred = ctx.tracking.versions()
     if referred is None:
-        raise PassingFailure(
+        raise TransientError(
             f"MLflow does not say which versions its runs refer to, so no file was removed: {ctx.tracking.failed}",
             remedy="mend tracking.uri or tracking.login, or wait until the server answers, and run it again",
         )
     for table in tables:
         kept = sorted(referred.get(table.name, set()))
-        ctx.facts[f"{table.name}/files_removed"] = ctx.store.vacuum(table, kept, limits.retention_days)
+        ctx.facts[f"{table.name}/files_removed"] = maintenance.vacuum(ctx.store, table, kept, limits.retention_days)
         ctx.facts[f"{table.name}/versions_kept"] = len(kept)
     ctx.log.info("maintained", tables=len(tables))

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from encore.catalogue import count_tracks, vector_matrix
-from encore.job import JobContext
-from encore.ragged import Ragged
+from encore.arrays.ragged import Ragged
+from encore.config import Config
+from encore.lake.scan import KeyRange
+from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
+from encore.lake.track_arrays import count_tracks, vector_matrix
 from encore.recommenders.base import Model, Train, recommend
 from encore.recommenders.registry import model
-from encore.rows import Kernel, RowMap
-from encore.scan import Where
-from encore.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
+from encore.runtime.context import JobContext
+from encore.spark.row_map import Kernel, RowMap
 
 READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
 WRITES = (RECOMMENDATIONS,)
@@ -24,6 +25,12 @@ ROWS_A_BLOCK = 16_384
 """Playlists that a worker asks a model for at a time: with 500 ids and scores each, 65 MB of results."""
 
 
+def check(config: Config) -> None:
+    """ConfigError for a model that is not in the registry."""
+    for name in config.recommend.models:
+        model(name)
+
+
 def run(ctx: JobContext) -> None:
     """`recommendations`, model by model in ranges of pids. A model sees the seeds of a row and what was shipped."""
     models = [model(name) for name in ctx.config.recommend.models]
@@ -31,7 +38,7 @@ def run(ctx: JobContext) -> None:
     for entry in models:
         _recommend(ctx, entry, train)
     for name in sorted(ctx.store.partitions(RECOMMENDATIONS, "model") - {entry.name for entry in models}):
-        ctx.write(RECOMMENDATIONS, [], Where((("model", name),)), part=f"{name}: dropped")
+        ctx.write(RECOMMENDATIONS, [], KeyRange((("model", name),)), part=f"{name}: dropped")
 
 
 def _train(ctx: JobContext, needs: set[str]) -> Train:

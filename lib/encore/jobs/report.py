@@ -17,17 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.catalogue import artist_numbers, count_tracks, features_by_track
-from encore.commit import commit_of
-from encore.costs import latest
+from encore.arrays.ragged import Ragged
 from encore.errors import EnvironmentMissing
 from encore.evaluation.metrics import Metrics, Summary
-from encore.job import JobContext
-from encore.ragged import Ragged
-from encore.scan import Where
-from encore.tables import (
+from encore.lake.scan import KeyRange
+from encore.lake.tables import (
     AUDIO_FEATURES,
-    FEATURES,
     INGEST_LEDGER,
     JOB_COSTS,
     JOB_RUNS,
@@ -38,6 +33,11 @@ from encore.tables import (
     Table,
     arrow_schema,
 )
+from encore.lake.track_arrays import artist_numbers, count_tracks, features_by_track
+from encore.runtime.context import JobContext
+from encore.runtime.provenance import commit_of
+from encore.spark.stage_metrics import latest
+from encore.vocabulary import FEATURES
 
 if TYPE_CHECKING:
     from encore.reports.data import Count
@@ -175,12 +175,12 @@ def write_page(path: Path, text: str) -> None:
         ) from error
 
 
-def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: Where | None = None) -> Iterator[pa.Table]:
+def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Iterator[pa.Table]:
     """Columns of a table, nothing where it is not there: a page of half a lake is better than none."""
     return ctx.stream(table, columns, where) if table.name in ctx.versions else iter(())
 
 
-def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: Where | None = None) -> pa.Table:
+def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> pa.Table:
     schema = arrow_schema(table, columns)
     return pa.concat_tables([schema.empty_table(), *_parts(ctx, table, columns, where)])
 
@@ -217,7 +217,7 @@ def _summaries(ctx: JobContext) -> dict[str, Summary]:
 
     columns, found = (*Metrics._fields, "n_train", "n_recommended"), {}
     for model in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model")):
-        rows = _whole(ctx, PLAYLIST_METRICS, columns, Where((("model", model),)))
+        rows = _whole(ctx, PLAYLIST_METRICS, columns, KeyRange((("model", model),)))
         found[model] = summary(rows)
     return found
 

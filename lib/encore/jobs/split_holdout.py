@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from encore.job import JobContext
-from encore.ragged import Ragged
-from encore.rows import Kernel, RowMap
+from encore.arrays.ragged import Ragged
+from encore.lake.tables import HOLDOUT, PLAYLISTS
+from encore.runtime.context import JobContext
+from encore.spark.row_map import Kernel, RowMap
 from encore.splits.holdout import split
-from encore.tables import HOLDOUT, PLAYLISTS
 
 READS = (PLAYLISTS,)
 WRITES = (HOLDOUT,)

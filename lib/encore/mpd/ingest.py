@@ -24,17 +24,17 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from encore.catalogue import track_words
+from encore.arrays.ragged import Ragged
+from encore.arrays.track_keys import U64, BestRecords
 from encore.config import S3Config
-from encore.datafiles import Place, Writer
 from encore.errors import InputError
-from encore.files import SourceFile, read_bytes, write_bytes
-from encore.keys import U64, BestRecords
+from encore.lake.filesystem import SourceFile, read_bytes, write_bytes
+from encore.lake.parquet import TableLocation, Writer
+from encore.lake.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.lake.track_arrays import track_words
 from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
 from encore.mpd.tracks import DistinctTracks
-from encore.ragged import Ragged
-from encore.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
-from encore.tasks import pack, run_tasks, unpack
+from encore.spark.tasks import pack, run_tasks, unpack
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -96,7 +96,7 @@ def tasks_of(files: Sequence[SourceFile], each: int, parallelism: int) -> list[l
 
 
 @dataclass(frozen=True)
-class Aside:
+class Staging:
     """The scratch place: tables of Arrow, by name. Every task writes its own, and reads its own again."""
 
     uri: str
@@ -117,7 +117,7 @@ class Parsing:
     digest is not parsed again. `taken`: pids by file name that are another file's."""
 
     limits: Limits
-    aside: Aside
+    aside: Staging
     digests: Mapping[str, str]
     taken: Mapping[str, Sequence[int]]
 
@@ -229,7 +229,7 @@ class TaskTracks:
     n_rows: I32
 
     @classmethod
-    def read(cls, aside: Aside, scratch: str) -> TaskTracks:
+    def read(cls, aside: Staging, scratch: str) -> TaskTracks:
         """Those that a task has set aside."""
         table = aside.read(f"{scratch}/tracks").combine_chunks()
         ids = table["id"].combine_chunks() if table.num_rows else None
@@ -288,10 +288,10 @@ class Writing:
     """What every task of the second pass knows: where its first pass left what (`scratch`, by task), which kinds of
     quarantined rows these are (`stage`), and where the files of each table go, by its name."""
 
-    aside: Aside
+    aside: Staging
     scratch: Sequence[str]
     stage: str
-    places: Mapping[str, Place]
+    places: Mapping[str, TableLocation]
 
 
 def write_files(spark: SparkSession, ids: Ids, writing: Writing) -> dict[str, pa.Table]:

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from numpy.typing import NDArray
 
-from encore.keys import id_words
-from encore.ragged import I64, Ragged
+from encore.arrays.ragged import I64, Ragged
+from encore.arrays.track_keys import id_words
 
 U64 = NDArray[np.uint64]
 

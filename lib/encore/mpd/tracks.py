@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from encore.keys import BestRecords, grown
+from encore.arrays.ragged import I64, Ragged
+from encore.arrays.track_keys import BestRecords, grown
 from encore.mpd.parse import TRACK_FIELDS, Slice
-from encore.ragged import I64, Ragged
 
 NAMES = ("track_uri", *TRACK_FIELDS)
 

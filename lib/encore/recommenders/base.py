@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from encore.arrays.ragged import Ragged
+from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.ragged import Ragged
-from encore.similarity.kernel import Ranked
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -9,11 +9,11 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 
+from encore.arrays.ragged import Ragged
+from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.ragged import Ragged
 from encore.recommenders.base import Arrays, Fitted, Model, Train
-from encore.similarity import index, kernel
-from encore.similarity.kernel import Ranked
+from encore.search import index, kernel
 
 
 class Cosine:

@@ -8,9 +8,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.compiling import prepared
-from encore.ragged import Ragged, offsets_of
-from encore.similarity.kernel import Ranked
+from encore.arrays.jit import prepared
+from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.ranked import Ranked
 
 
 def without_seeds(found: Ranked, seeds: Ragged, k: int) -> Ranked:

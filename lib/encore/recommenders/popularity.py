@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.ragged import Ragged, offsets_of
 from encore.recommenders.base import Arrays, Fitted, Model, Train
-from encore.similarity.kernel import Ranked
 
 
 class Popularity:

@@ -8,11 +8,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from encore import hashing
+from encore.arrays import hashing
+from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.ragged import Ragged, offsets_of
 from encore.recommenders.base import Arrays, Fitted, Model, Train
-from encore.similarity.kernel import Ranked
 
 _MOST = 2**23
 """Up to this place, 1 / place differs from its neighbours in float32."""

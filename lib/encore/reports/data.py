@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from encore.arrays.hashing import mix
+from encore.arrays.ragged import Ragged
 from encore.evaluation.metrics import Metrics, Summary
-from encore.hashing import mix
-from encore.mpd.calibration import PUBLISHED, normalised_title
-from encore.ragged import Ragged
-from encore.tables import FEATURES, RANGES
+from encore.mpd.published import PUBLISHED, normalised_title
+from encore.vocabulary import FEATURES, RANGES
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encore import hashing
-from encore.ragged import Mask, Ragged
+from encore.arrays import hashing
+from encore.arrays.ragged import Mask, Ragged
 
 I64 = NDArray[np.int64]
 

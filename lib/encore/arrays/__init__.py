@@ -1,0 +1,1 @@
+"""Arrays, without Spark and without Delta."""

@@ -1,0 +1,49 @@
+"""Ranked ids with their scores, a row for each query: what searches and models return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encore.arrays.ragged import Ragged
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Scored ids, a row for each query, best first: by score descending, then by id ascending.
+
+    `ids` has int32 values; `scores` is float32 and as long as ids.values: the score of each.
+    """
+
+    ids: Ragged
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.scores.shape != self.ids.values.shape:
+            raise ValueError(f"scores: shape {self.ids.values.shape} expected, {self.scores.shape} found")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def empty(cls, n: int) -> Ranked:
+        """n rows without an id."""
+        return cls(Ragged.empty(n), np.zeros(0, dtype=np.float32))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Ranked]) -> Ranked:
+        """The rows of all parts, one part after the other. At least one part."""
+        return cls(Ragged.concat([part.ids for part in parts]), np.concatenate([part.scores for part in parts]))
+
+    def where(self, mask: NDArray[np.bool_]) -> Ranked:
+        """Only the ids whose `mask` (as long as `scores`) is true; all rows stay, some shorter."""
+        return Ranked(self.ids.where(mask), self.scores[mask])
+
+    def head(self, n: int | NDArray[Any]) -> Ranked:
+        """The n best (or n[i] of row i) of each row."""
+        wanted = n if isinstance(n, int) else np.repeat(n, self.ids.lengths)
+        return self.where(self.ids.places < wanted)

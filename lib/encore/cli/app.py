@@ -1,0 +1,431 @@
+"""The command line: `encore`, and the same way in for `spark-submit jobs/NAME.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from encore import __version__
+from encore.config import Config, load_config
+from encore.errors import ConfigError, EncoreError
+from encore.log import configure_logging, redact
+
+app = typer.Typer(
+    name="encore",
+    help="Continue playlists: ingest the Million Playlist Dataset, recommend, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a defect, 2 usage or configuration, 3 bad input, 4 something is missing "
+    "(Java, jars, credentials), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted.",
+)
+# without a terminal there is no width to fit: grids are not folded in files and pipes
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, soft_wrap=True)
+
+Env = Annotated[str, typer.Option("--env", "-e", help="Environment: conf/<env>.yaml over conf/base.yaml.")]
+Set = Annotated[list[str], typer.Option("--set", "-s", help="A setting, a.b=value; may be repeated.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces and debug logs.")]
+
+
+def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
+    """The configuration, with logging set up as it says."""
+    config = load_config(env, [*overrides, *(["log.level=debug"] if debug else [])])
+    configure_logging(config.log)
+    return config
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Do the work of a command: an expected failure becomes one sentence, its remedy and its exit code."""
+    try:
+        work()
+    except EncoreError as error:
+        if "--debug" in sys.argv:
+            err.print_exception()
+        err.print(f"[bold red]encore:[/] {_escape(str(error))}", highlight=False)
+        if error.remedy:
+            err.print(f"        {_escape(error.remedy)}", highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        err.print("encore: interrupted")
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _exit(code: int) -> NoReturn:
+    raise typer.Exit(code)
+
+
+@app.command()
+def generate(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the slices; features go to its folder features/.")],
+    playlists: Annotated[int, typer.Option(min=1, help="How many playlists; 1,000,000 are 33 GB.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other playlists.")] = 42,
+    coverage: Annotated[float, typer.Option(min=0, max=1, help="Share of the tracks that have audio features.")] = 0.9,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where the folder is complete.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Generate playlists in the dataset's format, and audio features, from a seed."""
+
+    def work() -> None:
+        from encore.progress import meter
+        from encore.synthetic.generate import generate as make
+
+        configure_logging(load_config().log)
+        done = out_dir / ".complete"
+        asked = f"{__version__} {playlists} {seed} {coverage}\n"
+        if if_missing and done.is_file() and done.read_text() == asked:
+            err.print(f"{out_dir} is there already: {playlists:,} playlists", highlight=False)
+            return
+        with meter("generate", "playlists", playlists) as shown:
+            made = make(
+                out_dir,
+                playlists,
+                seed=seed,
+                coverage=coverage,
+                processes=processes,
+                on_progress=lambda count, _: shown.update(count),
+            )
+        done.write_text(asked)
+        out.print(
+            f"{made.playlists:,} playlists, {made.rows:,} rows, {made.feature_rows:,} tracks with features, "
+            f"{made.bytes / 1e6:,.1f} MB in {made.files} slices: {out_dir} "
+            f"({made.seconds:.1f} s, {made.bytes / 1e6 / max(made.seconds, 1e-9):,.0f} MB/s)",
+            highlight=False,
+        )
+
+    _exit(guarded(work))
+
+
+@app.command()
+def run(
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006 - typer makes a new list each time
+    first: Annotated[str | None, typer.Option("--from", help="First job.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last job.")] = None,
+    only: Annotated[list[str], typer.Option("--only", help="Only this job; may be repeated.")] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run jobs again even where nothing changed.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the jobs, in the order that their reads and writes give; what is up to date is skipped."""
+
+    def work() -> None:
+        from encore.runtime import pipeline
+
+        config = settings(env, overrides, debug)
+        jobs = pipeline.plan(first, last, only)
+        pipeline.check(config)
+        if dry_run:
+            from encore.runtime.registry import node
+
+            for name in jobs:
+                job = node(name)
+                reads, writes = (", ".join(table.name for table in tables) for tables in (job.reads, job.writes))
+                out.print(f"[bold]{name}[/]: {reads or 'files'} -> {writes}", highlight=False)
+            return
+        results = pipeline.run_pipeline(
+            config,
+            jobs,
+            run_id=run_id,
+            force=force,
+            on_result=lambda result: err.print(_result_line(result), highlight=False),
+        )
+        if all(result.status == "up_to_date" for result in results):
+            out.print("Nothing to do: every table is up to date.")
+        else:
+            from encore.cli.show import print_metrics
+
+            print_metrics(config, out)
+
+    _exit(guarded(work))
+
+
+def _result_line(result: Any) -> str:
+    rows = ", ".join(f"{table} {n:,}" for table, n in result.rows.items())
+    status = "up to date" if result.status == "up_to_date" else f"{result.seconds:.1f} s"
+    return f"[bold]{result.name:20}[/] {status:>10}  {rows}"
+
+
+@app.command()
+def sql(
+    query: Annotated[str | None, typer.Argument(help="A query; without one, a shell.")] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    limit: Annotated[int, typer.Option(min=1, help="Rows that are shown at most.")] = 1000,
+    debug: Debug = False,
+) -> None:
+    """Ask the tables and the views playlist_tracks, holdout_tracks, recommended_tracks in SQL."""
+
+    def work() -> None:
+        from encore.cli.sql import Sql, shell
+
+        asked = Sql(settings(env, overrides, debug))
+        try:
+            if query is None:
+                shell(asked, out, err, limit)
+            else:
+                asked.print(query, out, limit)
+        finally:
+            asked.stop()
+
+    _exit(guarded(work))
+
+
+@app.command()
+def tables(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
+    """Show what is in the lake: rows, version, size, the last job of each table."""
+
+    def work() -> None:
+        from encore.cli.show import print_tables
+
+        print_tables(settings(env, overrides, debug), out)
+
+    _exit(guarded(work))
+
+
+@app.command()
+def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
+    """Show the last run: stages, seconds, rows, metrics by model."""
+
+    def work() -> None:
+        from encore.cli.show import print_metrics, print_run
+
+        config = settings(env, overrides, debug)
+        print_run(config, out)
+        print_metrics(config, out)
+
+    _exit(guarded(work))
+
+
+@app.command()
+def doctor(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
+    """Check Java, Python, jars, memory, disk, credentials, lake and MLflow; a remedy for each that is wanting."""
+
+    def work() -> None:
+        from encore.cli.doctor import findings, print_findings
+
+        if not print_findings(findings(settings(env, overrides, debug)), out):
+            _exit(4)
+
+    _exit(guarded(work))
+
+
+@app.command("config")
+def show_config(
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    describe: Annotated[bool, typer.Option("--describe", help="Say of each setting what it changes.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the resolved configuration."""
+
+    def work() -> None:
+        config = settings(env, overrides, debug)
+        if not describe:
+            out.print(config.yaml(redact), end="", highlight=False, markup=False)
+            return
+        grid = Grid("setting", "value", "what it changes", show_lines=False)
+        for section, model in type(config).model_fields.items():
+            value = getattr(config, section)
+            if not hasattr(value, "model_fields_set"):
+                grid.add_row(section, str(value), model.description or "")
+                continue
+            for name, knob in type(value).model_fields.items():
+                grid.add_row(f"{section}.{name}", _escape(str(getattr(value, name))), knob.description or "")
+        out.print(grid)
+
+    _exit(guarded(work))
+
+
+@app.command("graph")
+def show_graph(
+    aws: Annotated[bool, typer.Option("--aws", help="The picture of Encore on AWS instead.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the graph of jobs and tables as mermaid, as it stands in the README."""
+
+    def work() -> None:
+        from encore.aws.picture import architecture
+        from encore.runtime.graph import mermaid
+        from encore.runtime.registry import extra_nodes, nodes
+
+        out.print(architecture(nodes(), extra_nodes()) if aws else mermaid(nodes()), highlight=False, markup=False)
+
+    _exit(guarded(work))
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(help="A job of the line, or maintain.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="local, emr-serverless or emr-ec2.")] = "local",
+    stage: Annotated[
+        str | None, typer.Option(help="Fill in what the deployment of dev, staging or prod made, from its outputs.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Environment; default: local for local, else emr.")
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+    run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run one job by spark-submit here, on EMR Serverless or on an EMR cluster, and wait until it has ended."""
+
+    def work() -> None:
+        from encore.cli.aws import submit_job
+
+        code = submit_job(
+            job,
+            target,
+            stage=stage,
+            env=env or ("local" if target == "local" else "emr"),
+            settings=[*overrides, *(["log.level=debug"] if debug else [])],
+            run_id=run_id,
+            force=force,
+            dry_run=dry_run,
+            out=out,
+            err=err,
+        )
+        if code:
+            _exit(code)
+
+    _exit(guarded(work))
+
+
+@app.command()
+def cost(
+    playlists: Annotated[
+        int | None, typer.Option(min=1, help="How many playlists; default: as many as are in the lake.")
+    ] = None,
+    region: Annotated[str, typer.Option(help="Whose prices: conf/prices/<region>.yaml.")] = "us-east-1",
+    executors: Annotated[int, typer.Option(min=1, help="Executors on AWS, of the size in conf/emr.yaml.")] = 4,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores that the last run had; default: spark.master.")
+    ] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """State what a run would cost on EMR Serverless and on EC2, from what the last run took, and how that was made."""
+
+    def work() -> None:
+        from encore.cli.aws import print_cost
+
+        print_cost(settings(env, overrides, debug), playlists, region, executors, cores, out)
+
+    _exit(guarded(work))
+
+
+deployments = typer.Typer(name="deploy", help="A deployment on AWS.", no_args_is_help=True)
+app.add_typer(deployments)
+
+
+@deployments.command("doctor")
+def deploy_doctor(
+    stage: Annotated[str, typer.Option(help="dev, staging or prod.")] = "dev",
+    choices: Annotated[
+        list[str], typer.Option("--context", "-c", help="A choice of the deployment, name=value; may be repeated.")
+    ] = [],  # noqa: B006
+    package: Annotated[Path, typer.Option(help="Folder of the application archive.")] = Path("build/package"),
+    debug: Debug = False,
+) -> None:
+    """Check account, region, bootstrap, certificate, quota and archive before `make deploy`."""
+
+    def work() -> None:
+        from encore.cli.aws import deployment_findings
+        from encore.cli.doctor import print_findings
+
+        configure_logging(load_config().log)
+        if not print_findings(deployment_findings(stage, choices, package), out):
+            _exit(4)
+
+    _exit(guarded(work))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Continue playlists: ingest the Million Playlist Dataset, recommend, evaluate, report."""
+    if version:
+        out.print(__version__)
+        _exit(0)
+
+
+def main() -> NoReturn:
+    """The command `encore`."""
+    try:
+        app(standalone_mode=True)
+    except EncoreError as error:
+        err.print(f"encore: {error}")
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _settings_list(text: str) -> list[str]:
+    """The settings of `--set-json`, for callers that cannot repeat an option. Raises ConfigError for another shape."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--set-json {text}: not JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f'--set-json {text}: a list of texts such as ["a.b=value"] expected')
+    return found
+
+
+def job_main(name: str) -> NoReturn:
+    """What `spark-submit jobs/NAME.py --env ENV --set a.b=value` runs: one job of the line."""
+
+    def command(
+        env: Env = "local",
+        overrides: Set = [],  # noqa: B006
+        run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run that it is part of.")] = None,
+        force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+        more: Annotated[
+            str, typer.Option("--set-json", help="Settings after those of --set: a JSON list of a.b=value.")
+        ] = "[]",
+        outcome: Annotated[
+            str | None,
+            typer.Option(help="File or s3:// object that is to say why it failed, as JSON, for a scheduler."),
+        ] = None,
+        debug: Debug = False,
+    ) -> None:
+        def work() -> None:
+            from encore.runtime import pipeline
+            from encore.runtime.outcome import outcome_at
+
+            with outcome_at(outcome, name, run_id):
+                config = settings(env, [*overrides, *_settings_list(more)], debug)
+                pipeline.run_pipeline(
+                    config,
+                    [name],
+                    run_id=run_id,
+                    force=force,
+                    on_result=lambda result: err.print(_result_line(result), highlight=False),
+                )
+
+        _exit(guarded(work))
+
+    from encore.runtime.registry import job_module
+
+    command.__doc__ = job_module(name).__doc__
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name)(command)
+    single()
+    sys.exit(0)

@@ -1,0 +1,148 @@
+"""Audio features from the Spotify Web API, for applications that may still ask for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import requests
+import spotipy
+from spotipy.cache_handler import MemoryCacheHandler
+from spotipy.oauth2 import SpotifyClientCredentials, SpotifyOauthError
+
+from encore.config import Config
+from encore.errors import EnvironmentMissing, InputError
+from encore.features.providers.backoff import Backoff, TryAgain, retry_after_seconds
+from encore.features.providers.service import ServiceProvider, service_address
+
+PUBLIC_ADDRESS = "https://api.spotify.com"
+
+CREDENTIALS = ("SPOTIPY_CLIENT_ID", "SPOTIPY_CLIENT_SECRET")
+"""The only places that the client's credentials are read from."""
+
+_INSTEAD = (
+    "use features.provider=file with a table of features, or features.provider=reccobeats, which needs no credentials"
+)
+
+
+class SpotifyProvider(ServiceProvider):
+    """Features out of GET /v1/audio-features through spotipy, 100 ids a request, with client credentials.
+
+    Spotify closed the endpoint to new applications on 2024-11-27: they are answered 403. Applications from
+    before may still be let in. With another address the token is asked for there as well, at
+    {address}/api/token.
+    """
+
+    name = "spotify"
+    ids_per_request = 100
+
+    def __init__(
+        self,
+        address: str,
+        backoff: Backoff,
+        payload_bytes: int,
+        timeout: float,
+        client_id: str,
+        client_secret: str,
+    ) -> None:
+        """`timeout`: seconds, of connecting and of each wait for data."""
+        super().__init__(address, backoff, payload_bytes)
+        # spotipy's debug lines hold the credentials, and its error lines repeat what is raised.
+        logging.getLogger("spotipy").setLevel(logging.CRITICAL)
+        self._credentials = SpotifyClientCredentials(
+            client_id,
+            client_secret,
+            requests_timeout=timeout,
+            # The default one writes the token to a file in the working folder.
+            cache_handler=MemoryCacheHandler(),
+        )
+        # A session of our own: the one that spotipy makes turns every 429 and 5xx into a 429 without headers,
+        # even with no retries, and so loses what the service said about waiting.
+        self._client = spotipy.Spotify(
+            auth_manager=self._credentials,
+            requests_session=requests.Session(),
+            requests_timeout=timeout,
+            retries=0,
+            status_retries=0,
+        )
+        if address != PUBLIC_ADDRESS:
+            self._client.prefix = f"{address}/v1/"
+            self._credentials.OAUTH_TOKEN_URL = f"{address}/api/token"
+
+    @classmethod
+    def of(cls, config: Config, sleep: Callable[[float], None] = time.sleep) -> SpotifyProvider:
+        """The provider that the settings describe. Raises EnvironmentMissing without credentials."""
+        missing = [name for name in CREDENTIALS if not os.environ.get(name)]
+        if missing:
+            raise EnvironmentMissing(
+                f"the Spotify Web API wants credentials: {' and '.join(missing)} not set",
+                remedy=f"set {' and '.join(CREDENTIALS)} to those of an application made before 2024-11-27, "
+                f"or {_INSTEAD}",
+            )
+        return cls(
+            service_address(config.features.api_url, PUBLIC_ADDRESS),
+            Backoff.of(config.features, sleep),
+            config.ingest.payload_bytes,
+            config.features.timeout_seconds,
+            *(os.environ[name] for name in CREDENTIALS),
+        )
+
+    def _request(self, ids: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        self._log_in()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                entries = self._client.audio_features(ids)
+        except spotipy.SpotifyException as error:
+            raise _failure(error.http_status, error.headers.get("Retry-After"), str(error.msg)) from error
+        except requests.exceptions.RequestException as error:
+            raise TryAgain(f"no answer ({type(error).__name__})") from error
+        except (TypeError, AttributeError) as error:
+            # How spotipy fails at a body that is cut (it takes it for None) and at an error that is no JSON
+            # object.
+            raise TryAgain("its answer is not the expected JSON, perhaps cut") from error
+        # An id that Spotify does not know has a null in its place: fewer entries are a broken answer.
+        if not isinstance(entries, list) or len(entries) != len(ids):
+            raise TryAgain("its answer is not a list of one entry an id")
+        for entry in entries:
+            if isinstance(entry, dict) and isinstance(entry.get("id"), str):
+                yield entry["id"], entry
+            elif entry is not None:
+                raise TryAgain("its answer holds entries without an id")
+
+    def _log_in(self) -> None:
+        """Have a valid token in spotipy's cache, on its own so that its failures can be told apart."""
+        try:
+            self._credentials.get_access_token(as_dict=False)
+        except SpotifyOauthError as error:
+            # spotipy keeps the response only as the error that it was handling.
+            response = getattr(error.__context__, "response", None)
+            status = 0 if response is None else response.status_code
+            if status in (408, 425, 429) or status >= 500:
+                wait = None if response is None else retry_after_seconds(response.headers.get("Retry-After"))
+                raise TryAgain(f"its token service answers {status}", wait) from error
+            raise EnvironmentMissing(
+                f"spotify: the credentials are refused ({error.error})",
+                remedy=f"check {' and '.join(CREDENTIALS)}",
+            ) from error
+        except requests.exceptions.RequestException as error:
+            raise TryAgain(f"no answer from its token service ({type(error).__name__})") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TryAgain("the answer of its token service is not the expected JSON") from error
+
+
+def _failure(status: int, retry_after: str | None, message: str) -> Exception:
+    if status in (408, 425, 429) or status >= 500:
+        return TryAgain(f"it answers {status}", retry_after_seconds(retry_after))
+    if status == 401:
+        return EnvironmentMissing("spotify: the token is refused (401)", remedy=f"check {' and '.join(CREDENTIALS)}")
+    if status in (403, 404, 410):
+        return EnvironmentMissing(
+            f"spotify: audio features are refused ({status}): Spotify closed them to new applications on 2024-11-27",
+            remedy=_INSTEAD,
+        )
+    return InputError(f"spotify: it answers {status}: {' '.join(message.split())[:200]}")

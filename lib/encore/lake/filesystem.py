@@ -1,0 +1,280 @@
+"""Source files, on a local disk or in S3, behind a few functions. What a table's files are store.py knows."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import io
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+)
+
+from encore.config import S3Config
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, LakeError, TransientError
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file as its listing shows it. `etag` only where it is in S3; `modified_ns` is ns since 1970."""
+
+    url: str
+    name: str
+    size: int
+    modified_ns: int
+    etag: str | None = None
+
+
+def is_s3(url: str) -> bool:
+    """Whether a URL points into S3 (s3:// as the AWS tools write it, s3a:// as Hadoop does)."""
+    return url.startswith(("s3://", "s3a://"))
+
+
+def split_s3(url: str) -> tuple[str, str]:
+    """Bucket and key (or prefix) of an S3 URL."""
+    bucket, _, key = url.split("://", 1)[1].partition("/")
+    return bucket, key
+
+
+def s3_client(s3: S3Config) -> Any:
+    """A boto3 client with credentials from the environment or the machine's role. ConfigError for a bad endpoint."""
+    # half a second that no worker should wait whose files are local
+    import boto3
+    from botocore.config import Config as BotoConfig
+
+    try:
+        return boto3.client(
+            "s3",
+            endpoint_url=s3.endpoint,
+            region_name=s3.region,
+            config=BotoConfig(
+                s3={"addressing_style": "path" if s3.path_style else "auto"},
+                retries={"mode": "standard", "max_attempts": 5},
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"s3.endpoint: an address such as https://host:port expected, {s3.endpoint!r} found: {error}"
+        ) from error
+
+
+def list_files(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
+    """Files that `url` names, sorted by name: a file, a glob, or those in a folder or prefix that match `pattern`.
+
+    Raises InputError where there is no such folder or file. An empty folder gives an empty list.
+    """
+    found = _list_s3(url, pattern, s3) if is_s3(url) else _list_local(url, pattern)
+    return sorted(found, key=lambda file: (file.name, file.url))
+
+
+def _list_local(url: str, pattern: str) -> list[SourceFile]:
+    path = url.removeprefix("file://")
+    files = []
+    try:
+        if os.path.isdir(path):
+            names = [os.path.join(path, entry) for entry in os.listdir(path) if _matches(entry, pattern)]
+        else:
+            names = [path] if os.path.isfile(path) else glob.glob(path)
+            if not names:
+                raise InputError(f"no such file or folder: {path}")
+        for name in names:
+            if os.path.isfile(name):
+                stat = os.stat(name)
+                files.append(SourceFile(os.path.abspath(name), os.path.basename(name), stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+    return files
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatch(name, p) for p in pattern.split("|"))
+
+
+def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
+    bucket, key = split_s3(url)
+    is_glob = any(sign in key for sign in "*?[")
+    prefix = key[: min(key.find(sign) for sign in "*?[" if sign in key)] if is_glob else key
+    folder = key if key == "" or key.endswith("/") else key + "/"
+    files, is_there = [], key == ""
+    try:
+        pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                if is_glob:
+                    wanted = fnmatch.fnmatch(item["Key"], key) and item["Key"].count("/") == key.count("/")
+                    is_there = is_there or wanted
+                elif item["Key"] == key:
+                    wanted = is_there = True
+                else:
+                    # the prefix mp is not the folder of mpd/1.json
+                    rest = item["Key"].removeprefix(folder)
+                    is_below = item["Key"].startswith(folder)
+                    is_there = is_there or is_below
+                    wanted = is_below and "/" not in rest and _matches(rest, pattern)
+                # the empty object mpd/, with which some tools make a folder, is no file
+                if wanted and not item["Key"].endswith("/"):
+                    files.append(
+                        SourceFile(
+                            f"s3://{bucket}/{item['Key']}",
+                            item["Key"].rsplit("/", 1)[-1],
+                            item["Size"],
+                            int(item["LastModified"].timestamp() * 1e9),
+                            item["ETag"].strip('"'),
+                        )
+                    )
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+    if not is_there:
+        raise InputError(f"nothing at {url}")
+    return files
+
+
+def read_bytes(url: str, s3: S3Config) -> bytes:
+    """The whole content of a file. Raises InputError or TransientError with the URL."""
+    if not is_s3(url):
+        try:
+            with open(url.removeprefix("file://"), "rb") as handle:
+                return handle.read()
+        except OSError as error:
+            raise InputError(f"{url}: {error.strerror or error}") from error
+    bucket, key = split_s3(url)
+    try:
+        body: bytes = s3_client(s3).get_object(Bucket=bucket, Key=key)["Body"].read()
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+    return body
+
+
+def open_file(url: str, s3: S3Config) -> Any:
+    """A file for random access, as pyarrow reads it; of an object in S3 only what is asked for is fetched.
+
+    Raises InputError or TransientError with the URL.
+    """
+    # not for those that only list files
+    import pyarrow as pa
+
+    if is_s3(url):
+        return pa.PythonFile(_S3Object(url, s3), mode="r")
+    try:
+        return pa.OSFile(url.removeprefix("file://"))
+    except OSError as error:
+        raise InputError(f"{url}: {error.strerror or error}") from error
+
+
+class _S3Object(io.RawIOBase):
+    """An object in S3 that is read by ranges."""
+
+    def __init__(self, url: str, s3: S3Config) -> None:
+        self._url, self._client, self._at = url, s3_client(s3), 0
+        self._bucket, self._key = split_s3(url)
+        try:
+            self._size = int(self._client.head_object(Bucket=self._bucket, Key=self._key)["ContentLength"])
+        except (BotoCoreError, ClientError) as error:
+            raise s3_error(url, error) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._size, self._at + size)
+        if self._at >= end:
+            return b""
+        try:
+            found = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={self._at}-{end - 1}")
+            data: bytes = found["Body"].read()
+        except (BotoCoreError, ClientError) as error:
+            raise s3_error(self._url, error) from error
+        self._at += len(data)
+        return data
+
+
+def delete_folder(url: str, s3: S3Config) -> None:
+    """Delete a folder with all that is in it, or all objects of a prefix; nothing where nothing is there."""
+    if not is_s3(url):
+        shutil.rmtree(url, ignore_errors=True)
+        return
+    bucket, key = split_s3(url)
+    client = s3_client(s3)
+    try:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{key.rstrip('/')}/"):
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
+            if keys:
+                client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+
+
+def write_bytes(url: str, data: Any, s3: S3Config) -> None:
+    """Write a file with its folders, or an object into S3, of which a reader sees all or nothing.
+
+    Raises LakeError, or what `s3_error` makes of S3's answer, with the URL.
+    """
+    if not is_s3(url):
+        try:
+            os.makedirs(os.path.dirname(url), exist_ok=True)
+            with open(url, "wb") as handle:
+                handle.write(data)
+        except OSError as error:
+            raise LakeError(f"{url}: cannot be written: {error.strerror}") from error
+        return
+    bucket, key = split_s3(url)
+    try:
+        s3_client(s3).put_object(Bucket=bucket, Key=key, Body=memoryview(data).tobytes())
+    except (BotoCoreError, ClientError) as error:
+        raise s3_error(url, error) from error
+
+
+def s3_error(url: str, error: Exception) -> EncoreError:
+    """Our error for one of boto's, with a remedy."""
+    if isinstance(error, NoCredentialsError):
+        return EnvironmentMissing(f"{url}: no AWS credentials found", remedy=_SET_CREDENTIALS)
+    if isinstance(error, (PartialCredentialsError, CredentialRetrievalError, ProfileNotFound, SSOError)):
+        return EnvironmentMissing(f"{url}: AWS credentials: {_one_line(error)}", remedy=_SET_CREDENTIALS)
+    if isinstance(error, ParamValidationError):
+        return InputError(f"{url}: not an address in S3: {_one_line(error)}")
+    if isinstance(error, EndpointConnectionError):
+        return TransientError(f"{url}: the S3 server does not answer", remedy="check s3.endpoint and the network")
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in ("NoSuchBucket", "NoSuchKey", "404"):
+            return InputError(f"{url}: does not exist ({code})")
+        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
+            return EnvironmentMissing(
+                f"{url}: access refused ({code})",
+                remedy="check the credentials, their expiry and the bucket's policy",
+            )
+        if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling"):
+            return TransientError(f"{url}: S3 says {code}")
+        return InputError(f"{url}: S3 says {code}: {error.response.get('Error', {}).get('Message', '')}")
+    return TransientError(f"{url}: {_one_line(error)}")
+
+
+_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

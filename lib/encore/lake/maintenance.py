@@ -1,0 +1,72 @@
+"""Keeping the tables of a lake in order: small files together, unreferenced files away. Changes no row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from encore.errors import LakeError
+from encore.lake.delta import Tables, data_files, first_line
+from encore.lake.tables import Table
+
+SMALL_BYTES = 16 * 1024**2
+"""Opening a file costs about as much as reading so much of it from S3."""
+
+LOG_RETENTION = ("delta.logRetentionDuration", "interval 3650 days")
+"""Entries of the log are small, and without them an old version cannot be read though its files are there."""
+
+
+def optimize(tables: Tables, table: Table, small_files: int) -> int:
+    """Merge small files where a table, or a partition, has at least so many; returns how many were merged."""
+    found = tables.there(table)
+    small: dict[tuple[str, ...], int] = {}
+    for file in data_files(found):
+        if file["size_bytes"] < SMALL_BYTES:
+            partition = tuple(str(file[f"partition.{name}"]) for name in table.partition_by)
+            small[partition] = small.get(partition, 0) + 1
+    merged = 0
+    for partition, count in small.items():
+        if count >= small_files:
+            where = [(name, "=", value) for name, value in zip(table.partition_by, partition, strict=True)]
+            with _maintaining(table):
+                # a file is either small or left as it is
+                done = found.optimize.compact(partition_filters=where or None, target_size=SMALL_BYTES)
+            merged += int(done["numFilesRemoved"])
+    return merged
+
+
+def vacuum(tables: Tables, table: Table, keep_versions: Sequence[int], retention_days: int) -> int:
+    """Remove files that neither the newest version nor `keep_versions` refer to and that are older than the
+    retention; returns how many. The log of a kept version stays, too."""
+    found = tables.there(table)
+    with _maintaining(table):
+        if found.metadata().configuration.get(LOG_RETENTION[0]) != LOG_RETENTION[1]:
+            found.alter.set_table_properties(dict([LOG_RETENTION]))
+        kept = [version for version in keep_versions if _readable(tables, found, version)]
+        found.update_incremental()
+        removed = found.vacuum(
+            retention_hours=24 * retention_days,
+            dry_run=False,
+            enforce_retention_duration=False,
+            keep_versions=kept or None,
+        )
+    return len(removed)
+
+
+def _readable(tables: Tables, found: DeltaTable, version: int) -> bool:
+    """Whether the log still says what a version was; another lake's run may name one that never was here."""
+    try:
+        return DeltaTable(found.table_uri, version=version, storage_options=tables.options).version() == version
+    except (DeltaError, OSError):
+        return False
+
+
+@contextmanager
+def _maintaining(table: Table) -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        raise LakeError(f"{table.name}: cannot be maintained: {first_line(error)}") from error

@@ -1,0 +1,468 @@
+"""Every table once: name, layer, columns with their meaning, key, checks and layout.
+
+The declarations make the Delta tables, check each write, render the SQL views and the documentation. Types are
+Spark SQL's; a column that is not nullable and each check become Delta constraints, so that no writer gets past them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encore.vocabulary import RANGES
+
+Layer = Literal["raw", "intermediate", "primary", "feature", "model_input", "model", "model_output", "reporting"]
+
+REASONS = (
+    "not_utf8",
+    "not_json",
+    "not_a_slice",
+    "unreadable",
+    "pid_missing",
+    "pid_not_integer",
+    "pid_duplicate",
+    "tracks_missing",
+    "track_uri_malformed",
+    "too_many_tracks",
+    "field_malformed",
+    "feature_id_malformed",
+    "feature_missing",
+    "feature_not_a_number",
+    "feature_out_of_range",
+    "feature_duplicate",
+    "features_unreadable",
+)
+"""The closed set of `quarantine.reason`: the first four refuse a file, the next ones a playlist, the last a track's
+features or a file of them."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its Spark SQL type, what it means, and whether it may be null."""
+
+    name: str
+    type: str
+    comment: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition that holds for every row; null does not hold.
+
+    `sql` is what Delta enforces on every writer, `holds` the same on Arrow rows, for files that workers write
+    themselves. The functions below make both of one declaration.
+    """
+
+    sql: str
+    holds: Callable[[pa.Table], pa.ChunkedArray]
+
+
+def at_least(name: str, least: int) -> Check:
+    """A number of at least `least`."""
+    return Check(f"{name} >= {least}", lambda rows: pc.greater_equal(rows[name], least))
+
+
+def between(name: str, low: float, high: float) -> Check:
+    """A number from `low` to `high`, both allowed."""
+    return Check(
+        f"{name} BETWEEN {low} AND {high}",
+        lambda rows: pc.and_(pc.greater_equal(rows[name], low), pc.less_equal(rows[name], high)),
+    )
+
+
+def one_of(name: str, values: tuple[str, ...]) -> Check:
+    """One text of a closed set."""
+    known = pa.array(values)
+    listed = ", ".join(f"'{value}'" for value in values)
+    return Check(f"{name} IN ({listed})", lambda rows: pc.is_in(rows[name], known))
+
+
+def starts_with(name: str, prefix: str) -> Check:
+    """A text that begins with `prefix`, which has no wildcard of SQL in it."""
+    return Check(f"{name} LIKE '{prefix}%'", lambda rows: pc.starts_with(rows[name], prefix))
+
+
+def same_size(one: str, other: str) -> Check:
+    """Two arrays of one length."""
+    return Check(
+        f"size({one}) = size({other})",
+        lambda rows: pc.equal(pc.list_value_length(rows[one]), pc.list_value_length(rows[other])),
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table's declaration. `key` is unique; `checks` hold for every row, by name."""
+
+    name: str
+    layer: Layer
+    grain: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    checks: dict[str, Check] = field(default_factory=dict, hash=False)
+    partition_by: tuple[str, ...] = ()
+    stats_columns: int = 1
+    """Delta keeps minimum and maximum of the first so many columns; arrays and payloads are not worth it."""
+
+    def column(self, name: str) -> Column:
+        """The column of that name; KeyError if the table has none."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(f"{self.name} has no column {name}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in their declared order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def ddl(self) -> str:
+        """The columns as a Spark DDL string, without comments or nullability."""
+        return ", ".join(f"`{column.name}` {column.type}" for column in self.columns)
+
+    @property
+    def number_key(self) -> str | None:
+        """The column of a key that is one whole number besides the partition; None for other keys."""
+        names = [name for name in self.key if name not in self.partition_by]
+        return names[0] if len(names) == 1 and self.column(names[0]).type in ("int", "bigint") else None
+
+
+def arrow_type(ddl: str) -> pa.DataType:
+    """The Arrow type of a Spark SQL type of tables.py."""
+    simple = {
+        "bigint": pa.int64(),
+        "int": pa.int32(),
+        "double": pa.float64(),
+        "float": pa.float32(),
+        "boolean": pa.bool_(),
+        "string": pa.string(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+    }
+    if ddl.startswith("array<"):
+        return pa.list_(pa.field("element", arrow_type(ddl[6:-1])))
+    if ddl.startswith("map<"):
+        key, value = ddl[4:-1].split(",")
+        return pa.map_(arrow_type(key), arrow_type(value))
+    return simple[ddl]
+
+
+def arrow_schema(table: Table, names: Iterable[str] | None = None) -> pa.Schema:
+    """The Arrow schema of a declared table, or of some columns of it in the order of `names`."""
+    columns = table.columns if names is None else [table.column(name) for name in names]
+    return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in columns])
+
+
+PLAYLISTS = Table(
+    name="playlists",
+    layer="primary",
+    grain="a playlist",
+    key=("pid",),
+    columns=(
+        Column("pid", "bigint", "The playlist's id in the dataset"),
+        Column("name", "string", "Title as its owner wrote it", True),
+        Column("description", "string", "Text that its owner gave, rare", True),
+        Column("collaborative", "boolean", "Whether others may edit it", True),
+        Column("modified_at", "timestamp", "Day of the last change, UTC", True),
+        Column("num_tracks", "int", "Number of tracks as the file states it, repeats counted", True),
+        Column("num_albums", "int", "Number of distinct albums as the file states it", True),
+        Column("num_artists", "int", "Number of distinct artists as the file states it", True),
+        Column("num_followers", "int", "Followers when the dataset was made, the owner not counted", True),
+        Column("num_edits", "int", "Editing sessions", True),
+        Column("duration_ms", "bigint", "Total playing time as the file states it, milliseconds", True),
+        Column("track_ids", "array<int>", "tracks.track_id in playlist order, repeats kept"),
+        Column("slice", "string", "Name of the source file"),
+    ),
+    checks={"pid_not_negative": at_least("pid", 0)},
+)
+
+TRACKS = Table(
+    name="tracks",
+    layer="primary",
+    grain="a track",
+    key=("track_id",),
+    columns=(
+        Column(
+            "track_id",
+            "int",
+            "Dense id 0, 1, 2, ...: given once, never changed; later tracks go on after the highest",
+        ),
+        Column("track_uri", "string", "spotify:track: and 22 characters; unique"),
+        Column("track_name", "string", "Title", True),
+        Column("artist_uri", "string", "URI of the first artist", True),
+        Column("artist_name", "string", "Name of the first artist", True),
+        Column("album_uri", "string", "URI of the album", True),
+        Column("album_name", "string", "Name of the album", True),
+        Column("duration_ms", "bigint", "Playing time, milliseconds", True),
+        Column(
+            "first_pid",
+            "bigint",
+            "Playlist whose record gave the names: the lowest pid of those with the fewest fields missing",
+        ),
+    ),
+    checks={
+        "track_id_not_negative": at_least("track_id", 0),
+        "track_uri_form": starts_with("track_uri", "spotify:track:"),
+    },
+)
+
+INGEST_LEDGER = Table(
+    name="ingest_ledger",
+    layer="raw",
+    grain="a source file",
+    key=("slice",),
+    columns=(
+        Column("slice", "string", "Name of the source file"),
+        Column("size_bytes", "bigint", "Its size, bytes"),
+        Column(
+            "digest",
+            "string",
+            "Of its content: xxh3: and 32 hex digits, or etag: and the object's entity tag",
+        ),
+        Column(
+            "modified_ns",
+            "bigint",
+            "Its time of change, ns since 1970: with the size, spares reading it again",
+        ),
+        Column("n_playlists", "bigint", "Playlists taken from it"),
+        Column("n_quarantined", "bigint", "Records of it that were refused"),
+        Column("status", "string", "ingested, or refused: the whole file stands in quarantine"),
+        Column("ingested_at", "timestamp", "When it was read last"),
+    ),
+    checks={"status_known": one_of("status", ("ingested", "refused"))},
+)
+
+QUARANTINE = Table(
+    name="quarantine",
+    layer="raw",
+    grain="a refused record",
+    key=("source", "record"),
+    columns=(
+        Column("source", "string", "Name of the source file, or of the service"),
+        Column("record", "string", "Which record of the source: its place or its id; file: the file as a whole"),
+        Column("pid", "bigint", "Its playlist, where readable", True),
+        Column("reason", "string", "One of a closed set"),
+        Column("detail", "string", "What was expected and what was found"),
+        Column("payload", "string", "The beginning of the record", True),
+        Column("stage", "string", "The job that refused it"),
+    ),
+    checks={"reason_known": one_of("reason", REASONS)},
+    partition_by=("stage",),
+)
+
+AUDIO_FEATURES = Table(
+    name="audio_features",
+    layer="feature",
+    grain="a track",
+    key=("track_uri",),
+    columns=(
+        Column("track_uri", "string", "spotify:track: and 22 characters"),
+        Column("danceability", "double", "How fit for dancing, 0 to 1"),
+        Column("energy", "double", "Intensity, 0 to 1"),
+        Column("key", "double", "Pitch class, 0 (C) to 11 (B); -1: none found"),
+        Column("loudness", "double", "Mean loudness, dB, about -60 to 0"),
+        Column("mode", "double", "1 major, 0 minor"),
+        Column("speechiness", "double", "Share of spoken words, 0 to 1"),
+        Column("acousticness", "double", "Confidence that it is acoustic, 0 to 1"),
+        Column("instrumentalness", "double", "Confidence that there is no voice, 0 to 1"),
+        Column("liveness", "double", "Confidence that an audience is heard, 0 to 1"),
+        Column("valence", "double", "How positive it sounds, 0 to 1"),
+        Column("tempo", "double", "Beats a minute"),
+        Column("source", "string", "The file or the service that it came from"),
+    ),
+    checks={f"{name}_in_range": between(name, low, high) for name, (low, high) in RANGES.items()},
+)
+
+TRACK_VECTORS = Table(
+    name="track_vectors",
+    layer="feature",
+    grain="a track with features",
+    key=("track_id",),
+    columns=(
+        Column("track_id", "int", "tracks.track_id"),
+        Column("vector", "array<float>", "Its standardised features, one length for all, not unit length"),
+    ),
+)
+
+VECTOR_PARAMETERS = Table(
+    name="vector_parameters",
+    layer="model",
+    grain="a transform that was fitted; the one in use is of the newest version",
+    key=("transform",),
+    columns=(
+        Column("transform", "string", "raw, zscore or whiten"),
+        Column("columns", "array<string>", "Inputs of the linear map, in order: the features, key as two"),
+        Column("mean", "array<double>", "Subtracted from the inputs"),
+        Column("matrix", "array<array<double>>", "Then multiplied from the left: vector = matrix (inputs - mean)"),
+        Column("weights", "array<double>", "Of the inputs, applied within the matrix"),
+        Column("n_tracks", "bigint", "Tracks it was fitted on"),
+    ),
+)
+
+HOLDOUT = Table(
+    name="holdout",
+    layer="model_input",
+    grain="a playlist",
+    key=("pid",),
+    columns=(
+        Column("pid", "bigint", "playlists.pid"),
+        Column("train", "array<int>", "Distinct tracks to recommend from, in playlist order"),
+        Column("test", "array<int>", "Distinct tracks held out, in playlist order"),
+    ),
+)
+
+PLAYLIST_CENTROIDS = Table(
+    name="playlist_centroids",
+    layer="model_input",
+    grain="a playlist with at least one train track that has a vector",
+    key=("pid",),
+    columns=(
+        Column("pid", "bigint", "playlists.pid"),
+        Column("vector", "array<float>", "Mean of the vectors of its train tracks"),
+        Column("n_tracks", "int", "How many train tracks have a vector"),
+    ),
+    checks={"n_tracks_positive": at_least("n_tracks", 1)},
+)
+
+RECOMMENDATIONS = Table(
+    name="recommendations",
+    layer="model_output",
+    grain="a playlist and a model",
+    key=("model", "pid"),
+    columns=(
+        Column("model", "string", "Name in the registry of models"),
+        Column("pid", "bigint", "playlists.pid"),
+        Column("track_ids", "array<int>", "Best first, none of the playlist's train tracks, no repeats"),
+        Column("scores", "array<float>", "Of the same length, not increasing; equal scores ordered by track_id"),
+    ),
+    checks={"a_score_for_each_track": same_size("track_ids", "scores")},
+    partition_by=("model",),
+    stats_columns=2,
+)
+
+PLAYLIST_METRICS = Table(
+    name="playlist_metrics",
+    layer="reporting",
+    grain="a playlist with a non-empty test and a model",
+    key=("model", "pid"),
+    columns=(
+        Column("model", "string", "Name in the registry of models"),
+        Column("pid", "bigint", "playlists.pid"),
+        Column("n_test", "int", "Test tracks"),
+        Column("n_hits", "int", "Test tracks among the recommended"),
+        Column("r_precision", "double", "Share of the test tracks among as many first recommendations"),
+        Column("ndcg", "double", "Discounted cumulative gain over the ideal one"),
+        Column("clicks", "int", "Pages of ten to turn until the first hit; 51: none"),
+        Column("r_precision_artist", "double", "r_precision with .25 for each artist met without its track"),
+        Column("n_train", "int", "Train tracks"),
+        Column("n_recommended", "int", "Recommended tracks; 0: the model had nothing to say"),
+    ),
+    checks={
+        "r_precision_in_range": between("r_precision", 0, 1),
+        "clicks_in_range": between("clicks", 0, 51),
+    },
+    partition_by=("model",),
+    stats_columns=2,
+)
+
+_JOB_KEY = ("run_id", "job", "started_at")
+_OF_A_JOB = (
+    Column("run_id", "string", "The pipeline run that it was part of"),
+    Column("job", "string", "Its name"),
+    Column("started_at", "timestamp", "When it started, UTC"),
+    Column("seconds", "double", "How long it took"),
+)
+
+JOB_RUNS = Table(
+    name="job_runs",
+    layer="reporting",
+    grain="a job that ended",
+    key=_JOB_KEY,
+    columns=(
+        *_OF_A_JOB,
+        Column("status", "string", "done, up_to_date or failed"),
+        Column(
+            "fingerprint",
+            "string",
+            "Digest of all that its result depends on: a second run of it has nothing to do",
+        ),
+        Column("inputs", "map<string,bigint>", "Delta version of each table that it read"),
+        Column("outputs", "map<string,bigint>", "Delta version of each table that it wrote, after it"),
+        Column("rows", "map<string,bigint>", "Rows of each table that it wrote, after it"),
+        Column("facts", "string", "What else it had to say, as JSON", True),
+        Column("error", "string", "Why it failed", True),
+    ),
+)
+
+JOB_COSTS = Table(
+    name="job_costs",
+    layer="reporting",
+    grain="a job that ended and had work",
+    key=_JOB_KEY,
+    columns=(
+        *_OF_A_JOB,
+        Column("stages", "bigint", "Stages that Spark ran"),
+        Column("tasks", "bigint", "Tasks that Spark started"),
+        Column("run_seconds", "double", "Seconds of all tasks together"),
+        Column("cpu_seconds", "double", "CPU of the JVM's task threads, seconds; Python workers are not in it"),
+        Column("gc_seconds", "double", "Garbage collection in tasks, seconds"),
+        Column("read_rows", "bigint", "Rows read from files and tables"),
+        Column("read_bytes", "bigint", "Bytes read from files and tables"),
+        Column("written_rows", "bigint", "Rows written"),
+        Column("written_bytes", "bigint", "Bytes written"),
+        Column("shuffled_rows", "bigint", "Records written for shuffles"),
+        Column("shuffled_bytes", "bigint", "Bytes written for shuffles"),
+        Column("spilled_bytes", "bigint", "Bytes spilled to disk"),
+        Column("jvm_bytes", "bigint", "Peak resident memory of the executor's JVM"),
+        Column("python_bytes", "bigint", "Peak resident memory of its Python workers; mapped pages count for each"),
+        Column("driver_bytes", "bigint", "Peak resident memory of the driver's Python process since it started"),
+    ),
+)
+
+FRAMEWORK: tuple[Table, ...] = (JOB_RUNS, JOB_COSTS)
+"""Tables in which every job records itself, and which it reads to see whether it has anything to do."""
+
+ALL: tuple[Table, ...] = (
+    INGEST_LEDGER,
+    QUARANTINE,
+    PLAYLISTS,
+    TRACKS,
+    AUDIO_FEATURES,
+    VECTOR_PARAMETERS,
+    TRACK_VECTORS,
+    HOLDOUT,
+    PLAYLIST_CENTROIDS,
+    RECOMMENDATIONS,
+    PLAYLIST_METRICS,
+    JOB_RUNS,
+    JOB_COSTS,
+)
+"""All tables, in the order of the flow."""
+
+BY_NAME: dict[str, Table] = {table.name: table for table in ALL}
+
+VIEWS: dict[str, str] = {
+    "playlist_tracks": """
+        SELECT p.pid, p.name AS playlist_name, p.pos, t.track_id, t.track_uri, t.track_name, t.artist_uri,
+               t.artist_name, t.album_uri, t.album_name, t.duration_ms
+        FROM (SELECT pid, name, posexplode(track_ids) AS (pos, track_id) FROM playlists) p
+        JOIN tracks t USING (track_id)""",
+    "holdout_tracks": """
+        SELECT h.pid, h.part, h.pos, t.track_id, t.track_uri, t.track_name, t.artist_uri, t.artist_name
+        FROM (SELECT pid, 'train' AS part, posexplode(train) AS (pos, track_id) FROM holdout
+              UNION ALL
+              SELECT pid, 'test' AS part, posexplode(test) AS (pos, track_id) FROM holdout) h
+        JOIN tracks t USING (track_id)""",
+    "recommended_tracks": """
+        SELECT r.model, r.pid, r.place + 1 AS rank, t.track_uri, r.scores[r.place] AS score, t.track_id, t.track_name,
+               t.artist_uri, t.artist_name, array_contains(h.test, r.track_id) AS hit
+        FROM (SELECT model, pid, scores, posexplode(track_ids) AS (place, track_id) FROM recommendations) r
+        JOIN tracks t USING (track_id)
+        LEFT JOIN holdout h ON h.pid = r.pid""",
+}
+"""Views that unfold the arrays for people: rank counts from 1, pos from 0."""

@@ -1,0 +1,1 @@
+"""What runs a job, and remembers what it did."""

@@ -1,0 +1,160 @@
+"""The graph of jobs, derived from what each declares to read and write. Order is written down nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from encore.errors import ConfigError
+from encore.lake.tables import QUARANTINE, Table
+
+
+@dataclass(frozen=True)
+class Node:
+    """A job as the graph sees it: its name, and the tables that it reads and writes."""
+
+    name: str
+    reads: tuple[Table, ...]
+    writes: tuple[Table, ...]
+
+
+def writer_of(nodes: Sequence[Node]) -> dict[str, str]:
+    """Which job writes each table. ValueError where two do; `quarantine` alone has a part for each job."""
+    writers: dict[str, str] = {}
+    for node in nodes:
+        for table in node.writes:
+            if table is QUARANTINE:
+                continue
+            if table.name in writers:
+                raise ValueError(f"{table.name} has two writers: {writers[table.name]} and {node.name}")
+            writers[table.name] = node.name
+    return writers
+
+
+def edges(nodes: Sequence[Node]) -> list[tuple[str, str, str]]:
+    """(job that writes, table, job that reads), in the order of `nodes`. A job's own tables are no edges."""
+    writers = writer_of(nodes)
+    return [
+        (writers[table.name], table.name, node.name)
+        for node in nodes
+        for table in node.reads
+        if writers.get(table.name, node.name) != node.name
+    ]
+
+
+def order(nodes: Sequence[Node]) -> list[str]:
+    """Names so that each job comes after those whose tables it reads; else as in `nodes`. ValueError on a cycle."""
+    needs: dict[str, set[str]] = {node.name: set() for node in nodes}
+    for before, _, after in edges(nodes):
+        needs[after].add(before)
+    done: list[str] = []
+    while len(done) < len(needs):
+        ready = [name for name in needs if name not in done and needs[name] <= set(done)]
+        if not ready:
+            raise ValueError("a cycle among " + ", ".join(sorted(set(needs) - set(done))))
+        done.append(ready[0])
+    return done
+
+
+def select(nodes: Sequence[Node], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
+    """The part of the order that `--from`, `--to`, or else `--only` name.
+
+    Raises ConfigError for an unknown job, an empty part, and both ways at once.
+    """
+    names = order(nodes)
+    for name in (first, last, *only):
+        if name is not None and name not in names:
+            raise ConfigError(f"no job {name!r}", remedy="one of: " + ", ".join(names))
+    if only and (first is not None or last is not None):
+        raise ConfigError("--only names jobs by themselves, not within --from and --to", remedy="leave out one of them")
+    if only:
+        return [name for name in names if name in only]
+    start = names.index(first) if first is not None else 0
+    stop = names.index(last) + 1 if last is not None else len(names)
+    if start >= stop:
+        raise ConfigError(f"--from {first} comes after --to {last}", remedy="the order is: " + ", ".join(names))
+    return names[start:stop]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Parts of the graph that run one after the other."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Parts of the graph that know nothing of one another."""
+
+    parts: tuple[Part, ...]
+
+
+Part: TypeAlias = "str | Series | Parallel"
+"""A job by its name, or parts in series or side by side."""
+
+
+def compose(nodes: Sequence[Node]) -> Part:
+    """The graph as parts in series and side by side, for schedulers that know no other shapes.
+
+    Every job comes after those whose tables it reads. Two jobs of which neither needs the other run side by side, but
+    where the graph is not made of these two shapes alone: there some jobs wait for others that they do not need.
+    """
+    names = order(nodes)
+    before: dict[str, set[str]] = {name: set() for name in names}
+    direct = {(one, other) for one, _, other in edges(nodes)}
+    for name in names:
+        for one, other in direct:
+            if other == name:
+                before[name] |= {one} | before[one]
+    return _compose(names, before)
+
+
+def _compose(names: list[str], before: dict[str, set[str]]) -> Part:
+    if len(names) == 1:
+        return names[0]
+    groups = _groups(names, before)
+    if len(groups) > 1:
+        return Parallel(tuple(_compose(group, before) for group in groups))
+    inside = set(names)
+    ranked = sorted(names, key=lambda name: (len(before[name] & inside), names.index(name)))
+    cuts = range(1, len(ranked))
+    # a cut loses nothing where all that is after it needs all that is before it; else the jobs that can start do so
+    exact = (cut for cut in cuts if all(before[name] >= set(ranked[:cut]) for name in ranked[cut:]))
+    cut = next(exact, sum(not before[name] & inside for name in names))
+    parts: list[Part] = []
+    for half in (ranked[:cut], ranked[cut:]):
+        part = _compose(sorted(half, key=names.index), before)
+        parts.extend(part.parts if isinstance(part, Series) else [part])
+    return Series(tuple(parts))
+
+
+def _groups(names: list[str], before: dict[str, set[str]]) -> list[list[str]]:
+    """Names by what is connected, in their order."""
+    group = {name: {name} for name in names}
+    for name in names:
+        for other in before[name] & set(names):
+            merged = group[name] | group[other]
+            for member in merged:
+                group[member] = merged
+    found: list[list[str]] = []
+    for name in names:
+        if not any(name in one for one in found):
+            found.append([member for member in names if member in group[name]])
+    return found
+
+
+def mermaid(nodes: Sequence[Node]) -> str:
+    """The graph as a mermaid flowchart: jobs as boxes, tables on the arrows."""
+    lines = [
+        "flowchart LR",
+        "    slices([slices]) --> ingest_playlists",
+        "    files([feature files or service]) --> ingest_features",
+    ]
+    between: dict[tuple[str, str], list[str]] = {}
+    for before, table, after in edges(nodes):
+        between.setdefault((before, after), []).append(table)
+    lines += [f"    {before} -- {', '.join(names)} --> {after}" for (before, after), names in between.items()]
+    lines += ["    evaluate -. metrics .-> mlflow[(MLflow)]", "    report -. page .-> mlflow"]
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""How a job failed, as a small JSON object where a scheduler reads it.
+
+A service that runs jobs says that one failed, but of the exit code no more than a line of text, if that. Whether to try
+again depends on it, so the job itself writes it down: `code` (encore.errors), `reason`, the sentence a person is shown,
+and `remedy`. Where no outcome stands, the driver was killed before it could write one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from encore.config import S3Config
+from encore.errors import EncoreError
+from encore.lake.filesystem import write_bytes
+from encore.log import redact
+
+log = structlog.get_logger("encore.runtime.outcome")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job failed: its exit code, the sentence, and what to do; no `remedy` is an empty one."""
+
+    code: int
+    reason: str
+    remedy: str
+
+
+def read_outcome(text: str) -> Outcome | None:
+    """What `outcome_at` wrote; None where it is no such object, as one that was cut is not."""
+    try:
+        found = json.loads(text)
+        return Outcome(int(found["code"]), str(found["reason"]), str(found["remedy"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None]:
+    """Write to `place`, a file or an object in S3, how the block failed; nothing where it did not, or `place` is None.
+
+    What the block raises is raised on. A place that cannot be written is said in the log and changes nothing else: the
+    job's own ending counts.
+    """
+    code, reason, remedy = 0, "", ""
+    try:
+        yield
+    except EncoreError as error:
+        code, reason, remedy = error.exit_code, str(error), error.remedy or ""
+        raise
+    except KeyboardInterrupt:
+        code, reason = 130, "interrupted"
+        raise
+    except BaseException as error:
+        first = next(iter(str(error).splitlines()), "")
+        code, reason, remedy = 1, f"a defect: {type(error).__name__}: {first}", "the log has the stack trace"
+        raise
+    finally:
+        if code and place is not None:
+            # a message of at most 256 KB has to carry it
+            told = {"reason": redact(reason)[:2000], "remedy": remedy[:2000]}
+            _write(place, json.dumps({"job": job, "run_id": run_id, "code": code, **told}))
+
+
+def _write(place: str, text: str) -> None:
+    try:
+        # the settings may be what is wrong: endpoint and region are the environment's
+        write_bytes(place, text.encode(), S3Config(endpoint=None, region=None, path_style=False))
+    except EncoreError as error:
+        log.warning("outcome_not_written", place=place, error=str(error))

@@ -1,0 +1,75 @@
+"""The line on one machine: the jobs that were asked for, in the order of the graph, in one process and session."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from encore.config import Config
+from encore.runtime import graph
+from encore.runtime.registry import JOBS, job_module, nodes
+from encore.runtime.result import JobResult
+from encore.runtime.runner import run_job
+from encore.runtime.tracking import Tracking
+from encore.spark.session import Session
+
+log = structlog.get_logger("encore")
+
+
+def new_run_id() -> str:
+    """An id for a pipeline run that sorts by time: 20260131-235959-1a2b3c."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def check(config: Config) -> None:
+    """Refuse settings that could only fail late: each job may have a `check` of its own."""
+    for name in JOBS:
+        own = getattr(job_module(name), "check", None)
+        if own is not None:
+            own(config)
+
+
+def run_pipeline(
+    config: Config,
+    jobs: Sequence[str],
+    *,
+    run_id: str | None = None,
+    force: bool = False,
+    session: Session | None = None,
+    on_job: Callable[[str], None] | None = None,
+    on_result: Callable[[JobResult], None] | None = None,
+) -> list[JobResult]:
+    """Run jobs one after the other. The first failure ends the run, is recorded, and is raised.
+
+    A `session` that is given is used and left running; without one, one is started where a job needs it.
+    """
+    check(config)
+    own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
+    results: list[JobResult] = []
+    began = time.monotonic()
+    failed: str | None = None
+    try:
+        for name in jobs:
+            failed = name
+            if on_job:
+                on_job(name)
+            results.append(run_job(name, config, own, tracking, force=force))
+            if on_result:
+                on_result(results[-1])
+        failed = None
+    finally:
+        # of one job among others in processes of their own, the seconds are told by itself
+        seconds = time.monotonic() - began if len(jobs) > 1 else None
+        tracking.finish([result.name for result in results], failed, seconds)
+        if session is None:
+            own.stop()
+    return results
+
+
+def plan(first: str | None = None, last: str | None = None, only: Sequence[str] = ()) -> list[str]:
+    """The jobs of a run, in order."""
+    return graph.select(nodes(), first, last, only)

@@ -1,0 +1,18 @@
+"""How a job ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, what it cost."""
+
+    name: str
+    status: str
+    seconds: float
+    rows: dict[str, int]
+    facts: dict[str, Any]
+    cost: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,399 @@
+"""MLflow: the only module outside serving/ that imports it.
+
+A pipeline run is a parent run, found again by the tag `encore.run_id`, so that jobs in separate processes share it;
+each evaluated model is a child run with the tag `model`. Where the server does not answer, jobs go on: what they
+measure stands in the Delta tables, and a warning says that it is not in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from encore.config import Config
+from encore.log import redact
+from encore.runtime.provenance import commit_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from encore.runtime.result import JobResult
+
+log = structlog.get_logger("encore.runtime.tracking")
+
+# MLflow reads these as it is imported, which happens below, on first use
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # its records go the way of all others: log.py
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    # nor are addresses of runs printed: where the server is may be told by a secret alone
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # a server that is away is reported within seconds; the metrics are in Delta
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+SERVERS = ("http", "https", "databricks", "arn")
+"""Schemes of stores that are servers; `arn`: one that SageMaker manages. Others are opened here."""
+MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+")
+
+FAILED = "encore.failed."
+"""Tags of a parent run: which job has failed in it, `true` until a later try of it ends well."""
+
+
+def folder_of(name: str) -> str | None:
+    """The folder part of an artefact's name; None where it has none."""
+    return str(Path(name).parent) if "/" in name else None
+
+
+def read_secret(name: str, region: str | None) -> dict[str, str]:
+    """The texts of a secret in AWS Secrets Manager: `uri`, and `username` and `password` where there is a login.
+
+    `uri` is an address, or the ARN of a server that SageMaker manages, whose sign-on is the role of who calls.
+    Raises boto's errors where it cannot be read, ValueError where it is not such an object.
+    """
+    import boto3
+    from botocore.config import Config as BotoConfig
+
+    quick = BotoConfig(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 3})
+    # an ARN says where it is
+    own = name.split(":")[3] if name.startswith("arn:") and name.count(":") > 3 else None
+    client = boto3.client("secretsmanager", region_name=own or region, config=quick)
+    # what a secret says that is not as expected is not shown: it may be a password
+    try:
+        found = json.loads(client.get_secret_value(SecretId=name).get("SecretString", ""))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("uri"), str):
+        raise ValueError(f'the secret {name}: {{"uri": ..., "username": ..., "password": ...}} expected')
+    if found["uri"].startswith("arn:"):
+        if not MANAGED.fullmatch(found["uri"]):
+            raise ValueError(f"the secret {name}: `uri` is an ARN, but not of an MLflow server of SageMaker's")
+    elif not _is_address(found["uri"]):
+        raise ValueError(f"the secret {name}: `uri` is no address such as https://host:port")
+    return {key: str(value) for key, value in found.items()}
+
+
+def _is_address(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme in SERVERS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a store that fails raises, of the kinds of stores that can be spoken to with what is installed here."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    found = (MlflowException, RequestException, BotoCoreError, ClientError, OSError, ValueError)
+    if find_spec("sqlalchemy") is None:
+        return found
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (*found, SQLAlchemyError)
+
+
+class Tracking:
+    """The MLflow runs of one pipeline run. Nothing is created before something is logged."""
+
+    def __init__(self, config: Config, run_id: str) -> None:
+        self.run_id = run_id
+        self.failed: str | None = None
+        self._config = config
+        self._parent: str | None = None
+        self._preparing: threading.Thread | None = None
+
+    @cached_property
+    def _client(self) -> Any:
+        from mlflow import MlflowClient, set_tracking_uri
+
+        uri = self._uri
+        scheme = urlsplit(uri).scheme
+        if scheme not in SERVERS and find_spec("sqlalchemy") is None:
+            raise ValueError("only a server can be spoken to from here: mlflow-skinny is installed, and mlflow is not")
+        if scheme == "arn":
+            # what signs requests to SageMaker looks for the server there, and nowhere else
+            set_tracking_uri(uri)
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=uri)
+
+    @cached_property
+    def _uri(self) -> str:
+        """Address of the store. User and password, where a secret has them, go where MLflow looks: into variables of
+        this process, which no command line, log or plan of Spark shows."""
+        login = self._config.tracking.login
+        if login is None:
+            return self._config.tracking.uri
+        found = read_secret(login, self._config.s3.region)
+        for name in ("username", "password"):
+            if name in found:
+                os.environ[f"MLFLOW_TRACKING_{name.upper()}"] = found[name]
+        return found["uri"]
+
+    @property
+    def place(self) -> str:
+        """The store as it may be shown: its address without a login, or the secret that holds both."""
+        tracking = self._config.tracking
+        return redact(tracking.uri) if tracking.login is None else f"of the secret {tracking.login}"
+
+    def _without_address(self, text: str) -> str:
+        """A text without the address that the secret holds, where one does."""
+        uri = self.__dict__.get("_uri")
+        if uri is None or self._config.tracking.login is None:
+            return text
+        parts = urlsplit(uri)
+        for part in (uri, parts.netloc, parts.hostname, f"port={parts.port}"):
+            if part:
+                text = text.replace(part, "...")
+        return text
+
+    def _try(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do something with MLflow; a failure is said once and remembered, and never ends a job."""
+        if self.failed is not None:
+            return None
+        for name, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        try:
+            return work()
+        except failures() as error:
+            self.failed = self._without_address(redact(" ".join(str(error).split())))[:300]
+            log.warning("mlflow_failed", what=what, uri=self.place, error=self.failed)
+            return None
+
+    def check(self) -> str | None:
+        """None where the store answers, else why not."""
+        self._try("check", lambda: self._client.search_experiments(max_results=1))
+        return self.failed
+
+    def _experiment(self) -> str:
+        name = self._config.tracking.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = self._config.tracking.artifacts
+        local = urlsplit(self._uri).scheme not in SERVERS
+        location = (
+            Path(place).absolute().as_uri() if place and local and "://" not in place else (place if local else None)
+        )
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            # a job that started at the same time has made it meanwhile
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+            return str(found.experiment_id)
+
+    def prepare(self) -> None:
+        """Make the parent run in the background: a new store takes seconds, in which the first job can start."""
+        if self._parent is None and self._preparing is None:
+            self._preparing = threading.Thread(target=self._prepare, daemon=True)
+            self._preparing.start()
+
+    def _prepare(self) -> None:
+        self._parent = self._try("parent run", self._find_or_make_parent)
+
+    def parent(self) -> str | None:
+        """The id of the parent run, made on first use; None where MLflow fails."""
+        if self._preparing is not None:
+            self._preparing.join()
+        if self._parent is None:
+            self._parent = self._try("parent run", self._find_or_make_parent)
+        return self._parent
+
+    def _find_or_make_parent(self) -> str:
+        """The parent run. Jobs that start at the same time make one each: the oldest is it, for all of them."""
+        experiment = self._experiment()
+        found = self._oldest_parent(experiment)
+        if found is not None:
+            return found
+        tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", **self._common_tags()}
+        own = str(self._client.create_run(experiment, run_name=self.run_id, tags=tags).info.run_id)
+        oldest = self._oldest_parent(experiment) or own
+        if oldest != own:
+            self._client.set_tag(own, "encore.kind", "superseded")
+            self._client.set_terminated(own, "KILLED")
+            return oldest
+        self._log_params(own, self._config.flat())
+        self._client.log_text(own, self._config.yaml(redact), "config.yaml")
+        return own
+
+    def _oldest_parent(self, experiment: str) -> str | None:
+        found = self._client.search_runs(
+            [experiment],
+            f"tags.`encore.run_id` = '{self.run_id}' AND tags.`encore.kind` = 'pipeline'",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
+        return str(found[0].info.run_id) if found else None
+
+    def _common_tags(self) -> dict[str, str]:
+        return {
+            "mlflow.source.git.commit": commit_of(),
+            "mlflow.source.name": "encore",
+            "mlflow.source.type": "JOB",
+        }
+
+    def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        shown = redact({name: "null" if value is None else value for name, value in params.items()})
+        items = [Param(name, str(value)[:5000]) for name, value in shown.items()]
+        for i in range(0, len(items), 100):
+            self._client.log_batch(run, params=items[i : i + 100])
+
+    def _log_metrics(self, run: str, metrics: Mapping[str, float]) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        items = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+        for i in range(0, len(items), 500):
+            self._client.log_batch(run, metrics=items[i : i + 500])
+
+    def log_job(self, result: JobResult, versions: Mapping[str, int]) -> None:
+        """Seconds and rows of a job, the Delta version of each table that it read, and what else it had to say."""
+        parent = self.parent()
+        if parent is None:
+            return
+        metrics = {f"seconds.{result.name}": result.seconds}
+        metrics |= {f"rows.{table}": float(n) for table, n in result.rows.items()}
+        metrics |= {f"cost.{result.name}.{name}": float(value) for name, value in result.cost.items()}
+        metrics |= {
+            f"{result.name}.{name}": float(value)
+            for name, value in result.facts.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        self._try("job metrics", lambda: self._log_metrics(parent, metrics))
+
+        def tag_versions() -> None:
+            for table, version in versions.items():
+                self._client.set_tag(parent, f"version.{table}", str(version))
+
+        self._try("versions", tag_versions)
+
+    def log_model(
+        self,
+        model: str,
+        metrics: Mapping[str, float],
+        versions: Mapping[str, int],
+        figures: Mapping[str, Figure],
+        tags: Mapping[str, str] | None = None,
+    ) -> str | None:
+        """A model's evaluation as a child run; the same run again where the same pipeline run evaluates it again."""
+        parent = self.parent()
+        if parent is None:
+            return None
+
+        def work() -> str:
+            experiment = self._experiment()
+            found = self._client.search_runs(
+                [experiment],
+                f"tags.`mlflow.parentRunId` = '{parent}' AND tags.model = '{model}'",
+                max_results=1,
+            )
+            if found:
+                run = str(found[0].info.run_id)
+            else:
+                own = {
+                    "mlflow.parentRunId": parent,
+                    "model": model,
+                    "encore.run_id": self.run_id,
+                    "encore.kind": "model",
+                }
+                made = self._client.create_run(
+                    experiment,
+                    run_name=f"{model} {self.run_id}",
+                    tags={**own, **self._common_tags(), **(tags or {})},
+                )
+                run = str(made.info.run_id)
+                # the settings stand here too: a comparison of two models' runs then shows what differs between them
+                self._log_params(run, {"model": model, **self._config.flat()})
+                self._log_params(run, {f"version.{table}": version for table, version in versions.items()})
+            self._log_metrics(run, metrics)
+            for name, figure in figures.items():
+                self._client.log_figure(run, figure, f"plots/{name}.png")
+            self._client.set_terminated(run, "FINISHED")
+            return run
+
+        found: str | None = self._try(f"model {model}", work)
+        return found
+
+    def versions(self) -> dict[str, set[int]] | None:
+        """By table, the Delta versions that runs refer to, of pipelines and of models; None where MLflow fails."""
+        if self.parent() is None:
+            return None
+
+        def work() -> dict[str, set[int]]:
+            experiment, token = self._experiment(), None
+            found: dict[str, set[int]] = {}
+            while True:
+                page = self._client.search_runs([experiment], max_results=1000, page_token=token)
+                for run in page:
+                    for name, value in {**run.data.params, **run.data.tags}.items():
+                        if name.startswith("version.") and value.isdigit():
+                            found.setdefault(name.removeprefix("version."), set()).add(int(value))
+                token = page.token
+                if not token:
+                    return found
+
+        versions: dict[str, set[int]] | None = self._try("versions of runs", work)
+        return versions
+
+    def log_file(self, path: str, folder: str | None = None) -> None:
+        """A file as an artefact of the parent run."""
+        parent = self.parent()
+        if parent is not None:
+            self._try("artefact", lambda: self._client.log_artifact(parent, path, folder))
+
+    def log_text(self, text: str, name: str) -> None:
+        """A text as an artefact of the parent run."""
+        parent = self.parent()
+        if parent is not None:
+            with tempfile.TemporaryDirectory(prefix="encore-") as folder:
+                path = Path(folder) / Path(name).name
+                path.write_text(text, encoding="utf-8")
+                self._try("artefact", lambda: self._client.log_artifact(parent, str(path), folder_of(name)))
+
+    def finish(self, done: Sequence[str], failed: str | None, seconds: float | None = None) -> None:
+        """Say how jobs of the parent run ended, if there is one: those that are `done`, and one that has `failed`.
+
+        The run is FAILED as long as one of its jobs is, which other processes may have said; `seconds` is of all.
+        """
+        parent = self.parent() if self._preparing is not None else self._parent
+        if parent is None:
+            return
+        if seconds is not None:
+            self._try("seconds", lambda: self._log_metrics(parent, {"seconds": seconds}))
+
+        def end() -> None:
+            if failed is not None:
+                self._client.set_tag(parent, f"{FAILED}{failed}", "true")
+            tags = self._client.get_run(parent).data.tags
+            marked = {name for name, value in tags.items() if name.startswith(FAILED) and value == "true"}
+            failing = {name.removeprefix(FAILED) for name in marked}
+            for name in failing & set(done):
+                self._client.set_tag(parent, f"{FAILED}{name}", "false")
+            self._client.set_terminated(parent, "FAILED" if failing - set(done) else "FINISHED")
+
+        self._try("finish", end)

@@ -1,0 +1,1 @@
+"""Exact cosine top-k."""

@@ -1,0 +1,650 @@
+"""The loops of `tree`, compiled by numba. Import it through `tree.loops()` only: numba is slow to import.
+
+Arrays are contiguous, big ones flat. "Place" is the place of an item in the order of the tree. d dimensions
+are padded with zeros to `even(d)` in leaves and to `even(d + 2)` in caps, see `lanes.above`.
+"""
+
+# numba gives the functions here their types
+# mypy: ignore-errors
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from encore.search.lanes import dots, hits_of_two, lowest, prefetch, reached, scores
+
+LEAF = 16
+NODE = 256
+_SAMPLE = 256
+_POWER_ROUNDS = 6
+_CAP_ROUNDS = 128
+_BUCKETS = 256
+_FINE_BUCKETS = 1024
+_SAMPLED_NODES = 1024
+_RANK_BUCKETS = 1024
+_INSERTED = 24
+_TOGETHER = 512
+_AHEAD = 4
+_TILE = 8
+_LEAST_NORM, _MOST_NORM = 2.0**-100, 2.0**100
+
+# Divisions by zero are as in IEEE arithmetic. Only sums whose rounding a margin covers may be reordered.
+_EXACT = {"cache": True, "nogil": True, "error_model": "numpy"}
+_LOOSE = {**_EXACT, "fastmath": True}
+# for what is called once a leaf: an array is passed as seven words
+_INLINE = {**_EXACT, "forceinline": True}
+
+
+# --- build --------------------------------------------------------------------------------------------------
+
+
+@njit(**_LOOSE)
+def direction(rows, start, stop, mean, axis, turned):
+    """The direction in which rows[start:stop] vary most, roughly, into `axis` (d,), by power iterations."""
+    d = rows.shape[1]
+    step = max(1, (stop - start) // _SAMPLE)
+    mean[:] = 0
+    n = 0
+    for i in range(start, stop, step):
+        for c in range(d):
+            mean[c] += rows[i, c]
+        n += 1
+    for c in range(d):
+        mean[c] /= n
+    # the row farthest from the mean is hardly ever at a right angle to what is looked for
+    farthest, at = np.float32(-1), start
+    for i in range(start, stop, step):
+        total = np.float32(0)
+        for c in range(d):
+            total += (rows[i, c] - mean[c]) ** 2
+        if total > farthest:
+            farthest, at = total, i
+    for c in range(d):
+        axis[c] = rows[at, c] - mean[c]
+    for _ in range(_POWER_ROUNDS):
+        turned[:] = 0
+        for i in range(start, stop, step):
+            along = np.float32(0)
+            for c in range(d):
+                along += (rows[i, c] - mean[c]) * axis[c]
+            for c in range(d):
+                turned[c] += along * (rows[i, c] - mean[c])
+        length = np.float32(0)
+        for c in range(d):
+            length += turned[c] * turned[c]
+        if length <= np.float32(1e-30):
+            return
+        length = np.sqrt(length)
+        for c in range(d):
+            axis[c] = turned[c] / length
+
+
+@njit(**_EXACT)
+def swap(values, rows, order, i, j):
+    """Exchange elements i and j of all three."""
+    values[i], values[j] = values[j], values[i]
+    order[i], order[j] = order[j], order[i]
+    for c in range(rows.shape[1]):
+        rows[i, c], rows[j, c] = rows[j, c], rows[i, c]
+
+
+@njit(**_EXACT)
+def select(values, rows, order, start, stop, middle):
+    """Exchange elements until none of values[start:middle] is above one of values[middle:stop] (quickselect)."""
+    left, right = start, stop - 1
+    while left < right:
+        a, b, c = values[left], values[(left + right) // 2], values[right]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = left, right
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                swap(values, rows, order, i, j)
+                i += 1
+                j -= 1
+        if middle <= j:
+            right = j
+        elif middle >= i:
+            left = i
+        else:
+            return
+
+
+@njit(**_EXACT)
+def split(rows, order, large, small):
+    """Reorder rows (n, d), in place, and `order` (n,) along, so that neighbours in space are neighbours there.
+
+    Halves are split again at the median along their principal axis, at multiples of `large` as long as there
+    is one inside, then at multiples of `small`.
+    """
+    n, d = rows.shape
+    values = np.empty(n, np.float32)
+    mean, axis, turned = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(d, np.float32)
+    todo = np.empty((128, 2), np.int64)
+    todo[0, 0], todo[0, 1] = 0, n
+    waiting = 1
+    while waiting > 0:
+        waiting -= 1
+        start, stop = todo[waiting, 0], todo[waiting, 1]
+        size = large if stop - start > large else small
+        if stop - start <= size:
+            continue
+        cells = (stop - start + size - 1) // size
+        middle = start + (cells + 1) // 2 * size
+        direction(rows, start, stop, mean, axis, turned)
+        project(rows, start, stop, axis, values)
+        select(values, rows, order, start, stop, middle)
+        todo[waiting, 0], todo[waiting, 1] = start, middle
+        todo[waiting + 1, 0], todo[waiting + 1, 1] = middle, stop
+        waiting += 2
+
+
+@njit(**_LOOSE)
+def project(rows, start, stop, axis, values):
+    """values[i] = rows[i] . axis, for i from start to stop - 1."""
+    for i in range(start, stop):
+        total = np.float32(0)
+        for c in range(rows.shape[1]):
+            total += rows[i, c] * axis[c]
+        values[i] = total
+
+
+@njit(**_EXACT)
+def fill(vectors, norms, order, width, leaves):
+    """Write items to `leaves`, flat, zeroed: LEAF items a leaf, `width` rows of one dimension and one of 1 / norm.
+
+    Instead of 1 / norm there is 0 for a zero vector, and NaN for a norm that is out of the bounds of `tree`.
+    """
+    for i in range(len(order)):
+        at = i // LEAF * LEAF * (width + 1) + i % LEAF
+        for c in range(vectors.shape[1]):
+            leaves[at + c * LEAF] = vectors[order[i], c]
+        norm = norms[order[i]]
+        # where float32 may overflow or lose digits, the sum becomes NaN, and only float64 decides
+        usual = norm == 0 or (norm >= _LEAST_NORM and norm <= _MOST_NORM)
+        leaves[at + width * LEAF] = np.float32(np.nan if not usual else 1 / norm if norm > 0 else 0.0)
+
+
+@njit(**_EXACT)
+def centre_of(leaves, width, start, stop, centre, sums):
+    """The centre of the least ball around items start..stop - 1 at unit length, nearly: Badoiu and Clarkson 2003.
+
+    Step by step `centre` moves towards the farthest of them, by less and less. Items without a factor do not
+    count. The result is the number of others.
+    """
+    centre[:] = 0
+    n = 0
+    for i in range(start, stop):
+        if factor_of(leaves, width, i) > 0:
+            n += 1
+            move(leaves, width, i, np.float32(n), centre)
+    if n == 0:
+        return 0
+    for step in range(2, _CAP_ROUNDS + 2):
+        least, farthest = np.float32(4), -1
+        for first in range(start, stop, LEAF):
+            scores(leaves, first * (width + 1), centre, 0, width, sums, 0)
+            for lane in range(min(LEAF, stop - first)):
+                # all have length 1: the farthest is the one with the least dot product
+                if sums[lane] < least and factor_of(leaves, width, first + lane) > 0:
+                    least, farthest = sums[lane], first + lane
+        move(leaves, width, farthest, np.float32(step), centre)
+    return n
+
+
+@njit(**_EXACT)
+def factor_of(leaves, width, item):
+    """1 / norm of an item: see `fill`."""
+    return leaves[item // LEAF * LEAF * (width + 1) + width * LEAF + item % LEAF]
+
+
+@njit(**_EXACT)
+def move(leaves, width, item, step, centre):
+    """Move the centre by 1 / step of the way to an item at unit length."""
+    at = item // LEAF * LEAF * (width + 1) + item % LEAF
+    inverse = leaves[at + width * LEAF]
+    for c in range(width):
+        centre[c] += (leaves[at + c * LEAF] * inverse - centre[c]) / step
+
+
+@njit(**_EXACT)
+def cap_of(leaves, norms, width, start, stop, centre, sums):
+    """The cap around items start..stop - 1: the unit centre into `centre`; the result is cos b and sin b.
+
+    b is at least the angle between the centre, as rounded to float32, and each item, zero vectors left out. A
+    cap of a right angle or more comes back as (-1, 4), which no bound rules out; of nothing, as (1, 0).
+    """
+    n = centre_of(leaves, width, start, stop, centre, sums)
+    length = 0.0
+    for c in range(width):
+        length += np.float64(centre[c]) ** 2
+    if n == 0 and norms[start:stop].sum() == 0:
+        return np.float32(1), np.float32(0)
+    if length < 1e-12:
+        centre[:] = 0
+        return np.float32(-1), np.float32(4)
+    own = 0.0
+    for c in range(width):
+        centre[c] = np.float32(centre[c] / np.sqrt(length))
+        own += np.float64(centre[c]) ** 2
+    least = 1.0
+    for i in range(start, stop):
+        if norms[i] > 0:
+            at = i // LEAF * LEAF * (width + 1) + i % LEAF
+            dot = 0.0
+            for c in range(width):
+                dot += np.float64(leaves[at + c * LEAF]) * np.float64(centre[c])
+            least = min(least, dot / (norms[i] * np.sqrt(own)))
+    # less, by more than float32 rounds
+    cosine = np.float32(least - 1.2e-7)
+    if cosine <= 0:
+        return np.float32(-1), np.float32(4)
+    return cosine, np.float32(np.sqrt(1 - np.float64(cosine) ** 2))
+
+
+@njit(**_EXACT)
+def enclose(leaves, norms, width, d, leaf_caps, node_caps):
+    """Caps of all leaves and nodes, in zeroed arrays: a node's sixteen leaf caps dimension by dimension in
+    `leaf_caps` (flat), each node's own in a row of `node_caps` (nodes, even(d + 3)): centre, cos b, sin b, 1."""
+    n = norms.shape[0]
+    cap_width = node_caps.shape[1]
+    centre, sums = np.empty(width, np.float32), np.empty(LEAF, np.float32)
+    for node in range(node_caps.shape[0]):
+        first = node * NODE
+        cosine, sine = cap_of(leaves, norms, width, first, min(first + NODE, n), centre, sums)
+        for c in range(d):
+            node_caps[node, c] = centre[c]
+        node_caps[node, d], node_caps[node, d + 1], node_caps[node, d + 2] = cosine, sine, 1
+        for leaf in range(LEAF):
+            start = first + leaf * LEAF
+            cosine, sine = cap_of(leaves, norms, width, min(start, n), min(start + LEAF, n), centre, sums)
+            at = node * LEAF * cap_width + leaf
+            for c in range(d):
+                leaf_caps[at + c * LEAF] = centre[c]
+            at += d * LEAF
+            leaf_caps[at], leaf_caps[at + LEAF], leaf_caps[at + 2 * LEAF] = cosine, sine, 1
+
+
+# --- bound --------------------------------------------------------------------------------------------------
+
+
+@njit(**_EXACT)
+def aim(query, cosine, sine, constant, d, cap_width, rows, columns):
+    """Write the factors of cos b, sin b and 1 beside the query's vector, in both layouts: see `bound`."""
+    at = query * cap_width + d
+    rows[at], rows[at + 1], rows[at + 2] = cosine, sine, constant
+    at = query // LEAF * LEAF * cap_width + query % LEAF + d * LEAF
+    columns[at], columns[at + LEAF], columns[at + 2 * LEAF] = cosine, sine, constant
+
+
+@njit(**_EXACT)
+def bound(query, low, margin, slack, d, cap_width, rows, columns):
+    """Aim at the caps that may hold an item with a >= low: see `tree`.
+
+    With t = low - margin, (q, -t, sqrt(1 - t^2), slack) makes one dot product with (centre, cos b, sin b, 1) the
+    bound. Up to t = 0 it must not rule out anything.
+    """
+    t = np.float64(low) - margin
+    if t > 0:
+        aim(query, -t, np.sqrt(max(0.0, 1 - t * t)), slack, d, cap_width, rows, columns)
+    else:
+        aim(query, 0.0, 0.0, 4.0, d, cap_width, rows, columns)
+
+
+# --- seed ---------------------------------------------------------------------------------------------------
+
+
+@njit(**_INLINE)
+def count_up(cosine, histogram):
+    """Count a cosine in its bucket."""
+    bucket = int((cosine + np.float32(1)) * np.float32(_BUCKETS / 2))
+    histogram[max(0, min(_BUCKETS - 1, bucket))] += 1
+
+
+@njit(**_EXACT)
+def cut_off(histogram, n):
+    """The lower edge, as a cosine, of the highest bucket that n of those counted reach; -4 if there is none."""
+    bucket, above = _BUCKETS, 0
+    while above < n and bucket > 0:
+        bucket -= 1
+        above += histogram[bucket]
+    return np.float32(bucket) * np.float32(2 / _BUCKETS) - np.float32(1) if bucket > 0 else np.float32(-4)
+
+
+@njit(**_EXACT)
+def aim_at_nodes(start, stop, n_seeds, d, node_caps, rows, columns, histograms, sums):
+    """Aim queries start..stop - 1 at about n_seeds nodes each, of the nearest centres, as a sample of nodes tells."""
+    n_nodes, cap_width = node_caps.shape
+    flat = node_caps.reshape(-1)
+    step = max(1, n_nodes // _SAMPLED_NODES)
+    histograms[start:stop] = 0
+    for query in range(start, stop):
+        aim(query, 0.0, 0.0, 0.0, d, cap_width, rows, columns)
+    for node in range(0, n_nodes, step):
+        for block in range(start, stop, LEAF):
+            dots(columns, block * cap_width, flat, node * cap_width, cap_width, sums, 0)
+            for lane in range(min(LEAF, stop - block)):
+                count_up(sums[lane], histograms[block + lane])
+    for query in range(start, stop):
+        aim(query, 0.0, 0.0, -cut_off(histograms[query], n_seeds // step + 1), d, cap_width, rows, columns)
+
+
+@njit(**_EXACT)
+def aim_at_leaves(start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_nodes):
+    """Aim queries start..stop - 1 at about n_seeds leaves each, of the nearest centres in the nodes aimed at.
+
+    The nodes are written to seeds[query, :n_nodes[query]], ascending.
+    """
+    cap_width = node_caps.shape[1]
+    flat = node_caps.reshape(-1)
+    histograms[start:stop] = 0
+    n_nodes[start:stop] = 0
+    for query in range(start, stop):
+        # the constant for nodes is in `columns`; that for leaves is not known yet
+        rows[query * cap_width + d + 2] = 0
+    for node in range(node_caps.shape[0]):
+        for block in range(start, stop, LEAF):
+            found = reached(columns, block * cap_width, flat, node * cap_width, cap_width)
+            found &= (1 << min(LEAF, stop - block)) - 1
+            while found != 0:
+                query = block + lowest(found)
+                found &= found - 1
+                if n_nodes[query] < seeds.shape[1]:
+                    seeds[query, n_nodes[query]] = node
+                    n_nodes[query] += 1
+                    at = node * LEAF * cap_width
+                    dots(leaf_caps, at, rows, query * cap_width, cap_width, sums, 0)
+                    for lane in range(LEAF):
+                        count_up(sums[lane], histograms[query])
+    for query in range(start, stop):
+        rows[query * cap_width + d + 2] = -cut_off(histograms[query], n_seeds)
+
+
+@njit(**_EXACT)
+def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes, masks, approx, leaf_of):
+    """Approximate scores of all items of the leaves aimed at, sixteen a leaf, into `approx`; returns how many."""
+    for i in range(n_nodes):
+        at = seeds[query, i] * LEAF * cap_width
+        masks[i] = reached(leaf_caps, at, rows, query * cap_width, cap_width)
+    n = 0
+    for i in range(n_nodes):
+        mask = masks[i]
+        while mask != 0 and n < len(leaf_of):
+            leaf_of[n] = seeds[query, i] * LEAF + lowest(mask)
+            mask &= mask - 1
+            n += 1
+    for i in range(n):
+        # a leaf is somewhere in memory, and is asked for a little ahead
+        prefetch(leaves, leaf_of[min(i + _AHEAD, n - 1)] * LEAF * (width + 1), width + 1)
+        at = leaf_of[i] * LEAF * (width + 1)
+        scores(leaves, at, rows, query * cap_width, width, approx, i * LEAF)
+    return n * LEAF
+
+
+@njit(**_EXACT)
+def kth_of(approx, n, k, counts, buckets):
+    """A number that at least k of approx[:n] reach, near the k-th largest; -4 if there are less than k above 0."""
+    counts[:] = 0
+    for i in range(n):
+        buckets[i] = np.int32((approx[i] if approx[i] > 0 else np.float32(0)) * np.float32(_FINE_BUCKETS - 1))
+    for i in range(n):
+        counts[buckets[i]] += 1
+    bucket, above = _FINE_BUCKETS, 0
+    while above < k and bucket > 1:
+        bucket -= 1
+        above += counts[bucket]
+    if above < k:
+        return np.float32(-4)
+    # the product was rounded: one bucket lower is safe
+    return np.float32(bucket - 0.01) / np.float32(_FINE_BUCKETS - 1)
+
+
+# --- rank ---------------------------------------------------------------------------------------------------
+
+
+@njit(**_INLINE)
+def exact(n, items, of_query, width, vectors, lengths, leaves, dots_, squares, result):
+    """The scores of n pairs of item and query, as `kernel` defines them: float64, from left to right, not fused."""
+    for i in range(n):
+        at = items[i] // LEAF * LEAF * (width + 1) + items[i] % LEAF
+        query = of_query[i]
+        dot, square = 0.0, 0.0
+        for c in range(vectors.shape[1]):
+            x = np.float64(leaves[at + c * LEAF])
+            dot += np.float64(vectors[query, c]) * x
+            square += x * x
+        dots_[i], squares[i] = dot, square
+    for i in range(n):
+        length = lengths[of_query[i]] * np.sqrt(squares[i])
+        # added to 0, -0.0 becomes 0.0
+        result[i] = (np.float32(dots_[i] / length) if length > 0 else np.float32(0)) + np.float32(0)
+
+
+@njit(**_INLINE)
+def number_of(bits, identity):
+    """A number that ascends as the score with these bits descends, then as the id ascends."""
+    # the bits of a negative number ascend as it descends
+    ascending = np.int64(bits) if bits >= 0 else np.int64(bits) ^ 0x7FFFFFFF
+    return (~ascending << 32) | (np.int64(identity) + 0x80000000)
+
+
+@njit(**_INLINE)
+def read(number):
+    """Id, and bits of the score, that `number_of` made a number of."""
+    ascending = ~(number >> 32)
+    bits = ascending if ascending >= 0 else ascending ^ 0x7FFFFFFF
+    return np.int32((number & 0xFFFFFFFF) - 0x80000000), np.int32(bits)
+
+
+@njit(**_EXACT)
+def sort(numbers, n, result, starts):
+    """numbers[:n], ascending, into result[:n]: dealt to buckets of equal width, which are nearly in order then."""
+    if n == 0:
+        return
+    low, high = numbers[0], numbers[0]
+    for i in range(n):
+        low, high = min(low, numbers[i]), max(high, numbers[i])
+    shift = 0
+    while ((high >> shift) - (low >> shift)) >= _RANK_BUCKETS:
+        shift += 1
+    base = low >> shift
+    starts[:] = 0
+    for i in range(n):
+        starts[(numbers[i] >> shift) - base + 1] += 1
+    for bucket in range(_RANK_BUCKETS):
+        starts[bucket + 1] += starts[bucket]
+    for i in range(n):
+        bucket = (numbers[i] >> shift) - base
+        result[starts[bucket]] = numbers[i]
+        starts[bucket] += 1
+    # now starts[b] is the end of bucket b
+    begin = 0
+    for bucket in range(_RANK_BUCKETS):
+        end = starts[bucket]
+        if end - begin > _INSERTED:
+            result[begin:end].sort()
+        else:
+            for i in range(begin + 1, end):
+                number, j = result[i], i
+                while j > begin and result[j - 1] > number:
+                    result[j] = result[j - 1]
+                    j -= 1
+                result[j] = number
+        begin = end
+
+
+# --- scan ---------------------------------------------------------------------------------------------------
+
+
+@njit(**_INLINE)
+def reaching(node, start, stop, cap_width, columns, flat, active, masks):
+    """Which of the queries start..stop - 1 reach the node's cap, into `active`; returns their number.
+
+    Here and below all sums come first and all decisions after them: a branch that waits for a sum and is then
+    mispredicted costs more than the sum.
+    """
+    n = 0
+    for block in range(start, stop, LEAF):
+        masks[n] = reached(columns, block * cap_width, flat, node * cap_width, cap_width)
+        n += 1
+    masks[n - 1] &= (1 << (stop - start - (n - 1) * LEAF)) - 1
+    found = 0
+    for i in range(n):
+        mask = masks[i]
+        while mask != 0:
+            active[found] = start + i * LEAF + lowest(mask)
+            mask &= mask - 1
+            found += 1
+    return found
+
+
+@njit(**_INLINE)
+def leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks):
+    """Which leaves of the node each of the n active queries reaches, a bit each, into `masks`."""
+    at = node * LEAF * cap_width
+    for i in range(n):
+        masks[i] = reached(leaf_caps, at, rows, active[i] * cap_width, cap_width)
+
+
+@njit(**_INLINE)
+def visitors_of(leaf, n, active, masks, visitors):
+    """The active queries whose bit is set for this leaf, into `visitors`; returns their number."""
+    found = 0
+    for i in range(n):
+        visitors[found] = active[i]
+        found += (masks[i] >> leaf) & 1
+    return found
+
+
+@njit(**_INLINE)
+def hits_of(leaf, n, width, cap_width, rows, leaves, low, visitors, hits):
+    """The bits of the items that reach the visitor's `low`, for each of n visitors of a leaf, into `hits`."""
+    at = leaf * LEAF * (width + 1)
+    visitors[n] = visitors[max(0, n - 1)]
+    for i in range(0, n, 2):
+        first, second = visitors[i], visitors[i + 1]
+        both = hits_of_two(leaves, at, rows, first * cap_width, second * cap_width, width, low[first], low[second])
+        hits[i], hits[i + 1] = both & 0xFFFF, both >> 16
+
+
+@njit(**_INLINE)
+def list_hits(leaf, n, n_items, visitors, hits, chosen, items, of_query, found):
+    """Append items and queries, of the hits of a leaf, to two lists of `found` elements; returns how many there are
+    now."""
+    some = 0
+    for i in range(n):
+        chosen[some] = i
+        some += hits[i] != 0
+    for j in range(some):
+        query, mask = visitors[chosen[j]], hits[chosen[j]]
+        while mask != 0:
+            items[found], of_query[found] = leaf * LEAF + lowest(mask), query
+            mask &= mask - 1
+            # the last leaf is filled up with zeros
+            found += items[found] < n_items
+    return found
+
+
+@njit(**_EXACT)
+def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries, offsets, out_ids, out_scores, work):
+    """Search for the queries of groups first..last - 1, of `size` each.
+
+    tree: leaves, leaf_caps, node_caps, ids. queries: order (q,), and in that order units (q, width), vectors (q, d),
+    norms (q,), wanted (q,), at least 1 and at most `room` - 2 NODE. Writes to out_ids and out_scores from
+    offsets[order[query]] on. Adds to work: leaves scored, nodes bounded, nodes compared, lists cut.
+    """
+    leaves, leaf_caps, node_caps, ids = tree
+    order, all_units, all_vectors, all_lengths, all_wanted = queries
+    n_items, d = len(ids), all_vectors.shape[1]
+    n_nodes, cap_width = node_caps.shape
+    width = all_units.shape[1]
+    flat = node_caps.reshape(-1)
+    rows, columns = np.zeros(size * cap_width, np.float32), np.zeros(size * cap_width, np.float32)
+    numbers, counts, low = np.empty((size, room), np.int64), np.zeros(size, np.int64), np.empty(size, np.float32)
+    histograms, fine, sums = (
+        np.empty((size, _BUCKETS), np.int32),
+        np.empty(_FINE_BUCKETS, np.int32),
+        np.empty(LEAF, np.float32),
+    )
+    seeds, n_seed_nodes = np.empty((size, n_seeds), np.int32), np.zeros(size, np.int64)
+    approx, leaf_of = np.empty(2 * n_seeds * LEAF, np.float32), np.empty(2 * n_seeds, np.int64)
+    buckets, seed_masks = np.empty(2 * n_seeds * LEAF, np.int32), np.empty(n_seeds, np.int64)
+    active, masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
+    visitors, hits, chosen = (
+        np.empty(_TOGETHER + 1, np.int64),
+        np.empty(_TOGETHER + 1, np.int64),
+        np.empty(_TOGETHER, np.int64),
+    )
+    items, of_query = np.empty(_TOGETHER * NODE + 1, np.int64), np.empty(_TOGETHER * NODE + 1, np.int64)
+    dots_, squares = np.empty(_TOGETHER * NODE, np.float64), np.empty(_TOGETHER * NODE, np.float64)
+    results = np.empty(_TOGETHER * NODE, np.float32)
+    bits, out_bits = results.view(np.int32), out_scores.view(np.int32)
+    sorted_numbers, starts = np.empty(room, np.int64), np.empty(_RANK_BUCKETS + 1, np.int64)
+    for group in range(first, last):
+        begin = group * size
+        here = min(size, len(order) - begin)
+        units, vectors = all_units[begin : begin + here], all_vectors[begin : begin + here]
+        lengths, wanted = all_lengths[begin : begin + here], all_wanted[begin : begin + here]
+        for query in range(here):
+            for c in range(d):
+                rows[query * cap_width + c] = units[query, c]
+                columns[query // LEAF * LEAF * cap_width + c * LEAF + query % LEAF] = units[query, c]
+            counts[query] = 0
+        for start in range(0, here, _TOGETHER):
+            stop = min(here, start + _TOGETHER)
+            aim_at_nodes(start, stop, n_seeds // 4, d, node_caps, rows, columns, histograms, sums)
+            aim_at_leaves(
+                start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_seed_nodes
+            )
+        for query in range(here):
+            n = score_seeds(
+                query,
+                width,
+                cap_width,
+                leaves,
+                leaf_caps,
+                rows,
+                seeds,
+                n_seed_nodes[query],
+                seed_masks,
+                approx,
+                leaf_of,
+            )
+            low[query] = kth_of(approx, n, wanted[query], fine, buckets) - 2 * error
+            bound(query, low[query], error, slack, d, cap_width, rows, columns)
+            work[0] += n // LEAF
+        work[2] += n_nodes * here
+        for tile in range(0, n_nodes, _TILE):
+            for start in range(0, here, _TOGETHER):
+                stop = min(here, start + _TOGETHER)
+                for node in range(tile, min(tile + _TILE, n_nodes)):
+                    n = reaching(node, start, stop, cap_width, columns, flat, active, masks)
+                    leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks)
+                    work[1] += n
+                    found = 0
+                    for leaf in range(node * LEAF, node * LEAF + LEAF):
+                        n_visitors = visitors_of(leaf % LEAF, n, active, masks, visitors)
+                        work[0] += n_visitors
+                        hits_of(leaf, n_visitors, width, cap_width, rows, leaves, low, visitors, hits)
+                        found = list_hits(leaf, n_visitors, n_items, visitors, hits, chosen, items, of_query, found)
+                    exact(found, items, of_query, width, vectors, lengths, leaves, dots_, squares, results)
+                    for i in range(found):
+                        query = of_query[i]
+                        numbers[query, counts[query]] = number_of(bits[i], ids[items[i]])
+                        counts[query] += 1
+                        if counts[query] > room - NODE:
+                            k = wanted[query]
+                            sort(numbers[query], counts[query], sorted_numbers, starts)
+                            numbers[query, :k] = sorted_numbers[:k]
+                            bits[0] = read(numbers[query, k - 1])[1]
+                            counts[query], low[query] = k, max(low[query], results[0] - error)
+                            bound(query, low[query], error, slack, d, cap_width, rows, columns)
+                            work[3] += 1
+        for query in range(here):
+            sort(numbers[query], counts[query], sorted_numbers, starts)
+            start = offsets[order[begin + query]]
+            for i in range(wanted[query]):
+                out_ids[start + i], out_bits[start + i] = read(sorted_numbers[i])

@@ -1,0 +1,1 @@
+"""Spark: the session, tasks, and what they cost."""

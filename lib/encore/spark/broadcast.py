@@ -1,0 +1,72 @@
+"""Arrays for every worker: sent once to each executor as files, and mapped there, not copied for each worker."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@dataclass(frozen=True)
+class BroadcastArrays:
+    """A picklable handle to arrays that were sent: name to file."""
+
+    files: tuple[tuple[str, str], ...]
+
+    def open(self) -> dict[str, NDArray[Any]]:
+        """The arrays, read-only and memory-mapped. Call it on a worker."""
+        return dict(_mapped(self.files))
+
+
+@lru_cache(maxsize=8)
+def _mapped(files: tuple[tuple[str, str], ...]) -> dict[str, NDArray[Any]]:
+    from pyspark import SparkFiles
+
+    # a mapped file of length zero is an error, and there is nothing to share in it
+    return {name: _load(SparkFiles.get(file)) for name, file in files}
+
+
+def _load(path: str) -> NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        return np.load(path, allow_pickle=False)
+
+
+def ship(spark: SparkSession, arrays: dict[str, NDArray[Any]]) -> BroadcastArrays:
+    """Send arrays to every executor. Files are named by content, so that sending the same array again costs nothing."""
+    files = []
+    for name, array in arrays.items():
+        packed = np.ascontiguousarray(array)
+        digest = xxhash.xxh3_128(packed.reshape(-1).view(np.uint8).data if packed.size else b"")
+        digest.update(f"{packed.dtype.str}{packed.shape}".encode())
+        file = f"encore-{digest.hexdigest()}.npy"
+        if file not in _sent(spark):
+            path = os.path.join(_outbox(), file)
+            np.save(path, packed, allow_pickle=False)
+            spark.sparkContext.addFile(path)
+        files.append((name, file))
+    return BroadcastArrays(tuple(files))
+
+
+@lru_cache(maxsize=1)
+def _outbox() -> str:
+    """A folder that lives as long as this process: executors may fetch a file from the driver at any time."""
+    folder = tempfile.mkdtemp(prefix="encore-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _sent(spark: SparkSession) -> set[str]:
+    return {str(path).rsplit("/", 1)[-1] for path in spark.sparkContext.listFiles}

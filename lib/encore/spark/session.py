@@ -1,0 +1,144 @@
+"""The Spark session: made once, on first use, with the settings that Delta and S3 want."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encore.config import Config
+from encore.errors import EnvironmentMissing
+from encore.lake.filesystem import is_s3
+from encore.spark.stage_metrics import SETTINGS as COST_SETTINGS
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession as Spark
+
+DELTA_SETTINGS = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
+
+def find_java() -> str | None:
+    """The `java` that Spark will start: of JAVA_HOME, else on the PATH; None where there is none."""
+    home = os.environ.get("JAVA_HOME")
+    if home:
+        own = Path(home) / "bin" / "java"
+        return str(own) if own.is_file() else None
+    return shutil.which("java")
+
+
+def jars_folder() -> Path | None:
+    """Where the installed pyspark keeps its jars; None where pyspark is not installed or SPARK_HOME has its own."""
+    home = os.environ.get("SPARK_HOME")
+    if home:
+        return Path(home) / "jars"
+    spec = find_spec("pyspark")
+    return Path(spec.origin).parent / "jars" if spec and spec.origin else None
+
+
+def spark_settings(config: Config) -> dict[str, str]:
+    """All settings of the session but master and memory, by full name."""
+    settings = {
+        **DELTA_SETTINGS,
+        **COST_SETTINGS,
+        "spark.sql.session.timeZone": "UTC",
+        "spark.python.daemon.module": "encore.spark.worker_daemon",
+        "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": "2",
+        # BLAS and Arrow would otherwise start a thread for each core in each of as many workers
+        "spark.executorEnv.OMP_NUM_THREADS": "1",
+        "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",
+    }
+    if is_s3(config.lake.path):
+        settings["spark.hadoop.fs.s3a.path.style.access"] = str(config.s3.path_style).lower()
+        # a table's log holds many small files: listing them in one page is faster than opening connections
+        settings["spark.hadoop.fs.s3a.connection.maximum"] = "64"
+        if config.s3.endpoint:
+            settings["spark.hadoop.fs.s3a.endpoint"] = config.s3.endpoint
+            settings["spark.hadoop.fs.s3a.connection.ssl.enabled"] = str(config.s3.endpoint.startswith("https")).lower()
+        if config.s3.region:
+            settings["spark.hadoop.fs.s3a.endpoint.region"] = config.s3.region
+    settings.update(config.spark.settings)
+    return settings
+
+
+def start_session(config: Config, app: str) -> Any:
+    """A SparkSession. What `spark-submit` was given on its command line wins over the configuration.
+
+    Raises EnvironmentMissing where Java, pyspark or the Delta jars are not there.
+    """
+    if find_spec("pyspark") is None:
+        raise EnvironmentMissing("pyspark is not installed", remedy="call `make setup`, or install encore[spark]")
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    if not submitted:
+        if find_java() is None:
+            raise EnvironmentMissing(
+                "Java is missing" + (f" (JAVA_HOME is {os.environ['JAVA_HOME']})" if "JAVA_HOME" in os.environ else ""),
+                remedy="install Java 17 and put it on the PATH or in JAVA_HOME",
+            )
+        folder = jars_folder()
+        if folder and not any(folder.glob("delta-spark*.jar")) and "spark.jars" not in config.spark.settings:
+            raise EnvironmentMissing(f"no Delta jars in {folder}", remedy="call `make setup`")
+        if folder and is_s3(config.lake.path) and not any(folder.glob("hadoop-aws*.jar")):
+            raise EnvironmentMissing(f"no S3 jars in {folder}", remedy="call `make s3`")
+    from pyspark import SparkConf
+    from pyspark.errors import PySparkException
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        # local workers inherit the driver's environment, not spark.executorEnv
+        os.environ.setdefault(name, "1")
+    conf = SparkConf()
+    conf.setAppName(app)
+    for name, value in spark_settings(config).items():
+        if not conf.contains(name):
+            conf.set(name, value)
+    if config.spark.master and not conf.contains("spark.master"):
+        conf.setMaster(config.spark.master)
+    if config.spark.driver_memory and not conf.contains("spark.driver.memory"):
+        conf.set("spark.driver.memory", config.spark.driver_memory)
+    quiet = Path(__file__).with_name("log4j2.properties")
+    if not submitted:
+        given = conf.get("spark.driver.extraJavaOptions", "") or ""
+        conf.set("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile=file:{quiet} {given}".strip())
+        conf.set("spark.ui.showConsoleProgress", "false")
+    try:
+        spark = SparkSession.builder.config(conf=conf).getOrCreate()
+    except (PySparkException, OSError, RuntimeError) as error:
+        raise EnvironmentMissing(
+            f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="call `encore doctor`"
+        ) from error
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+class Session:
+    """The Spark session of a process: started on first use, stopped once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spark: Spark | None = None
+
+    def __call__(self) -> Spark:
+        """The session."""
+        if self._spark is None:
+            self._spark = start_session(self._config, "encore")
+        return self._spark
+
+    @property
+    def started(self) -> bool:
+        """Whether something needed it."""
+        return self._spark is not None
+
+    def stop(self) -> None:
+        """Stop it, if it was started."""
+        if self._spark is not None:
+            self._spark.stop()
+            self._spark = None

@@ -1,0 +1,1 @@
+"""The generator of playlists in the dataset's format."""

@@ -1,0 +1,571 @@
+"""Seeded generator of playlists in the format of the Spotify Million Playlist Dataset (MPD).
+
+``generate`` writes slices of 1,000 playlists in the byte layout of the published ones, at any number of
+playlists, in bounded memory and on several processes.  A playlist depends on the seed and on its
+``pid`` only: neither the number of playlists nor that of processes changes it.
+
+How a playlist arises: it has one to four *focus* scenes (see ``encore.synthetic.catalogue``), a share of
+mainstream ("stars"), a share of songs from anywhere, a circle (which tracks of an artist it prefers), and a
+habit of taking several tracks of the same artist or album. Songs are drawn in bursts: each burst picks an
+artist, then tracks of that artist. A track that the playlist already has is drawn again; about 1.3% of the
+rows repeat a track on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from encore.errors import InputError
+from encore.synthetic import catalogue, titles
+from encore.synthetic.catalogue import F64, I64, U64
+
+SLICE_PLAYLISTS: Final = 1000
+FEATURES_FILE: Final = "audio_features.parquet"
+DAY: Final = 86_400
+LAST_MODIFIED: Final = 1_509_494_400  # 2017-11-01, the newest date in the published data
+_SLICE_NAME: Final = re.compile(r"mpd\.slice\.(\d+)-(\d+)\.json")
+_FEATURE_ROWS: Final = 1 << 18
+
+MIN_LENGTH, MAX_LENGTH = 5, 250
+# Log-normal cut to [5, 250] that has the published mean 66.35 and median 49.
+_LENGTH_MU, _LENGTH_SIGMA = 3.96678, 1.03585
+_FOCUS: Final = 4
+_REPEAT_SHARE: Final = 0.0133
+_BURST_MEAN: Final = 0.19
+_CIRCLE_SHARE: Final = 0.7
+_DESCRIBED: Final = 0.01876
+_COLLABORATIVE: Final = 0.0226
+# Playlists are named after an artist only if he is among the best known of his scene.
+_NAMED_ARTISTS: Final = 10
+
+
+@dataclass(frozen=True)
+class GenerateSummary:
+    """What ``generate`` wrote: ``bytes`` counts the slices, ``feature_rows`` the rows of the feature file."""
+
+    playlists: int
+    rows: int
+    bytes: int
+    files: int
+    feature_rows: int
+    seconds: float
+
+
+class SliceDraw(NamedTuple):
+    """The latent content of one slice: playlists (length n) and their rows (length ``offsets[n]``).
+
+    Attributes:
+        offsets: int64 (n + 1,), playlist ``i`` has rows ``offsets[i] .. offsets[i + 1] - 1``.
+        tracks: uint64 (rows,), track ids of the catalogue in playlist order.
+        titles: n titles as written, and ``plain_titles`` the same normalised.
+        descriptions: n optional descriptions.
+        modified_at: int64 (n,), epoch seconds at midnight UTC.
+        followers: int64 (n,).
+        edits: int64 (n,).
+        collaborative: bool (n,).
+    """
+
+    offsets: I64
+    tracks: U64
+    titles: list[str]
+    plain_titles: list[str]
+    descriptions: list[str | None]
+    modified_at: I64
+    followers: I64
+    edits: I64
+    collaborative: NDArray[np.bool_]
+
+
+# --- drawing ------------------------------------------------------------------------------------------------
+
+
+def _normal_cdf(x: F64) -> F64:
+    """Standard normal distribution function by Abramowitz and Stegun 26.2.17 (error below 1e-7)."""
+    t = 1.0 / (1.0 + 0.2316419 * np.abs(x))
+    poly = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
+    tail: F64 = np.exp(-0.5 * x * x) / np.sqrt(2.0 * np.pi) * poly
+    return np.where(x > 0.0, 1.0 - tail, tail)
+
+
+def _length_cdf() -> F64:
+    edges = np.concatenate(([MIN_LENGTH - 0.5], np.arange(MIN_LENGTH, MAX_LENGTH + 1) + 0.5))
+    cdf = _normal_cdf((np.log(edges) - _LENGTH_MU) / _LENGTH_SIGMA)
+    inside: F64 = (cdf[1:] - cdf[0]) / (cdf[-1] - cdf[0])
+    return inside
+
+
+_LENGTH_CDF: Final = _length_cdf()
+_SCENE_CDF: Final = np.cumsum(catalogue.SCENE_SHARE)
+_SUBSCENE_CDF: Final = np.cumsum(catalogue.SUBSCENE_SHARE)
+_RELATED: Final = np.array([genre.related for genre in catalogue.GENRES])
+
+
+def _pick(cdf: F64, u: F64) -> I64:
+    return np.minimum(np.searchsorted(cdf, u, side="right"), len(cdf) - 1).astype(np.int64)
+
+
+def _focus_scenes(u: F64) -> I64:
+    """Draw the (n, 4) focus scenes of playlists: the first by share, the others mostly near the first."""
+    n = len(u)
+    scenes = np.empty((n, _FOCUS), dtype=np.int64)
+    scenes[:, 0] = _pick(_SCENE_CDF, u[:, 0])
+    genre = scenes[:, 0] // catalogue.SCENES_PER_GENRE
+    for k in range(1, _FOCUS):
+        how, which, side = u[:, 3 * k], u[:, 3 * k + 1], u[:, 3 * k + 2]
+        near = np.where(how < 0.60, genre, _RELATED[genre, (side < 0.5).astype(np.int64)])
+        local = near * catalogue.SCENES_PER_GENRE + _pick(_SUBSCENE_CDF, which)
+        scenes[:, k] = np.where(how < 0.85, local, _pick(_SCENE_CDF, which))
+    return scenes
+
+
+@dataclass(frozen=True)
+class _Tastes:
+    """What a playlist likes: arrays over the n playlists of a slice."""
+
+    scenes: I64  # (n, 4)
+    weights: F64  # (n, 4), cumulative, last column 1
+    star: F64
+    anywhere: F64
+    burst: F64
+    album: F64
+    circle: I64  # 0 .. CIRCLES - 1
+
+
+def _tastes(rng: np.random.Generator, n: int) -> _Tastes:
+    scenes = _focus_scenes(rng.random((n, 3 * _FOCUS)))
+    active = np.arange(_FOCUS) < (1 + _pick(np.array([0.22, 0.50, 0.76, 1.0]), rng.random(n)))[:, None]
+    weights = -np.log1p(-rng.random((n, _FOCUS))) + 0.05
+    weights[:, 0] += 0.65
+    weights = np.cumsum(weights * active, axis=1)
+    weights /= weights[:, -1:]
+    share = catalogue.STAR_SHARE
+    star = rng.random(n) ** ((1.0 - share) / share)
+    anywhere = 0.33 * rng.random(n) ** 1.5
+    burst = 2.0 * _BURST_MEAN * rng.random(n)
+    devoted = rng.random(n) < 0.03
+    return _Tastes(
+        scenes=scenes,
+        weights=weights,
+        star=star,
+        anywhere=np.where(devoted, 0.0, anywhere),
+        burst=np.where(devoted, 0.95, np.minimum(burst, 0.9)),
+        album=rng.random(n) ** 2,
+        circle=(rng.random(n) * catalogue.CIRCLES).astype(np.int64),
+    )
+
+
+def _draw_tracks(rng: np.random.Generator, seed: int, tastes: _Tastes, playlist: I64) -> U64:
+    """Draw one track, of a newly picked artist, for each entry of ``playlist`` (indices of playlists)."""
+    u = rng.random((6, len(playlist)))
+    focus = (u[0][:, None] >= tastes.weights[playlist]).sum(axis=1)
+    focus = np.minimum(focus, _FOCUS - 1)
+    anywhere = u[1] < tastes.anywhere[playlist]
+    # The uniform that decided "anywhere" is, given that it did, uniform below the threshold.
+    spread = np.where(anywhere, u[1] / np.maximum(tastes.anywhere[playlist], 1e-12), 0.0)
+    scene = np.where(anywhere, _pick(_SCENE_CDF, spread), tastes.scenes[playlist, focus])
+    star = (u[2] < tastes.star[playlist]) | anywhere
+    rank = catalogue.artist_rank(u[3], star)
+    first = catalogue.track_id(scene, rank, np.zeros_like(rank))
+    circle = np.where(u[5] < _CIRCLE_SHARE, tastes.circle[playlist], -1)
+    return first | catalogue.track_rank(seed, u[4], catalogue.artist_of(first), circle).astype(np.uint64)
+
+
+def _same_artist(rng: np.random.Generator, seed: int, track: U64, circle: I64, album: NDArray[np.bool_]) -> U64:
+    """Draw another track of the artist of each track: from the same album where ``album``."""
+    u = rng.random((3, len(track)))
+    artist = catalogue.artist_of(track)
+    rank = catalogue.track_rank(seed, u[0], artist, np.where(u[2] < _CIRCLE_SHARE, circle, -1))
+    free = (artist << np.uint64(catalogue.TRACK_BITS)) | rank.astype(np.uint64)
+    slot = (u[1] ** 1.5 * catalogue.ALBUM_TRACKS).astype(np.int64)
+    return np.where(album, catalogue.album_mate(seed, track, slot), free)
+
+
+def _repeated(playlist: I64, track: U64) -> NDArray[np.intp]:
+    """Return the rows whose track stands in an earlier row of the same playlist."""
+    key = catalogue.mix64(track + np.uint64(1)) + playlist.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    return np.sort(order[1:][ordered[1:] == ordered[:-1]])
+
+
+def _rows(rng: np.random.Generator, seed: int, tastes: _Tastes, lengths: I64) -> U64:
+    """Draw the tracks of all playlists of a slice, playlist after playlist: uint64 (sum of lengths,)."""
+    n = len(lengths)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    playlist = np.repeat(np.arange(n), lengths)
+    starts = rng.random(len(playlist)) >= tastes.burst[playlist]
+    starts[offsets[:-1]] = True
+    burst = np.cumsum(starts) - 1
+    heads = _draw_tracks(rng, seed, tastes, playlist[starts])
+    from_album = (rng.random(len(heads)) < tastes.album[playlist[starts]])[burst]
+    tracks = heads[burst]
+    follow = np.flatnonzero(~starts)
+    tracks[follow] = _same_artist(rng, seed, tracks[follow], tastes.circle[playlist[follow]], from_album[follow])
+
+    for attempt in range(7):
+        again = _repeated(playlist, tracks)
+        if len(again) == 0:
+            break
+        if attempt < 3:
+            free = np.zeros(len(again), dtype=np.bool_)
+            tracks[again] = _same_artist(rng, seed, tracks[again], tastes.circle[playlist[again]], free)
+        else:
+            tracks[again] = _draw_tracks(rng, seed, tastes, playlist[again])
+
+    # Few playlists hold most of the repeats.
+    careless = 5.0 * _REPEAT_SHARE * rng.random(n) ** 4
+    repeat = np.flatnonzero(rng.random(len(playlist)) < careless[playlist])
+    source = offsets[playlist[repeat]] + (rng.random(len(repeat)) * lengths[playlist[repeat]]).astype(np.int64)
+    tracks[repeat] = tracks[source]
+
+    # Most playlists keep bursts together; the others are shuffled to some degree.
+    mess = np.maximum(0.0, 1.5 * rng.random(n) - 0.6)
+    place = np.arange(len(playlist)) - offsets[playlist]
+    position = place + mess[playlist] * lengths[playlist] * rng.random(len(playlist))
+    ordered: U64 = tracks[np.lexsort((position, playlist))]
+    return ordered
+
+
+def _modified_at(u: F64) -> I64:
+    age = 200.0 * ((1.0 - u * 0.985) ** (-1.0 / 1.3) - 1.0)
+    return LAST_MODIFIED - DAY * np.minimum(age, 2700.0).astype(np.int64)
+
+
+def _followers(u: F64, famous: F64) -> I64:
+    power = np.where(famous < 0.02, 1.0 / 0.85, 1.0 / 2.0)
+    return np.minimum((1.0 - u) ** -power, 71_643.0).astype(np.int64)
+
+
+def _edits(z: F64, lengths: I64) -> I64:
+    edits = np.exp(2.40 + 1.0 * z + 0.35 * (np.log(lengths) - _LENGTH_MU))
+    return np.clip(edits, 1.0, 201.0).astype(np.int64)
+
+
+def _gaussian(u: F64, v: F64) -> F64:
+    return np.sqrt(-2.0 * np.log1p(-u)) * np.cos(2.0 * np.pi * v)
+
+
+def draw_slice(seed: int, index: int) -> SliceDraw:
+    """Draw the latent content of slice ``index`` (playlists ``1000 * index`` and the next 999)."""
+    rng = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, index]))
+    n = SLICE_PLAYLISTS
+    lengths = MIN_LENGTH + _pick(_LENGTH_CDF, rng.random(n))
+    tastes = _tastes(rng, n)
+    tracks = _rows(rng, seed, tastes, lengths)
+    meta = rng.random((8, n))
+    modified_at = _modified_at(meta[0])
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+
+    draws = rng.random((n, titles.TITLE_DRAWS)).tolist()
+    ruler = catalogue.artist_of(tracks[offsets[:-1]])
+    devoted = np.flatnonzero((tastes.burst > 0.92) & (catalogue.rank_of_artist(ruler) < _NAMED_ARTISTS))
+    names = (json.loads(f'"{name}"') for name in titles.artist_names(seed, ruler[devoted]))
+    artist: dict[int, str] = dict(zip(devoted.tolist(), names, strict=True))
+    plain = [
+        titles.plain_title(u, scene, date, artist.get(i))
+        for i, (u, scene, date) in enumerate(
+            zip(draws, tastes.scenes[:, 0].tolist(), modified_at.tolist(), strict=True)
+        )
+    ]
+    return SliceDraw(
+        offsets=offsets,
+        tracks=tracks,
+        titles=[titles.written_title(u, text) for u, text in zip(draws, plain, strict=True)],
+        plain_titles=plain,
+        descriptions=[
+            titles.description(u[9] / _DESCRIBED, text) if u[9] < _DESCRIBED else None
+            for u, text in zip(draws, plain, strict=True)
+        ],
+        modified_at=modified_at,
+        followers=_followers(meta[1], meta[2]),
+        edits=_edits(_gaussian(meta[3], meta[4]), lengths),
+        collaborative=meta[5] < _COLLABORATIVE,
+    )
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def slice_name(index: int, playlists: int) -> str:
+    """Return the file name of slice ``index`` of a data set of ``playlists`` playlists."""
+    first = index * SLICE_PLAYLISTS
+    return f"mpd.slice.{first}-{min(first + SLICE_PLAYLISTS, playlists) - 1}.json"
+
+
+def _track_texts(seed: int, tracks: U64) -> tuple[list[str], I64]:
+    """Return, for distinct tracks, the JSON text that follows ``"pos"``, and the durations (ms)."""
+    artist_ids, artist_at = np.unique(catalogue.artist_of(tracks), return_inverse=True)
+    album_ids, album_at = np.unique(catalogue.album_of(seed, tracks), return_inverse=True)
+    artists = list(zip(titles.artist_names(seed, artist_ids), catalogue.artist_uri_ids(seed, artist_ids), strict=True))
+    albums = list(zip(titles.album_names(seed, album_ids), catalogue.album_uri_ids(seed, album_ids), strict=True))
+    durations = catalogue.duration_ms(seed, tracks)
+    gap = ", \n" + " " * 20
+    texts = [
+        f'"artist_name": "{artists[a][0]}"{gap}"track_uri": "spotify:track:{uri}"{gap}'
+        f'"artist_uri": "spotify:artist:{artists[a][1]}"{gap}"track_name": "{name}"{gap}'
+        f'"album_uri": "spotify:album:{albums[b][1]}"{gap}"duration_ms": {ms}{gap}'
+        f'"album_name": "{albums[b][0]}"\n'
+        for a, b, uri, name, ms in zip(
+            artist_at.tolist(),
+            album_at.tolist(),
+            catalogue.track_uri_ids(seed, tracks),
+            titles.track_names(seed, tracks),
+            durations.tolist(),
+            strict=True,
+        )
+    ]
+    return texts, durations
+
+
+def distinct_per_playlist(playlist: I64, ids: U64, n: int) -> list[int]:
+    """Count the distinct ids of each playlist."""
+    order = np.lexsort((ids, playlist))
+    p, i = playlist[order], ids[order]
+    new = np.ones(len(p), dtype=np.bool_)
+    new[1:] = (p[1:] != p[:-1]) | (i[1:] != i[:-1])
+    counts: list[int] = np.bincount(p[new], minlength=n).tolist()
+    return counts
+
+
+def render_slice(seed: int, index: int, playlists: int, draw: SliceDraw) -> bytes:
+    """Return the JSON text of a slice, byte for byte in the layout of the published files.
+
+    That layout is the one of Python 2's ``json.dump(..., indent=4)``: ASCII only, a space after each comma,
+    the keys in the order of the published files; the optional ``description`` comes last.
+    """
+    n = min(SLICE_PLAYLISTS, playlists - index * SLICE_PLAYLISTS)
+    offsets = draw.offsets[: n + 1]
+    rows = draw.tracks[: offsets[-1]]
+    playlist = np.repeat(np.arange(n), np.diff(offsets))
+    distinct, at = np.unique(rows, return_inverse=True)
+    texts, durations = _track_texts(seed, distinct)
+    total_ms = np.add.reduceat(durations[at], offsets[:-1]).tolist()
+    albums = distinct_per_playlist(playlist, catalogue.album_of(seed, distinct)[at], n)
+    artists = distinct_per_playlist(playlist, catalogue.artist_of(rows), n)
+    heads = [f'                {{\n                    "pos": {k}, \n                    ' for k in range(MAX_LENGTH)]
+
+    first = index * SLICE_PLAYLISTS
+    # A fixed start plus one minute per slice: plausible, and the same on every run.
+    made = datetime(2017, 12, 3, 8, 41, 42, 57563) + timedelta(minutes=index)
+    parts = [
+        f'{{\n    "info": {{\n        "generated_on": "{made}", \n'
+        f'        "slice": "{first}-{first + n - 1}", \n        "version": "v1"\n    }}, \n'
+        '    "playlists": [\n'
+    ]
+    row_at = at.tolist()
+    bounds = offsets.tolist()
+    for i in range(n):
+        low, high = bounds[i], bounds[i + 1]
+        parts.append(
+            f'        {{\n            "name": {json.dumps(draw.titles[i])}, \n'
+            f'            "collaborative": "{"true" if draw.collaborative[i] else "false"}", \n'
+            f'            "pid": {first + i}, \n'
+            f'            "modified_at": {draw.modified_at[i]}, \n'
+            f'            "num_tracks": {high - low}, \n'
+            f'            "num_albums": {albums[i]}, \n'
+            f'            "num_followers": {draw.followers[i]}, \n'
+            f'            "tracks": [\n'
+        )
+        parts.append("                }, \n".join([heads[k] + texts[t] for k, t in enumerate(row_at[low:high])]))
+        text = draw.descriptions[i]
+        described = "" if text is None else f', \n            "description": {json.dumps(text)}'
+        parts.append(
+            f"                }}\n            ], \n"
+            f'            "num_edits": {draw.edits[i]}, \n'
+            f'            "duration_ms": {total_ms[i]}, \n'
+            f'            "num_artists": {artists[i]}{described}\n'
+            f"        }}{', ' if i + 1 < n else ''}\n"
+        )
+    parts.append("    ]\n}")
+    return "".join(parts).encode("ascii")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What one slice added."""
+
+    playlists: int
+    rows: int
+    bytes: int
+    tracks: U64  # distinct, ascending
+
+
+def _write_slice(out: Path, seed: int, index: int, playlists: int) -> _Written:
+    """Draw, render and write one slice (atomically); runs in a worker process."""
+    draw = draw_slice(seed, index)
+    data = render_slice(seed, index, playlists, draw)
+    n = min(SLICE_PLAYLISTS, playlists - index * SLICE_PLAYLISTS)
+    rows = int(draw.offsets[n])
+    target = out / slice_name(index, playlists)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, target)
+    return _Written(n, rows, len(data), np.unique(draw.tracks[:rows]))
+
+
+class DistinctIds:
+    """The distinct values of a stream of uint64 arrays, in memory proportional to their number."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._merged: U64 = np.empty(0, dtype=np.uint64)
+        self._pending: list[U64] = []
+        self._waiting = 0
+
+    def add(self, ids: U64) -> None:
+        """Take in some ids (any order, repeats allowed)."""
+        self._pending.append(ids)
+        self._waiting += len(ids)
+        if self._waiting > max(1_000_000, len(self._merged) // 2):
+            self._merge()
+
+    def _merge(self) -> None:
+        self._merged = np.unique(np.concatenate([self._merged, *self._pending]))
+        self._pending = []
+        self._waiting = 0
+
+    def values(self) -> U64:
+        """Return all distinct ids, ascending."""
+        self._merge()
+        return self._merged
+
+
+def has_features(seed: int, tracks: U64, coverage: float) -> NDArray[np.bool_]:
+    """Tell for each track whether the feature file knows it: a fixed share ``coverage`` of all tracks."""
+    return catalogue.uniform(seed, 51, tracks) < coverage
+
+
+def _write_features(path: Path, seed: int, tracks: U64, coverage: float) -> int:
+    """Write the feature file (Parquet, ``track_uri`` and the eleven features); return its number of rows."""
+    known = tracks[has_features(seed, tracks, coverage)]
+    whole = ("key", "mode")
+    schema = pa.schema(
+        [pa.field("track_uri", pa.string(), nullable=False)]
+        + [pa.field(name, pa.int32() if name in whole else pa.float64()) for name in catalogue.FEATURES]
+    )
+    partial = path.with_name(path.name + ".partial")
+    with pq.ParquetWriter(partial, schema, compression="snappy", use_dictionary=False) as writer:
+        for start in range(0, len(known), _FEATURE_ROWS):
+            ids = known[start : start + _FEATURE_ROWS]
+            values = catalogue.audio_features(seed, ids)
+            uris = [f"spotify:track:{uri}" for uri in catalogue.track_uri_ids(seed, ids)]
+            columns = [pa.array(uris)] + [
+                pa.array(values[:, k].astype(np.int32) if name in whole else values[:, k])
+                for k, name in enumerate(catalogue.FEATURES)
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+    os.replace(partial, path)
+    return len(known)
+
+
+def _check_output(out: Path, names: set[str]) -> None:
+    """Refuse a directory that holds slices which this run would not write."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a directory.", remedy="Name a directory for the generated data.")
+    strangers = sorted(p.name for p in out.glob("*.json") if _SLICE_NAME.fullmatch(p.name) and p.name not in names)
+    if strangers:
+        raise InputError(
+            f"{out} holds {len(strangers)} slice(s) of another data set, such as {strangers[0]}.",
+            remedy="Choose an empty directory, or delete the old slices first.",
+        )
+
+
+def _in_processes(out: Path, seed: int, slices: int, playlists: int, processes: int) -> Iterator[_Written]:
+    """Yield the written slices as they are done; never more than a few are under way."""
+    if processes == 1 or slices == 1:
+        for index in range(slices):
+            yield _write_slice(out, seed, index, playlists)
+        return
+    # Spawned, not forked: the caller may have threads (a JVM gateway, pyarrow).
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=min(processes, slices), mp_context=context) as pool:
+        pending: set[Future[_Written]] = set()
+        following = 0
+        try:
+            while pending or following < slices:
+                while following < slices and len(pending) < 2 * processes:
+                    pending.add(pool.submit(_write_slice, out, seed, following, playlists))
+                    following += 1
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def generate(
+    out: Path,
+    playlists: int,
+    *,
+    seed: int = 42,
+    coverage: float = 0.9,
+    processes: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> GenerateSummary:
+    """Write ``playlists`` generated playlists to ``out``.
+
+    Writes ``out/mpd.slice.0-999.json`` and so on, 1,000 playlists each (the last slice may be shorter), and
+    ``out/features/audio_features.parquet`` with ``track_uri`` and the eleven audio features of the share
+    ``coverage`` of the tracks that occur.  Each file appears under its name only when it is complete.
+
+    Args:
+        out: directory, made if missing.
+        playlists: number of playlists, at least 1; 1,000,000 are about 33 GB.
+        seed: any integer from 0 to 2**63 - 1; same seed, same data.
+        coverage: share of the tracks that have audio features, 0 to 1.
+        processes: worker processes; default the number of processors.
+        on_progress: called after each slice with the playlists done and the bytes written so far.
+
+    Raises:
+        InputError: an argument is out of range, or ``out`` holds slices that this run would not overwrite.
+    """
+    started = time.perf_counter()
+    if playlists < 1:
+        raise InputError(f"Cannot generate {playlists} playlists.", remedy="Ask for at least 1 playlist.")
+    if not 0.0 <= coverage <= 1.0:
+        raise InputError(f"Coverage {coverage} is not a share.", remedy="Give a coverage from 0 to 1.")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"Seed {seed} is out of range.", remedy="Give a seed from 0 to 2**63 - 1.")
+    if processes is not None and processes < 1:
+        raise InputError(f"Cannot work with {processes} processes.", remedy="Ask for at least 1 process.")
+    slices = -(-playlists // SLICE_PLAYLISTS)
+    _check_output(out, {slice_name(i, playlists) for i in range(slices)})
+    try:
+        (out / "features").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}", remedy="choose another folder") from error
+
+    done = rows = size = 0
+    distinct = DistinctIds()
+    for written in _in_processes(out, seed, slices, playlists, processes or os.cpu_count() or 1):
+        done += written.playlists
+        rows += written.rows
+        size += written.bytes
+        distinct.add(written.tracks)
+        if on_progress is not None:
+            on_progress(done, size)
+    feature_rows = _write_features(out / "features" / FEATURES_FILE, seed, distinct.values(), coverage)
+    return GenerateSummary(
+        playlists=done,
+        rows=rows,
+        bytes=size,
+        files=slices + 1,
+        feature_rows=feature_rows,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,592 @@
+"""The report without a JVM: what its pictures show against slow references, the pictures, and the page."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from encore.arrays.ragged import Ragged
+from encore.config import load_config
+from encore.errors import EnvironmentMissing
+from encore.evaluation.metrics import BUCKETS, NO_HIT, Summary
+from encore.jobs import report
+from encore.jobs.report import write_page
+from encore.lake.store import Store
+from encore.reports import data, page, plots
+from encore.runtime.context import JobContext
+from encore.runtime.tracking import Tracking
+from encore.spark.session import Session
+from encore.vocabulary import FEATURES
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def metric_rows(n: int, seed: int = 0, n_train: int | None = None) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    known = rng.integers(0, 120, n) if n_train is None else np.full(n, n_train)
+    return pa.table(
+        {
+            "n_test": pa.array(rng.integers(1, 9, n), pa.int32()),
+            "n_hits": pa.array(rng.integers(0, 2, n), pa.int32()),
+            "r_precision": rng.random(n),
+            "ndcg": rng.random(n),
+            "clicks": pa.array(rng.integers(0, NO_HIT + 1, n), pa.int32()),
+            "r_precision_artist": rng.random(n),
+            "n_train": pa.array(known, pa.int32()),
+            "n_recommended": pa.array(rng.integers(0, 3, n), pa.int32()),
+        }
+    )
+
+
+def feature_rows(rng: np.random.Generator, n: int) -> np.ndarray:
+    found = rng.random((n, len(FEATURES))).astype(np.float32)
+    found[:, FEATURES.index("key")] = rng.integers(-1, 12, n)
+    found[:, FEATURES.index("loudness")] = rng.uniform(-70, 5, n)
+    found[:, FEATURES.index("mode")] = rng.integers(0, 2, n)
+    found[:, FEATURES.index("tempo")] = rng.uniform(0, 300, n)
+    found[rng.random(n) < 0.2] = np.nan
+    return found
+
+
+def texts(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def check_png(figure: Figure) -> None:
+    image = plots.png(figure)
+    assert image.startswith(PNG)
+    assert len(image) > 3000
+
+
+# data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_fixed_bounded_and_spread() -> None:
+    pids = np.random.default_rng(1).permutation(10_000).astype(np.int64)
+    sample = data.sample_pids(pids, 1000)
+    assert len(sample) == 1000 == len(np.unique(sample))
+    assert (np.diff(sample) > 0).all()
+    assert np.isin(sample, pids).all()
+    assert (data.sample_pids(np.sort(pids), 1000) == sample).all()
+    assert np.isin(data.sample_pids(pids, 500), sample).all()
+    # a thousand of each tenth of the pids: 100 expected, 9.5 its deviation
+    tenths = np.bincount(sample // 1000, minlength=10)
+    assert (np.abs(tenths - 100) < 45).all()
+    assert (data.sample_pids(pids, 20_000) == np.arange(10_000)).all()
+    assert len(data.sample_pids(np.empty(0, np.int64), 5)) == 0
+
+
+def test_top_orders_equal_counts_by_place() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        counts = rng.integers(0, 6, rng.integers(0, 12))
+        n = int(rng.integers(1, 12))
+        wanted = [i for i in sorted(range(len(counts)), key=lambda i: (-counts[i], i)) if counts[i] > 0][:n]
+        assert data.top(counts, n).tolist() == wanted
+
+
+def test_sums_by_number() -> None:
+    numbers = np.array([0, 2, -1, 2, 0], np.int32)
+    assert data.sums_by(numbers, np.array([1, 10, 100, 20, 3]), 4).tolist() == [4, 0, 30, 0]
+    assert data.sums_by(np.empty(0, np.int32), np.empty(0, np.int64), 2).tolist() == [0, 0]
+
+
+def test_rank_frequency_and_occurrences() -> None:
+    counts = np.array([0, 5, 1, 1, 3, 0, 1], np.int64)
+    ranks, frequencies = data.rank_frequency(counts)
+    assert (ranks.tolist(), frequencies.tolist()) == ([1, 2, 3, 4, 5], [5, 3, 1, 1, 1])
+    times, tracks = data.occurrences(counts)
+    assert (times.tolist(), tracks.tolist()) == ([1, 3, 5], [3, 1, 1])
+
+    counts = np.random.default_rng(3).zipf(1.8, 5000).astype(np.int64)
+    ranks, frequencies = data.rank_frequency(counts, points=50)
+    ordered = sorted(counts.tolist(), reverse=True)
+    assert len(ranks) <= 50
+    assert (ranks[0], ranks[-1]) == (1, 5000)
+    assert frequencies.tolist() == [ordered[rank - 1] for rank in ranks]
+    assert [len(part) for part in data.rank_frequency(np.zeros(3, np.int64))] == [0, 0]
+
+
+def test_titles_are_counted_in_lower_case_without_outer_spaces() -> None:
+    names = ["Rock", "rock ", " ROCK", "rock!", None, "", "  ", "b", "a", "Ärger", "ärger"]
+    found = data.count_titles(pa.chunked_array([names[:4], names[4:]], pa.string()), 3)
+    wanted = Counter(plain for name in names if name is not None and (plain := name.strip().lower()))
+    assert [(entry.name, entry.n) for entry in found.most] == sorted(wanted.items(), key=lambda e: (-e[1], e[0]))[:3]
+    assert found.untitled == 3
+    assert found.distinct == len({name for name in names if name is not None})
+    assert found.normalised == len({"rock", "b", "a", "ärger"})
+    assert data.count_titles(pa.chunked_array([], pa.string()), 3) == data.Titles(0, 0, 0, [])
+
+
+def test_key_figures() -> None:
+    playlists = pa.table(
+        {
+            "n": pa.array([1, 2, 6], pa.int32()),
+            "described": [False, True, False],
+            "collaborative": pa.array([None, True, False]),
+            "num_followers": pa.array([1, 1, 2], pa.int32()),
+            "num_edits": pa.array([1, 2, 6], pa.int32()),
+            "num_artists": pa.array([None, None, None], pa.int32()),
+            "num_albums": pa.array([2, 4, None], pa.int32()),
+        }
+    )
+    titles = data.Titles(3, 2, 0, [])
+    lines = data.key_figures(playlists, np.array([1, 6, 1, 0, 1]), np.array([3, 6]), 4, titles)
+    found = {line.name: line for line in lines}
+    assert {name: line.value for name, line in found.items()} == {
+        "playlists": 3,
+        "rows: a track in a playlist": 9,
+        "distinct tracks": 4,
+        "distinct artists": 2,
+        "distinct albums": 4,
+        "distinct titles": 3,
+        "distinct titles without case and punctuation": 2,
+        "tracks a playlist, mean": 3,
+        "tracks a playlist, median": 2,
+        "artists a playlist, mean": None,
+        "albums a playlist, mean": 3,
+        "editing sessions a playlist, mean": 3,
+        "tracks that occur once": 0.75,
+        "rows of the top artist": 6 / 9,
+        "playlists with a description": 1 / 3,
+        "collaborative playlists": 0.5,
+        "playlists with one follower": 2 / 3,
+    }
+    assert found["rows: a track in a playlist"].published == 66_346_428
+    empty = data.key_figures(playlists.slice(0, 0), np.zeros(0, int), np.zeros(0, int), 0, data.Titles(0, 0, 0, []))
+    assert {line.value for line in empty} == {0, None}
+
+
+def test_histograms_count_every_value_once() -> None:
+    rng = np.random.default_rng(4)
+    features = feature_rows(rng, 3000)
+    weights = rng.integers(0, 5, 3000)
+    found = data.feature_histograms({"tracks": (features, None), "rows": (features, weights)})
+    assert tuple(found) == FEATURES
+    for j, name in enumerate(FEATURES):
+        bounds = data.edges(name)
+        for label, weight in (("tracks", np.ones(3000)), ("rows", weights)):
+            wanted = np.zeros(len(bounds) - 1)
+            for value, w in zip(features[:, j].tolist(), weight.tolist(), strict=True):
+                if not math.isnan(value):
+                    place = int(np.searchsorted(bounds, value, side="right")) - 1
+                    wanted[min(max(place, 0), len(wanted) - 1)] += w
+            assert found[name][label] == pytest.approx(wanted / wanted.sum()), (name, label)
+    assert data.histogram("key", np.array([-1, -1, 0, 11.0])).tolist() == [0.5, 0.25] + [0] * 10 + [0.25]
+    assert data.histogram("energy", np.array([1.0]))[-1] == 1
+    assert not data.histogram("energy", np.full(3, np.nan)).any()
+    assert data.feature_histograms({"none": (np.full((4, 11), np.nan, np.float32), None)}) == {}
+
+
+def test_means_of_playlists() -> None:
+    rng = np.random.default_rng(5)
+    features = feature_rows(rng, 50)
+    lists = [rng.integers(0, 50, n).tolist() for n in (5, 0, 1, 30)] + [
+        np.flatnonzero(np.isnan(features[:, 0])).tolist()
+    ]
+    found = data.playlist_means(Ragged.from_lists(lists), features)
+    for i, tracks in enumerate(lists):
+        for j, name in enumerate(FEATURES):
+            values = [v for t in tracks if not math.isnan(v := float(features[t, j]))]
+            if values and name not in ("key", "mode"):
+                assert found[i, j] == pytest.approx(sum(values) / len(values), rel=1e-6)
+            else:
+                assert np.isnan(found[i, j])
+
+
+def slow_spread(name: str, lists: list[list[float]]) -> tuple[float, float]:
+    """Within and between by the textbook's sums, a value at a time."""
+    groups = [[v for v in group if not math.isnan(v) and (name != "key" or v >= 0)] for group in lists]
+    groups = [group for group in groups if group]
+    turn = 2 * math.pi / 12
+    parts = [[math.cos, math.sin], [float]][name != "key"]
+    n, g = sum(map(len, groups)), len(groups)
+    ssb = ssw = 0.0
+    for part in parts:
+        values = [[part(v * turn if name == "key" else v) for v in group] for group in groups]
+        grand = math.fsum(v for group in values for v in group) / n
+        for group in values:
+            mean = math.fsum(group) / len(group)
+            ssb += len(group) * (mean - grand) ** 2
+            ssw += math.fsum((v - mean) ** 2 for v in group)
+    n0 = (n - sum(len(group) ** 2 for group in groups) / n) / (g - 1)
+    within = ssw / (n - g)
+    return within, max(0.0, (ssb / (g - 1) - within) / n0)
+
+
+def test_spread_between_playlists_against_the_textbook() -> None:
+    rng = np.random.default_rng(6)
+    features = feature_rows(rng, 400)
+    # playlists of neighbours, and energy that follows the neighbourhood
+    features[:, FEATURES.index("energy")] += np.arange(400) / 100
+    lists = [
+        (rng.integers(0, 40, n) + 40 * (i % 10)).tolist() for i, n in enumerate((1, 0, 7, 20, 3, 50, 12, 9, 30, 2) * 3)
+    ]
+    for j, found in enumerate(data.spreads(Ragged.from_lists(lists), features)):
+        within, between = slow_spread(found.feature, [[float(features[t, j]) for t in row] for row in lists])
+        assert found.feature == FEATURES[j]
+        assert (found.within, found.between) == pytest.approx((within, between), rel=1e-9)
+        assert found.share == pytest.approx(between / (between + within))
+
+
+def test_spread_finds_what_was_put_in() -> None:
+    rng = np.random.default_rng(7)
+    features = np.zeros((60_000, len(FEATURES)), np.float32)
+    energy, valence = FEATURES.index("energy"), FEATURES.index("valence")
+    # variance 1 between playlists, 3 within: a share of a quarter; valence knows no playlists
+    features[:, energy] = np.repeat(rng.normal(0, 1, 2000), 30) + rng.normal(0, math.sqrt(3), 60_000)
+    features[:, valence] = rng.normal(0, 1, 60_000)
+    sample = Ragged.from_lengths(np.full(2000, 30), np.arange(60_000, dtype=np.int32))
+    found = {spread.feature: spread for spread in data.spreads(sample, features)}
+    assert found["energy"].share == pytest.approx(0.25, abs=0.02)
+    assert found["valence"].share == pytest.approx(0, abs=0.005)
+    assert found["tempo"] == data.Spread("tempo", 0, 0, 0, 2000, 60_000)
+    assert (found["energy"].n_playlists, found["energy"].n_rows) == (2000, 60_000)
+
+
+@pytest.mark.parametrize("lists", [[], [[]], [[0, 1]], [[0], [1]]])
+def test_spread_of_too_little_is_zero(lists: list[list[int]]) -> None:
+    features = np.arange(22, dtype=np.float32).reshape(2, 11)
+    assert {spread.share for spread in data.spreads(Ragged.from_lists(lists), features)} == {0.0}
+
+
+def test_coverage_counts_tracks_and_rows() -> None:
+    found = data.coverage(np.array([True, False, True]), np.array([5, 7, 0]))
+    assert found == data.Coverage(tracks=3, tracks_with=2, rows=12, rows_with=5)
+
+
+def test_the_summary_is_that_of_the_rows() -> None:
+    rows = metric_rows(500)
+    found = data.summary(rows).figures()
+    assert found["n_playlists"] == 500
+    assert found["ndcg"] == pytest.approx(np.mean(rows["ndcg"].to_numpy()), abs=1e-11)
+    assert found["share_unserved"] == np.mean(rows["n_recommended"].to_numpy() == 0)
+    few = rows.filter(pa.array((rows["n_train"].to_numpy() >= 2) & (rows["n_train"].to_numpy() <= 4)))
+    assert found["train_002_004/r_precision"] == pytest.approx(np.mean(few["r_precision"].to_numpy()), abs=1e-11)
+    assert data.summary(rows.slice(0, 0)).n_playlists == 0
+
+
+def test_quarantine_and_ledger_are_in_order() -> None:
+    rows = [
+        {"stage": "b", "reason": "y", "source": "f", "record": "1", "detail": "d", "payload": None},
+        {"stage": "a", "reason": "z", "source": "f", "record": "1", "detail": "d", "payload": "p"},
+        {"stage": "b", "reason": "x", "source": "g", "record": "1", "detail": "d", "payload": None},
+        {"stage": "b", "reason": "x", "source": "f", "record": "2", "detail": "first", "payload": "q"},
+        {"stage": "b", "reason": "x", "source": "f", "record": "3", "detail": "d", "payload": None},
+    ]
+    for cut in range(len(rows) + 1):
+        schema = pa.schema([(name, pa.string()) for name in data.REFUSED])
+        found = data.refused(pa.Table.from_pylist(part, schema=schema) for part in (rows[:cut], rows[cut:]))
+        assert [(line.stage, line.reason, line.n, line.detail, line.payload) for line in found] == [
+            ("a", "z", 1, "d", "p"),
+            ("b", "x", 3, "first", "q"),
+            ("b", "y", 1, "d", ""),
+        ]
+    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 1, 2)]
+    files = pa.table(
+        {
+            "slice": ["a", "b", "c"],
+            "size_bytes": [10, 20, 40],
+            "n_playlists": [1, 2, 0],
+            "n_quarantined": [0, 5, 1],
+            "status": ["ingested", "ingested", "refused"],
+            "ingested_at": pa.array(times, pa.timestamp("us", tz="UTC")),
+        }
+    )
+    assert data.ledger(files) == [
+        data.Ledger("ingested", 2, 30, 3, 5, times[1], times[0]),
+        data.Ledger("refused", 1, 40, 0, 1, times[2], times[2]),
+    ]
+    assert data.ledger(files.slice(0, 0)) == []
+
+
+# plots ---------------------------------------------------------------------------------------------------------------
+
+
+def summaries() -> dict[str, Summary]:
+    return {
+        "cosine": data.summary(metric_rows(400, 1)),
+        "popularity": data.summary(metric_rows(400, 2)),
+        "nobody": data.summary(metric_rows(0)),
+    }
+
+
+def test_precision_by_known_draws_the_means_of_each_bucket() -> None:
+    found = summaries()
+    figure = plots.precision_by_known(found)
+    check_png(figure)
+    text = texts(figure)
+    for wanted in ("mean R-precision", "mean NDCG", "known tracks", "cosine", "popularity", "2–4\n", "100+\n"):
+        assert wanted in text
+    assert "nobody" not in text
+    upper, lower = figure.axes
+    for ax, metric in ((upper, "r_precision"), (lower, "ndcg")):
+        assert [line.get_label() for line in ax.lines] == ["cosine", "popularity"]
+        wanted = [found["popularity"].figures()[f"{bucket.label}/{metric}"] for bucket in BUCKETS]
+        assert ax.lines[1].get_ydata().tolist() == wanted
+
+
+def test_buckets_without_playlists_at_the_ends_are_not_drawn() -> None:
+    figure = plots.precision_by_known({"one": data.summary(metric_rows(20, n_train=7))})
+    check_png(figure)
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["5–9\n(20)"]
+
+
+def test_clicks_distribution_is_cumulative() -> None:
+    rows = metric_rows(4).set_column(4, "clicks", pa.array([0, 2, 2, NO_HIT], pa.int32()))
+    figure = plots.clicks_distribution({"cosine": data.summary(rows)})
+    check_png(figure)
+    assert figure.axes[0].lines[0].get_ydata()[:4].tolist() == [0.25, 0.25, 0.75, 0.75]
+    assert "cosine (no hit: 25.0 %)" in texts(figure)
+    assert "clicks" in figure.axes[0].get_xlabel()
+
+
+def test_model_means_state_their_values() -> None:
+    found = summaries()
+    figure = plots.model_means(found)
+    check_png(figure)
+    for model in ("cosine", "popularity"):
+        for metric in ("r_precision", "r_precision_artist", "ndcg"):
+            assert f"{found[model].figures()[metric]:.4f}" in texts(figure)
+
+
+def test_more_models_than_colours_stay_distinct() -> None:
+    styles = [tuple(plots._style(i).items()) for i in range(15)]
+    assert len(set(styles)) == 15
+
+
+def test_feature_pictures() -> None:
+    features = feature_rows(np.random.default_rng(8), 300)
+    histograms = data.feature_histograms({"tracks": (features, None), "rows": (features, np.ones(300, np.int64))})
+    figure = plots.feature_distributions("How the tracks sound", histograms)
+    check_png(figure)
+    for wanted in (
+        *FEATURES,
+        "How the tracks sound",
+        "share of tracks",
+        "share of rows",
+        "beats a minute",
+        "dB",
+        "major",
+    ):
+        assert wanted in texts(figure)
+    spreads = data.spreads(Ragged.from_lengths(np.full(30, 10), np.arange(300, dtype=np.int32)), features)
+    figure = plots.variance_shares(spreads)
+    check_png(figure)
+    # the greatest share is on top, which is last
+    greatest = max(spreads, key=lambda spread: (spread.share, spread.feature))
+    assert figure.axes[0].get_yticklabels()[-1].get_text() == greatest.feature
+    assert f"{100 * greatest.share:.1f} %" in texts(figure)
+
+
+def test_pictures_of_playlists_and_tracks() -> None:
+    figure = plots.playlist_lengths(np.array([0, 5, 5, 7, 250], np.int32))
+    check_png(figure)
+    assert "median: 5 tracks" in texts(figure)
+    assert sum(patch.get_height() for patch in figure.axes[0].patches) == 5
+    counts = np.array([1, 1, 1, 4, 9])
+    figure = plots.track_popularity(*data.rank_frequency(counts), *data.occurrences(counts))
+    check_png(figure)
+    assert "60.0 % occur once" in texts(figure)
+    assert {(ax.get_xscale(), ax.get_yscale()) for ax in figure.axes} == {("log", "log")}
+
+
+def test_nothing_to_show_is_said() -> None:
+    nobody: Mapping[str, Summary] = {"nobody": Summary.empty(3)}
+    nothing = np.empty(0, np.int64)
+    for figure, said in (
+        (plots.precision_by_known({}), "no model was evaluated"),
+        (plots.precision_by_known(nobody), "no model was evaluated"),
+        (plots.clicks_distribution(nobody), "no model was evaluated"),
+        (plots.model_means({}), "no model was evaluated"),
+        (plots.playlist_lengths(nothing), "no playlists"),
+        (plots.track_popularity(nothing, nothing, nothing, nothing), "no tracks"),
+        (plots.variance_shares([]), "too few playlists"),
+        (plots.feature_distributions("nothing", {}), "nothing"),
+        (plots.feature_distributions("x", {"key": {"tracks": np.zeros(13)}}), "no values"),
+    ):
+        assert plots.png(figure).startswith(PNG)
+        assert said in texts(figure)
+
+
+# page ----------------------------------------------------------------------------------------------------------------
+
+EVIL = '<script>alert("x")</script>&\'<img src=http://example.org/x>'
+
+
+def content(*, full: bool) -> page.Content:
+    titles = data.Titles(1, 1, 2, [data.Count(EVIL, "", 3)])
+    nothing = pa.table(
+        {
+            "n": pa.array([], pa.int32()),
+            **{
+                name: pa.array([], pa.int32())
+                for name in ("described", "collaborative", "num_followers", "num_edits", "num_artists", "num_albums")
+            },
+        }
+    )
+    when = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+    found = summaries() if full else {}
+    return page.Content(
+        token="0a-1b",
+        run_id="run-1",
+        lake=EVIL,
+        commit="abc",
+        made_at=when,
+        versions={"tracks": 3, "playlists": 1},
+        key_figures=data.key_figures(nothing, np.zeros(0, int), np.zeros(0, int), 0, titles),
+        summaries=found,
+        coverages={"cosine": 0.125},
+        artists=[data.Count(EVIL, "", 7)] if full else [],
+        tracks=[data.Count(EVIL, EVIL, 7), data.Count("b", "", 1)] if full else [],
+        titles=titles.most if full else [],
+        untitled=2,
+        coverage=data.Coverage(4, 2, 10, 9) if full else data.Coverage(0, 0, 0, 0),
+        sampled=5,
+        refused=[data.Refused(EVIL, EVIL, 2, EVIL, EVIL, EVIL, EVIL * 10)] if full else [],
+        ledger=[data.Ledger("ingested", 2, 3_000_000, 3, 5, when, when)] if full else [],
+        figures={"model_means": plots.model_means(found), "features": plots.feature_distributions(EVIL, {})},
+    )
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes; void ones are not closed."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(html: str) -> Elements:
+    elements = Elements()
+    elements.feed(html)
+    elements.close()
+    assert elements.open == []
+    return elements
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_page_is_whole_and_loads_nothing(full: bool) -> None:
+    html = page.render(content(full=full))
+    elements = parse(html)
+    assert "script" not in {tag for tag, _ in elements.found}
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert page.render(content(full=full)) == html
+
+
+def test_the_page_escapes_all_text() -> None:
+    html = page.render(content(full=True))
+    assert "<script" not in html
+    assert "<img src=http" not in html
+    # lake, artist, track, its artist, title, and the refused record's five fields
+    assert parse(html).text.count(EVIL) >= 10
+    assert re.search(r'<meta name="encore-token" content="0a-1b">', html)
+
+
+def test_the_page_shows_models_and_marks_the_best() -> None:
+    made = content(full=True)
+    rows = dict(page.model_rows(made))
+    assert list(rows) == ["cosine", "popularity", "nobody"]
+    for at, (name, _, kind, sign) in enumerate(page.COLUMNS):
+        values = {model: made.summaries[model].figures().get(name) for model in ("cosine", "popularity")}
+        if sign:
+            best = (max if sign > 0 else min)(values, key=lambda model: values[model] or 0)
+            assert [model for model, cells in rows.items() if cells[at].best] == [best]
+            assert rows[best][at].text == page.form(values[best], kind)
+            assert rows["nobody"][at].text == "–"
+        else:
+            assert not any(cells[at].best for cells in rows.values())
+    assert rows["cosine"][-1].text == "12.5 %"
+    assert rows["popularity"][-1].text == "–"
+
+
+def test_figures_are_written_as_people_read_them() -> None:
+    assert page.form(66_346_428, "count") == "66,346,428"
+    assert page.form(0.0466, "share") == "4.66 %"
+    assert page.form(0.5, "share") == "50.0 %"
+    assert page.form(49, "mean") == "49"
+    assert page.form(66.346, "mean") == "66.35"
+    assert page.form(0.01234, "metric") == "0.0123"
+    assert page.form(None, "count") == "–"
+    assert [page.size(n) for n in (999, 1500, 2_000_000, 33_000_000_000)] == ["999 B", "1.5 kB", "2.0 MB", "33.0 GB"]
+    assert page.when(datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)) == "2026-05-04 03:02 UTC"
+
+
+def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_page(path, "é")
+    write_page(path, "ü")
+    assert path.read_text(encoding="utf-8") == "ü"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(EnvironmentMissing, match=r"report\.html: cannot be written"):
+        write_page(path, "x")
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def context(tmp_path: Path, lake: str, run_id: str) -> JobContext:
+    overrides = [f"lake.path={tmp_path}/{lake}", f"report.path={tmp_path}/report", "tracking.uri=sqlite:///x.db"]
+    config = load_config("local", overrides)
+    session = Session(config)
+    return JobContext(
+        "report", config, session, Store(config, session), Tracking(config, run_id), run_id, report.READS, report.WRITES
+    )
+
+
+def test_a_page_that_is_gone_or_replaced_is_made_again(tmp_path: Path) -> None:
+    def state(lake: str, run_id: str) -> str:
+        return report.state(context(tmp_path, lake, run_id))
+
+    def make(lake: str, run_id: str) -> None:
+        made = replace(content(full=False), token=report._token(context(tmp_path, lake, run_id)), figures={})
+        write_page(tmp_path / "report" / "report.html", page.render(made))
+
+    first = state("a", "run1")
+    assert state("a", "run2") != first
+    make("a", "run1")
+    assert state("a", "run2") == first
+    # made anew in the same place, as where a table has changed
+    make("a", "run2")
+    assert state("a", "run3") == first
+    # the page of another lake in its place
+    other = state("b", "run4")
+    make("b", "run4")
+    assert state("b", "run5") == other
+    assert state("a", "run6") not in (first, other)
+    (tmp_path / "report" / "report.html").unlink()
+    assert state("a", "run7") != first
