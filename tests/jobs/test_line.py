@@ -17,11 +17,11 @@ from encore.cli.show import print_run
 from encore.config import Config
 from encore.errors import LakeError
 from encore.evaluation.metrics import MEANS
-from encore.lake import transaction
+from encore.lake.delta import Interval, changes
 from encore.lake.scan import KeyRange
 from encore.lake.store import Store
-from encore.lake.tables import RECOMMENDATIONS, Table
-from encore.runtime import context
+from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, Table
+from encore.lake.transaction import Transaction
 from encore.runtime.pipeline import plan, run_pipeline
 from encore.runtime.registry import JOBS, job_module
 from encore.runtime.runner import run_job
@@ -110,8 +110,8 @@ LOGS_READ = {
     "split_holdout": 3,
     "build_centroids": 5,
     "recommend": 5,
-    "evaluate": 5,
-    "report": 7,
+    "evaluate": 6,
+    "report": 8,
 }
 """A job with nothing to do opens the log of each table that it reads or writes once, and that of `job_runs`."""
 
@@ -211,45 +211,43 @@ def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     results = run_pipeline(other, plan(last="evaluate"), session=session, force=True)
     assert {result.status for result in results} == {"done"}
     assert recompute.contents(tmp_path / "lake") == recompute.contents(lake)
-    assert {f"{model}:{start}" for model in ("cosine", "random") for start in (0, 160)} <= _parts(other, session)
+    commits = [change.commit for change in changes(Store(other, session).there(RECOMMENDATIONS))]
+    assert {(commit.partition[0][1], commit.rows) for commit in commits[:6] if commit} == {
+        (model, rows) for model in other.recommend.models for rows in ((None, 160), (160, None))
+    }
 
 
-def _parts(config: Config, session: Session) -> set[str]:
-    store = Store(config, session)
-    state = store.state(RECOMMENDATIONS)
-    assert state is not None
-    assert state.commit is not None
-    return store.parts_done(RECOMMENDATIONS, state.commit.fingerprint)
-
-
-def test_a_run_that_broke_off_goes_on_where_it_was(
-    made: tuple[Path, Config], session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunk", [40, 1000])
+def test_a_run_that_broke_off_goes_on_where_it_was_however_it_is_cut(
+    made: tuple[Path, Config], session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     lake, config = made
     shutil.copytree(lake, tmp_path / "lake")
-    own = configured(tmp_path / "lake", Path(config.raw.playlists), "split.seed=1", "run.chunk_playlists=100")
-    written: list[str] = []
-    real = transaction.commit_files
+    raw = Path(config.raw.playlists)
+    own = configured(tmp_path / "lake", raw, "split.seed=1", "run.chunk_playlists=100")
+    written: list[Interval | None] = []
+    real = Transaction.commit
 
-    def commit_files(self: Store, table: Any, reports: Any, commit: Any, where: Any) -> None:
+    def commit(self: Transaction, reports: Any, commit: Any, where: Any, **options: Any) -> int:
         if len(written) == 2:
             raise LakeError("the power went")
-        real(self, table, reports, commit, where)
-        written.append(commit.part)
+        version = real(self, reports, commit, where, **options)
+        written.append((where.low, where.high))
+        return version
 
-    job, tracking = "split_holdout", Tracking(own, "broken")
-    monkeypatch.setattr(context, "commit_files", commit_files)
+    job = "split_holdout"
+    monkeypatch.setattr(Transaction, "commit", commit)
     with pytest.raises(LakeError, match="the power went"):
-        run_job(job, own, session, tracking)
-    assert written == ["0", "100"]
+        run_job(job, own, session, Tracking(own, "broken"))
+    assert written == [(None, 100), (100, 200)]
 
-    def counted(self: Store, table: Any, reports: Any, commit: Any, where: Any) -> None:
-        real(self, table, reports, commit, where)
-        written.append(commit.part)
-
-    monkeypatch.setattr(context, "commit_files", counted)
-    run_job(job, own, session, tracking)
-    assert written == ["0", "100", "200"]
+    monkeypatch.setattr(Transaction, "commit", real)
+    again = configured(tmp_path / "lake", raw, "split.seed=1", f"run.chunk_playlists={chunk}")
+    assert run_job(job, again, session, Tracking(own, "again")).status == "done"
+    assert run_job(job, again, session, Tracking(own, "once more")).status == "up_to_date"
+    log = Store(own, session).there(HOLDOUT)
+    later = [change.commit for change in changes(log) if change.commit and change.commit.run_id == "again"]
+    assert min(commit.rows[0] for commit in later if commit.rows and commit.rows[0] is not None) == 200
     rows = {row["pid"]: row["test"] for row in recompute.table(tmp_path / "lake", "holdout")}
     assert len(rows) == 300
     assert rows != {row["pid"]: row["test"] for row in recompute.table(lake, "holdout")}

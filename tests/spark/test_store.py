@@ -12,7 +12,8 @@ from deltalake import DeltaTable
 from deltalake.transaction import AddAction, RemoveAction
 
 from encore.errors import LakeError, WriteRefused
-from encore.lake.delta import Commit
+from encore.lake.coverage import remaining
+from encore.lake.delta import Commit, Interval, changes
 from encore.lake.parquet import Writer
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.store import Store
@@ -27,7 +28,7 @@ from encore.lake.tables import (
     Table,
     arrow_schema,
 )
-from encore.lake.transaction import commit_files
+from encore.lake.transaction import Transaction
 from encore.spark.session import Session
 from encore.vocabulary import FEATURES
 from tests.conftest import settings
@@ -78,6 +79,10 @@ def store(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
+def version(store: Store, table: Table) -> int:
+    return store.there(table).version()
+
+
 def frame(session: Session, table: Table, rows: list[dict[str, Any]]) -> Any:
     return session().createDataFrame(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
 
@@ -91,7 +96,9 @@ def write(
 ) -> None:
     writer = Writer(table, store.location(table))
     writer.write(pa.Table.from_pylist(rows, schema=arrow_schema(table)))
-    commit_files(store, table, pa.Table.from_batches([writer.close()]), commit, where or KeyRange())
+    Transaction(store, table, store.there(table)).commit(
+        pa.Table.from_batches([writer.close()]), commit, where or KeyRange()
+    )
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -116,7 +123,7 @@ class TestEachTable:
         rows = [good_row(table, 0)]
         rows += [{**good_row(table, 100 + i), name: None} for i, name in enumerate(required)]
         rows += [{**good_row(table, 200 + i), **breaking(check.sql)} for i, check in enumerate(table.checks.values())]
-        before = store.version(table)
+        before = version(store, table)
         with pytest.raises(WriteRefused) as caught:
             write(store, table, rows)
         text = str(caught.value)
@@ -124,7 +131,7 @@ class TestEachTable:
             assert f"{name} is not null: broken by" in text
         for name in table.checks:
             assert f"{name} (" in text
-        assert store.version(table) == before
+        assert version(store, table) == before
 
 
 def test_rows_of_a_file_without_statistics_stay_where_others_are_replaced(store: Store) -> None:
@@ -189,17 +196,23 @@ def test_a_table_whose_files_do_not_say_all_is_refused(store: Store, session: Se
         store.scan(table, table.names)
 
 
-def test_parts_of_the_same_work_are_remembered_until_other_work_writes(store: Store) -> None:
-    def part(fingerprint: str, name: str, pid: int) -> None:
-        rows = [{"pid": pid, "train": [1], "test": []}]
-        write(store, HOLDOUT, rows, KeyRange((), "pid", pid, pid + 1), Commit("test", "run", fingerprint, name))
+def test_the_log_says_which_ranges_are_left(store: Store) -> None:
+    def part(fingerprint: str, low: int | None, high: int | None) -> None:
+        rows = [{"pid": high or low or 0, "train": [1], "test": []}] if low is not None else []
+        rows = [{**row, "pid": low} for row in rows]
+        write(store, HOLDOUT, rows, KeyRange((), "pid", low, high), Commit("test", "run", fingerprint))
 
-    part("one", "a", 1)
-    part("one", "b", 2)
-    assert store.parts_done(HOLDOUT, "one") == {"a", "b"}
-    part("two", "a", 1)
-    assert store.parts_done(HOLDOUT, "two") == {"a"}
-    assert store.parts_done(HOLDOUT, "one") == set()
+    def left(fingerprint: str) -> list[Interval]:
+        return remaining(changes(store.there(HOLDOUT)), (), lambda commit: commit.fingerprint == fingerprint)
+
+    part("one", None, 2)
+    part("one", 2, 5)
+    assert left("one") == [(5, None)]
+    part("two", 1, 3)
+    assert left("one") == [(1, 3), (5, None)]
+    assert left("two") == [(None, 1), (3, None)]
+    part("one", 1, None)
+    assert left("one") == []
 
 
 def test_what_another_job_writes_is_no_change_for_a_job_but_what_a_stranger_writes_is(
@@ -254,14 +267,13 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
     everything = [*lists("a", range(10), 1), *lists("b", range(10), 1)]
     other = frame(session, table, everything).coalesce(1).write.format("delta").partitionBy("model")
     other.mode("overwrite").save(store.uri(table))
-    before = store.version(table)
+    before = version(store, table)
     part = Commit("test", "run", "files", "a:3")
     write(store, table, lists("a", range(3, 6), 7), KeyRange((("model", "a"),), "pid", 3, 7), part)
-    assert store.version(table) == before + 1  # type: ignore[operator]
+    assert version(store, table) == before + 1
     found = {(row["model"], row["pid"]): row["track_ids"][0] for row in store.read(table).collect()}
     expected = {("a", pid): 7 if 3 <= pid < 6 else 1 for pid in range(10) if pid != 6}
     assert found == {**expected, **{("b", pid): 1 for pid in range(10)}}
-    assert store.parts_done(table, "files") == {"a:3"}
     state = store.state(table)
     assert state is not None
     assert (state.rows, state.commit and state.commit.part) == (19, "a:3")
@@ -272,7 +284,7 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
 
 def test_a_key_that_repeats_is_refused_within_a_file_and_between_files(store: Store) -> None:
     rows = [{"pid": i, "train": [i], "test": []} for i in (1, 5, 3)]
-    before = store.version(HOLDOUT)
+    before = version(store, HOLDOUT)
     with pytest.raises(WriteRefused, match=r"key pid is unique: broken by 1 row\(s\), such as pid 5"):
         write(store, HOLDOUT, [*rows, rows[1]])
     made = []
@@ -281,10 +293,10 @@ def test_a_key_that_repeats_is_refused_within_a_file_and_between_files(store: St
         writer.write(pa.Table.from_pylist(part, schema=arrow_schema(HOLDOUT)))
         made.append(writer.close())
     with pytest.raises(WriteRefused, match="key pid is unique: 1 repeat, such as 3"):
-        commit_files(store, HOLDOUT, pa.Table.from_batches(made), COMMIT, KeyRange())
+        Transaction(store, HOLDOUT, store.there(HOLDOUT)).commit(pa.Table.from_batches(made), COMMIT, KeyRange())
     with pytest.raises(WriteRefused, match="outside of what they replace"):
         write(store, HOLDOUT, rows, KeyRange((), "pid", 2, 9))
-    assert store.version(HOLDOUT) == before
+    assert version(store, HOLDOUT) == before
 
 
 def test_a_range_that_is_emptied_is_a_commit_too(store: Store) -> None:
@@ -293,7 +305,8 @@ def test_a_range_that_is_emptied_is_a_commit_too(store: Store) -> None:
     state = store.state(HOLDOUT)
     assert state is not None
     assert state.rows == 0
-    assert store.parts_done(HOLDOUT, "files") >= {"nothing"}
+    assert state.commit is not None
+    assert state.commit.part == "nothing"
 
 
 def test_files_with_rows_that_break_the_declaration_are_not_committed(store: Store) -> None:
@@ -301,13 +314,13 @@ def test_files_with_rows_that_break_the_declaration_are_not_committed(store: Sto
         {"model": "a", "pid": 1, "track_ids": [1, 2], "scores": [0.5]},
         {"model": "a", "pid": None, "track_ids": [1], "scores": [0.5]},
     ]
-    before = store.version(RECOMMENDATIONS)
+    before = version(store, RECOMMENDATIONS)
     with pytest.raises(WriteRefused) as caught:
         write(store, RECOMMENDATIONS, rows)
     text = str(caught.value)
     assert "a_score_for_each_track (size(track_ids) = size(scores)): broken by 1 row(s), such as model/pid a/1" in text
     assert "pid is not null: broken by 1 row(s)" in text
-    assert store.version(RECOMMENDATIONS) == before
+    assert version(store, RECOMMENDATIONS) == before
 
 
 @pytest.mark.parametrize("table", [table for table in TABLES if table.checks], ids=lambda table: table.name)

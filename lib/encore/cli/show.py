@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from encore.config import Config
 from encore.errors import LakeError
 from encore.lake.store import Store, open_store
-from encore.lake.tables import ALL, FRAMEWORK, JOB_COSTS, JOB_RUNS, VIEWS, Table
+from encore.lake.tables import ALL, FRAMEWORK, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS, VIEWS, Table
 
 
 def print_tables(config: Config, out: Console) -> None:
@@ -129,33 +129,27 @@ def _is_number(value: Any) -> bool:
 
 def print_metrics(config: Config, out: Console) -> None:
     """Metrics by model, as `evaluate` recorded them last."""
-    rows = open_store(config).read_small(JOB_RUNS).to_pylist()
-    done = [row for row in rows if row["job"] == "evaluate" and row["status"] == "done"]
-    if not done:
+    store = open_store(config)
+    means = newest_means(store)
+    if not means:
         return
-    facts = json.loads(max(done, key=lambda row: row["started_at"])["facts"] or "{}")
-    models = list(dict.fromkeys(name.split("/")[0] for name in facts if "/" in name))
-    columns = (
-        "r_precision",
-        "r_precision_artist",
-        "ndcg",
-        "clicks",
-        "coverage",
-        "share_unserved",
-        "n_playlists",
-    )
     grid = Grid("model", title="metrics", title_justify="left")
-    for name in columns:
+    names = ("r_precision", "r_precision_artist", "ndcg", "clicks", "coverage", "share_unserved")
+    for name in (*names, "n_playlists"):
         grid.add_column(name, justify="right")
-    models.sort(key=lambda model: -facts.get(f"{model}/r_precision", 0.0))
-    for model in models:
-        values = [facts.get(f"{model}/{name}") for name in columns]
-        grid.add_row(
-            model,
-            *(
-                "-" if v is None else f"{v:,.0f}" if n == "n_playlists" else f"{v:.4f}"
-                for n, v in zip(columns, values, strict=True)
-            ),
-        )
+    for model, found in sorted(means.items(), key=lambda item: -item[1].get("r_precision", (0.0, 0))[0]):
+        values = [f"{found[name][0]:.4f}" if name in found else "-" for name in names]
+        grid.add_row(model, *values, f"{max(n for _, n in found.values()):,}")
     out.print(grid)
     out.print(f"MLflow: experiment {config.tracking.experiment}, `make ui` shows it", highlight=False)
+
+
+def newest_means(store: Store) -> dict[str, dict[str, tuple[float, int]]]:
+    """By model, of those that the lake has metrics of: its newest means over all playlists, and how many these are."""
+    rows = [row for row in store.read_small(MODEL_METRICS).to_pylist() if row["bucket"] == "all"]
+    there = store.partitions(PLAYLIST_METRICS, "model")
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for row in sorted(rows, key=itemgetter("evaluated_at")):
+        if row["model"] in there:
+            found.setdefault(row["model"], {})[row["metric"]] = (row["value"], row["n_playlists"])
+    return found

@@ -16,6 +16,7 @@ from encore.spark.row_map import Kernel, RowMap
 
 READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
 WRITES = (PLAYLIST_CENTROIDS,)
+DERIVED = WRITES
 SETTINGS = ()
 
 
@@ -39,5 +40,5 @@ def run(ctx: JobContext) -> None:
         HOLDOUT,
         PLAYLIST_CENTROIDS,
         ("pid", "train"),
-        lambda holdout, _: RowMap(holdout, start, block=20_000),
+        lambda holdout, *_: RowMap(holdout, start, block=20_000),
     )

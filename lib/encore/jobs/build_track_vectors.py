@@ -17,6 +17,7 @@ from encore.vocabulary import FEATURES
 
 READS = (TRACKS, AUDIO_FEATURES)
 WRITES = (VECTOR_PARAMETERS, TRACK_VECTORS)
+DERIVED = WRITES
 SETTINGS = ("vectors",)
 
 
@@ -40,7 +41,7 @@ def run(ctx: JobContext) -> None:
     )
     columns = {"track_id": pa.array(ids), "vector": rows.to_arrow()}
     ctx.write(TRACK_VECTORS, [pa.table(columns)], KeyRange())
-    version = ctx.store.data_version(VECTOR_PARAMETERS)
+    version = max(ctx.committed(VECTOR_PARAMETERS.name))
     ctx.tracking.log_text(json.dumps({"table_version": version, **parameters}, indent=1), "vector_parameters.json")
     ctx.facts["dimensions"] = int(made.shape[1])
 

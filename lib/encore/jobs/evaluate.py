@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -11,47 +13,109 @@ import pyarrow.compute as pc
 
 from encore.arrays.ragged import Ragged
 from encore.evaluation.metrics import Metrics, Summary, evaluate
-from encore.lake.scan import KeyRange, Scan
-from encore.lake.tables import HOLDOUT, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
+from encore.lake.delta import Interval
+from encore.lake.scan import KeyIn, KeyRange, Scan
+from encore.lake.tables import HOLDOUT, MODEL_METRICS, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
 from encore.lake.track_arrays import artist_numbers, count_tracks
 from encore.runtime.context import JobContext
+from encore.runtime.fingerprint import code_digest, fingerprint
 from encore.spark.row_map import Kernel, RowMap
 
 READS = (RECOMMENDATIONS, HOLDOUT, TRACKS)
-WRITES = (PLAYLIST_METRICS,)
+WRITES = (PLAYLIST_METRICS, MODEL_METRICS)
+DERIVED = (PLAYLIST_METRICS,)
 SETTINGS = ("recommend",)
 
 
 def state(ctx: JobContext) -> str:
-    """Where the metrics are logged: another store has to be told too."""
+    """Where the metrics are logged: another store needs them too."""
     tracking = ctx.config.tracking
     return f"{tracking.store} {tracking.experiment}"
 
 
+def model_fingerprints(ctx: JobContext) -> dict[str, str]:
+    """The fingerprint of each model's metrics: they depend on its own recommendations and on no other model's."""
+    return {name: _fingerprint(ctx, name) for name in ctx.config.recommend.models}
+
+
+def _fingerprint(ctx: JobContext, model: str) -> str:
+    found = ctx.inputs.get(RECOMMENDATIONS.name)
+    own = found.data_id_of((("model", model),)) if found else ""
+    return fingerprint(
+        f"{ctx.name} {model}",
+        code=code_digest(__name__, left_out={"encore.reports"}),
+        settings={"k": ctx.config.recommend.k},
+        inputs={RECOMMENDATIONS.name: own, **{table.name: ctx.data_id(table) for table in (HOLDOUT, TRACKS)}},
+        writes=WRITES,
+    )
+
+
 def run(ctx: JobContext) -> None:
-    """`playlist_metrics`: a row for every playlist with test tracks and every model, and a child run for each model."""
+    """`playlist_metrics`: a row for every playlist with test tracks and every model; `model_metrics`: their means.
+
+    Every model that was evaluated is logged as a child run, and so is one whose metrics the store does not have yet.
+    """
     n_tracks, models = ctx.n_rows(TRACKS), ctx.config.recommend.models
     artist_of, _ = artist_numbers(ctx.stream(TRACKS, ("track_id", "artist_uri")), n_tracks)
     artists = ctx.ship(artist_of=artist_of)
     covered = {model: np.zeros(n_tracks, np.bool_) for model in models}
-    skipped = ctx.chunked(
+    left_out = ctx.chunked(
         HOLDOUT,
         PLAYLIST_METRICS,
         ("pid", "train", "test"),
-        lambda holdout, pids: _metrics(ctx, holdout, pids, artists, covered),
+        lambda holdout, pids, own: _metrics(ctx, holdout, pids, artists, {model: covered[model] for model in own}),
+        models=models,
     )
+    for name in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model") - set(models)):
+        ctx.write(PLAYLIST_METRICS, [], KeyRange((("model", name),)), part=f"{name}: dropped")
+    known = {} if ctx.force else _known(ctx)
     for model in models:
-        for low, high in skipped:
-            lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
-            covered[model] |= count_tracks(lists, "track_ids", n_tracks) > 0
-        columns = (*Metrics._fields, "n_train", "n_recommended")
-        own = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),)))
-        rows = own.whole(ctx.io_stats)
-        found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-        # which tracks were covered was counted where the lists are
-        summary = Summary.of_counts(found, rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy(), covered[model])
-        ctx.facts.update({f"{model}/{name}": value for name, value in summary.figures().items() if "/" not in name})
-        _log(ctx, model, summary)
+        if (ctx.models[model], state(ctx)) != known.get(model):
+            _summarize(ctx, model, covered[model], left_out[model])
+
+
+def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
+    """By model: the fingerprint of its newest means, and where they were logged."""
+    rows = ctx.store.read_small(MODEL_METRICS, ["model", "fingerprint", "evaluated_at", "logged_to"]).to_pylist()
+    return {
+        row["model"]: (row["fingerprint"], row["logged_to"]) for row in sorted(rows, key=itemgetter("evaluated_at"))
+    }
+
+
+def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[Interval]) -> None:
+    """Write and log the means of a model. `covered`: tracks recommended in the ranges that this run evaluated."""
+    n_tracks = len(covered)
+    for low, high in left_out:
+        lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
+        covered |= count_tracks(lists, "track_ids", n_tracks) > 0
+    columns = (*Metrics._fields, "n_train", "n_recommended")
+    rows = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),))).whole(ctx.io_stats)
+    found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
+    # which tracks were covered was counted where the lists are
+    summary = Summary.of_counts(found, rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy(), covered)
+    is_logged = _log(ctx, model, summary) is not None
+    constant = {
+        "run_id": ctx.run_id,
+        "model": model,
+        "fingerprint": ctx.models[model],
+        "evaluated_at": datetime.now(UTC),
+        "logged_to": state(ctx) if is_logged else None,
+    }
+    means = [{**constant, **mean} for mean in means_of(summary)]
+    table = pa.Table.from_pylist(means, schema=arrow_schema(MODEL_METRICS))
+    where = KeyIn("run_id", pa.array([ctx.run_id]), (("model", model),))
+    ctx.write(MODEL_METRICS, [table], where, part=model, fingerprint=ctx.models[model])
+
+
+def means_of(summary: Summary) -> list[dict[str, Any]]:
+    """A summary as rows of `model_metrics`: bucket, metric, value, n_playlists."""
+    figures, rows = summary.figures(), []
+    for name, value in figures.items():
+        bucket, _, metric = name.rpartition("/")
+        if metric != "n_playlists":
+            count = figures[f"{bucket}/n_playlists" if bucket else "n_playlists"]
+            rows.append({"bucket": bucket or "all", "metric": metric, "value": value, "n_playlists": int(count)})
+    return rows
 
 
 class Evaluation:
@@ -106,10 +170,13 @@ def merge(states: list[bytes], what: str, model: str, into: np.ndarray) -> np.nd
 
 
 def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
-    """Metrics of a range of playlists. Their truth goes to every executor: the long lists stay where they are."""
+    """Metrics of a range of playlists, for the models in `covered`.
+
+    Their truth goes to every executor: the long lists stay where they are.
+    """
     tested, test, n_train = _truth(ctx, holdout)
     shipped = ctx.ship(pids=tested, offsets=test.offsets, values=test.values, n_train=n_train)
-    k, models = ctx.config.recommend.k, ctx.config.recommend.models
+    k, models = ctx.config.recommend.k, tuple(covered)
 
     def start() -> Kernel:
         return Evaluation(shipped.open(), artists.open()["artist_of"], models, k)
@@ -152,7 +219,7 @@ def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -
     return {**{name: getattr(metrics, name) for name in Metrics._fields}, **sizes}
 
 
-def _log(ctx: JobContext, model: str, summary: Summary) -> None:
+def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
     # matplotlib is for the driver alone: workers import this module too
     from encore.reports import plots
 
@@ -161,4 +228,4 @@ def _log(ctx: JobContext, model: str, summary: Summary) -> None:
         "precision_by_known": plots.precision_by_known(mine),
         "clicks_distribution": plots.clicks_distribution(mine),
     }
-    ctx.tracking.log_model(model, summary.figures(), ctx.versions, figures)
+    return ctx.tracking.log_model(model, summary.figures(), ctx.versions, figures)

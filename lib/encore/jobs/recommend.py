@@ -15,14 +15,19 @@ from encore.lake.track_arrays import count_tracks, vector_matrix
 from encore.recommenders.base import Model, Train, recommend
 from encore.recommenders.registry import model
 from encore.runtime.context import JobContext
+from encore.runtime.fingerprint import code_digest, fingerprint
 from encore.spark.row_map import Kernel, RowMap
 
 READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
 WRITES = (RECOMMENDATIONS,)
+DERIVED = WRITES
 SETTINGS = ("recommend",)
 
 ROWS_A_BLOCK = 16_384
 """Playlists that a worker asks a model for at a time: with 500 ids and scores each, 65 MB of results."""
+
+COMMON_SETTINGS = ("k",)
+"""Settings on which the rows of every model depend; those that bound memory change no row."""
 
 
 def check(config: Config) -> None:
@@ -31,13 +36,33 @@ def check(config: Config) -> None:
         model(name)
 
 
+def model_fingerprints(ctx: JobContext) -> dict[str, str]:
+    """The fingerprint of each model's rows: its own code, settings and inputs, and none of another model's."""
+    return {name: _fingerprint(ctx, model(name)) for name in ctx.config.recommend.models}
+
+
+def _fingerprint(ctx: JobContext, entry: Model) -> str:
+    own = entry.fit.__module__
+    settings = ctx.config.recommend.model_dump(mode="json")
+    tables = (TRACKS, HOLDOUT, *((TRACK_VECTORS,) if "vectors" in entry.needs else ()))
+    return fingerprint(
+        f"{ctx.name} {entry.name}",
+        code=code_digest(__name__, left_out={"encore.recommenders.registry"}) + code_digest(own),
+        settings={name: settings[name] for name in (*COMMON_SETTINGS, *entry.settings)},
+        inputs={table.name: ctx.data_id(table) for table in tables},
+        writes=WRITES,
+    )
+
+
 def run(ctx: JobContext) -> None:
     """`recommendations`, model by model in ranges of pids. A model sees the seeds of a row and what was shipped."""
     models = [model(name) for name in ctx.config.recommend.models]
-    train = _train(ctx, {field for entry in models for field in entry.needs})
-    for entry in models:
+    log = ctx.store.there(RECOMMENDATIONS)
+    stale = [entry for entry in models if ctx.remaining(log, entry.name)]
+    train = _train(ctx, {field for entry in stale for field in entry.needs})
+    for entry in stale:
         _recommend(ctx, entry, train)
-    for name in sorted(ctx.store.partitions(RECOMMENDATIONS, "model") - {entry.name for entry in models}):
+    for name in sorted(ctx.store.partitions(RECOMMENDATIONS, "model") - set(ctx.models)):
         ctx.write(RECOMMENDATIONS, [], KeyRange((("model", name),)), part=f"{name}: dropped")
 
 
@@ -74,6 +99,6 @@ def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:
         HOLDOUT,
         RECOMMENDATIONS,
         ("pid", "train"),
-        lambda holdout, _: RowMap(holdout, start, block=ROWS_A_BLOCK, constant={"model": entry.name}),
-        model=entry.name,
+        lambda holdout, *_: RowMap(holdout, start, block=ROWS_A_BLOCK, constant={"model": entry.name}),
+        models=[entry.name],
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import resources
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from encore.lake.tables import (
     AUDIO_FEATURES,
     INGEST_LEDGER,
     JOB_COSTS,
-    JOB_RUNS,
+    MODEL_METRICS,
     PLAYLIST_METRICS,
     PLAYLISTS,
     QUARANTINE,
@@ -42,7 +42,7 @@ from encore.vocabulary import FEATURES
 if TYPE_CHECKING:
     from encore.reports.data import Count
 
-READS = (INGEST_LEDGER, QUARANTINE, PLAYLISTS, TRACKS, AUDIO_FEATURES, PLAYLIST_METRICS)
+READS = (INGEST_LEDGER, QUARANTINE, PLAYLISTS, TRACKS, AUDIO_FEATURES, PLAYLIST_METRICS, MODEL_METRICS)
 WRITES = ()
 SETTINGS = ("report",)
 
@@ -223,19 +223,13 @@ def _summaries(ctx: JobContext) -> dict[str, Summary]:
 
 
 def _coverages(ctx: JobContext) -> dict[str, float]:
-    """Share of the catalogue that each model recommended, as the last evaluation said.
+    """Share of the catalogue that each model recommended, as the newest evaluation of it found.
 
     Finding it anew would take reading all lists.
     """
-    runs = [
-        run
-        for run in ctx.store.read_small(JOB_RUNS, ["job", "status", "started_at", "facts"]).to_pylist()
-        if run["job"] == "evaluate" and run["status"] == "done"
-    ]
-    if not runs:
-        return {}
-    facts = json.loads(max(runs, key=lambda run: run["started_at"])["facts"] or "{}")
-    return {name.removesuffix("/coverage"): value for name, value in facts.items() if name.endswith("/coverage")}
+    parts = list(_parts(ctx, MODEL_METRICS, ("model", "metric", "value", "evaluated_at")))
+    rows = [row for part in parts for row in part.to_pylist() if row["metric"] == "coverage"]
+    return {row["model"]: row["value"] for row in sorted(rows, key=itemgetter("evaluated_at"))}
 
 
 def _artists(ctx: JobContext, rows: np.ndarray, uris: pa.Array) -> list[Count]:

@@ -14,6 +14,7 @@ from encore.splits.holdout import split
 
 READS = (PLAYLISTS,)
 WRITES = (HOLDOUT,)
+DERIVED = WRITES
 SETTINGS = ("split",)
 
 
@@ -33,5 +34,5 @@ def run(ctx: JobContext) -> None:
         PLAYLISTS,
         HOLDOUT,
         ("pid", "track_ids"),
-        lambda playlists, _: RowMap(playlists, start, block=20_000),
+        lambda playlists, *_: RowMap(playlists, start, block=20_000),
     )

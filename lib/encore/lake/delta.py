@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -16,36 +17,84 @@ from encore.config import Config
 from encore.errors import LakeError
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import TableLocation
-from encore.lake.schema import schema_differences
+from encore.lake.schema import ddl_found, ddl_of, schema_differences
 from encore.lake.tables import Table
 
 MAINTENANCE = frozenset(
-    {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD CONSTRAINT", "CREATE TABLE"}
+    {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD CONSTRAINT", "ADD COLUMN", "CREATE TABLE"}
 )
 """Operations that change no row: a table's data version is that of the last other one."""
+
+OpenTable: TypeAlias = DeltaTable
+"""A table as delta-rs opened it, at a version."""
+
+Interval = tuple[int | None, int | None]
+"""Whole numbers from the first on and below the second; None: no bound."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What a job leaves in a commit's metadata: from what it was made, and which part of the work it was."""
+    """What a job records in a commit's metadata: what the rows were made from, and which rows of the table they are.
+
+    `part` names the piece of work. `partition` and `rows` say what was replaced: all rows of some partition values
+    whose key lies in an interval. `rows` is None where the rows are not such a range, or an older release wrote them.
+    """
 
     job: str
     run_id: str
     fingerprint: str
     part: str = "all"
+    partition: tuple[tuple[str, str], ...] = ()
+    rows: Interval | None = None
 
     def json(self) -> str:
-        """The form in which it stands in the Delta log."""
+        """The form in which it is stored in the Delta log."""
         return json.dumps({"encore": self.__dict__}, sort_keys=True)
 
     @staticmethod
     def parse(text: str | None) -> Commit | None:
-        """The Commit in a log entry's userMetadata; None where another program wrote it."""
+        """The Commit in a log entry's userMetadata; None where another program wrote the entry."""
         try:
             found = json.loads(text or "")["encore"]
-            return Commit(**found)
-        except (ValueError, KeyError, TypeError):
+            rows = found.get("rows")
+            return Commit(
+                job=str(found["job"]),
+                run_id=str(found["run_id"]),
+                fingerprint=str(found["fingerprint"]),
+                part=str(found["part"]),
+                partition=tuple((str(name), str(value)) for name, value in found.get("partition", ())),
+                rows=None if rows is None else (rows[0], rows[1]),
+            )
+        except (ValueError, KeyError, TypeError, IndexError):
             return None
+
+    def touches(self, partition: tuple[tuple[str, str], ...]) -> bool:
+        """Whether rows of a partition may be among those that were replaced."""
+        own = dict(self.partition)
+        return all(own.get(name, value) == value for name, value in partition)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A commit that changed rows: its version, its time in ms since 1970, and who made it (None: another program)."""
+
+    version: int
+    timestamp_ms: int
+    commit: Commit | None
+
+
+def changes(found: DeltaTable) -> Iterator[Change]:
+    """The commits of a table that changed rows, newest first; older entries of the log are read as they are needed."""
+    seen, limit = 0, 100
+    while True:
+        entries = found.history(limit)
+        for entry in entries[seen:]:
+            if entry.get("operation") not in MAINTENANCE:
+                commit = Commit.parse(entry.get("userMetadata"))
+                yield Change(int(entry["version"]), int(entry["timestamp"]), commit)
+        if len(entries) < limit:
+            return
+        seen, limit = len(entries), limit * 10
 
 
 class Tables:
@@ -99,17 +148,28 @@ class Tables:
             raise LakeError(f"{self.uri(table)}: the table is not there")
         return found
 
+    def at(self, table: Table, version: int) -> DeltaTable:
+        """A table at a version. LakeError where its log does not have it any more."""
+        try:
+            return DeltaTable(self.url(table), version=version, storage_options=self.options)
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.uri(table)}: version {version} cannot be read: {first_line(error)}") from error
+
     def location(self, table: Table) -> TableLocation:
         """Where workers write files of a table."""
         return TableLocation(self.url(table), self._config.s3)
 
     def check_schema(self, table: Table, found: DeltaTable) -> None:
-        """Raise LakeError where a table has another schema than its declaration."""
+        """Raise LakeError where a table has another schema than its declaration.
+
+        A nullable column that the table lacks is none: it reads as null until a job that writes the table adds it.
+        """
         differences = schema_differences(table, found)
         if differences:
             raise LakeError(
-                f"the lake {self.path} was made by another schema: {table.name}: " + "; ".join(differences),
-                remedy="choose another lake.path, or move this lake away",
+                f"the lake {self.path} has another schema: {table.name}: {'; '.join(differences)}; "
+                f"expected: {ddl_of(table)}; found: {ddl_found(found)}",
+                remedy=f"drop {self.uri(table)} and run again, or choose another lake.path",
             )
 
 

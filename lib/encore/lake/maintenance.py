@@ -10,13 +10,11 @@ from deltalake.exceptions import DeltaError
 
 from encore.errors import LakeError
 from encore.lake.delta import Tables, data_files, first_line
+from encore.lake.schema import LOG_RETENTION
 from encore.lake.tables import Table
 
 SMALL_BYTES = 16 * 1024**2
 """Opening a file costs about as much as reading so much of it from S3."""
-
-LOG_RETENTION = ("delta.logRetentionDuration", "interval 3650 days")
-"""Entries of the log are small, and without them an old version cannot be read though its files are there."""
 
 
 def optimize(tables: Tables, table: Table, small_files: int) -> int:

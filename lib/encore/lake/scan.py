@@ -138,11 +138,13 @@ class Scan:
             ends = np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             if row_range.last > ends[-1]:
                 raise LakeError(f"{self.place.uri}/{row_range.path}: {row_range.last} rows expected, {ends[-1]} found")
+            # a file that was written before a column was declared has nulls in it
+            present = [name for name in names if name in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 low, high = max(row_range.first, int(ends[group])), min(row_range.last, int(ends[group + 1]))
                 if low >= high:
                     continue
-                rows = file.read_row_group(group, [*names, *extra]).slice(low - int(ends[group]), high - low)
+                rows = file.read_row_group(group, [*present, *extra]).slice(low - int(ends[group]), high - low)
                 io_stats.read_rows += rows.num_rows
                 io_stats.read_bytes += (
                     _stored(file.metadata.row_group(group), {*names, *extra})
@@ -154,6 +156,8 @@ class Scan:
                 for name, value in fixed.items():
                     if name in self.schema.names:
                         rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+                for name in set(names) - set(present):
+                    rows = rows.append_column(name, pa.nulls(rows.num_rows, self.schema.field(name).type))
                 yield rows.select(self.schema.names).cast(self.schema)
 
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Field, Schema
 
-from encore.lake.tables import Table, arrow_type
+from encore.lake.tables import Column, Table, arrow_type
+
+LOG_RETENTION = ("delta.logRetentionDuration", "interval 3650 days")
+"""Entries of the log are small. Without them an old version cannot be read though its files exist, and it is not
+known any more which work wrote which rows (coverage.py)."""
 
 
 def delta_schema(table: Table) -> Schema:
     """The declaration as Delta writes it in its log, comments included."""
-    fields = [
-        {"name": c.name, "type": _delta_type(c.type), "nullable": c.nullable, "metadata": {"comment": c.comment}}
-        for c in table.columns
-    ]
-    return Schema.from_json(json.dumps({"type": "struct", "fields": fields}))
+    return Schema.from_json(json.dumps({"type": "struct", "fields": [_field(column) for column in table.columns]}))
+
+
+def _field(column: Column) -> dict[str, Any]:
+    return {
+        "name": column.name,
+        "type": _delta_type(column.type),
+        "nullable": column.nullable,
+        "metadata": {"comment": column.comment},
+    }
 
 
 def _delta_type(ddl: str) -> str | dict[str, Any]:
@@ -41,19 +51,64 @@ def properties(table: Table) -> dict[str, str | None]:
         # the first protocol that makes every writer enforce them
         found["delta.minWriterVersion"] = "3"
     found["delta.dataSkippingNumIndexedCols"] = str(table.stats_columns)
+    found[LOG_RETENTION[0]] = LOG_RETENTION[1]
     return {**found, "encore.grain": table.grain, "encore.layer": table.layer}
 
 
 def schema_differences(table: Table, found: DeltaTable) -> list[str]:
-    """What differs between a declaration and the table that was found; a sentence a column."""
+    """What differs between a declaration and an existing table, beside nullable columns that it lacks."""
     fields = {field.name: field for field in pa.schema(found.schema().to_arrow())}
     differences = []
     for column in table.columns:
-        if column.name not in fields:
-            differences.append(f"column {column.name} {column.type} is missing")
-        elif not _same_type(fields[column.name].type, arrow_type(column.type)):
-            differences.append(f"column {column.name}: {column.type} expected, {fields[column.name].type} found")
+        field = fields.pop(column.name, None)
+        if field is None:
+            if not column.nullable:
+                differences.append(f"column {column.name} {column.type} is missing")
+        elif not _same_type(field.type, arrow_type(column.type)):
+            differences.append(f"column {column.name}: {column.type} expected, {field.type} found")
+        elif field.nullable and not column.nullable:
+            differences.append(f"column {column.name}: not null expected, nullable found")
+    differences += [f"column {name} is not declared" for name in fields]
+    partitions = tuple(found.metadata().partition_columns)
+    if partitions != table.partition_by:
+        differences.append(f"partitioned by {_listed(table.partition_by)} expected, {_listed(partitions)} found")
     return differences
+
+
+def missing_columns(table: Table, found: DeltaTable) -> list[Column]:
+    """The nullable columns of a declaration that an existing table lacks."""
+    names = {field.name for field in found.schema().fields}
+    return [column for column in table.columns if column.nullable and column.name not in names]
+
+
+def delta_field(column: Column) -> Field:
+    """A column as Delta writes it in its log, comment included."""
+    return Field.from_json(json.dumps(_field(column)))
+
+
+def ddl_of(table: Table) -> str:
+    """The columns of a declaration in one line."""
+    return ", ".join(f"{c.name} {c.type}{'' if c.nullable else ' not null'}" for c in table.columns)
+
+
+def ddl_found(found: DeltaTable) -> str:
+    """The columns of an existing table in one line."""
+    fields = pa.schema(found.schema().to_arrow())
+    return ", ".join(f"{f.name} {_ddl_type(f.type)}{'' if f.nullable else ' not null'}" for f in fields)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _ddl_type(found: pa.DataType) -> str:
+    """The Spark SQL type of an Arrow type, where tables.py has one, else Arrow's name."""
+    if pa.types.is_list(found):
+        return f"array<{_ddl_type(found.value_type)}>"
+    if pa.types.is_map(found):
+        return f"map<{_ddl_type(found.key_type)},{_ddl_type(found.item_type)}>"
+    names = {"int64": "bigint", "int32": "int", "float": "float", "double": "double", "bool": "boolean"}
+    return names.get(str(found), "timestamp" if pa.types.is_timestamp(found) else str(found))
 
 
 def _same_type(found: pa.DataType, declared: pa.DataType) -> bool:

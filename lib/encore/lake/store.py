@@ -11,7 +11,8 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
 
 import pyarrow as pa
@@ -21,37 +22,63 @@ from deltalake.exceptions import DeltaError
 
 from encore.config import Config
 from encore.errors import LakeError
-from encore.lake.delta import MAINTENANCE, Commit, Tables, data_files, first_line
+from encore.lake.delta import Change, Commit, Tables, changes, data_files, first_line
 from encore.lake.filesystem import delete_folder, is_s3
 from encore.lake.scan import KeyRange, Scan, scan_of
-from encore.lake.schema import delta_schema, properties
+from encore.lake.schema import delta_field, delta_schema, missing_columns, properties
 from encore.lake.tables import ALL, VIEWS, Table, arrow_schema
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_CHANGES = 100
+"""Commits of a table that are looked at unless more are needed."""
+
 
 @dataclass(frozen=True)
 class TableState:
-    """What the log says of a table: version, rows, files, bytes, last commit, and `changes`, the versions that changed
-    rows, newest first, with the job that made each (None: not a job of Encore)."""
+    """What the log says about a table: its id, version, rows, files, bytes, its last commit, and the newest
+    commits that changed rows, newest first.
 
+    A table that was dropped and made again has another `id`, and its versions count from 0 again: neither says
+    anything without the other.
+    """
+
+    id: str
     version: int
     rows: int
     files: int
     bytes: int
     commit: Commit | None
     changed_at_ms: int
-    changes: tuple[tuple[int, str | None], ...]
+    newest: tuple[Change, ...]
+    log: DeltaTable = field(repr=False, compare=False)
+
+    def changes(self) -> Iterator[Change]:
+        """The commits that changed rows, newest first; those that are not in `newest` are read when they are needed."""
+        yield from self.newest
+        if len(self.newest) == _CHANGES:
+            yield from islice(changes(self.log), _CHANGES, None)
 
     @property
     def data_version(self) -> int:
-        """The last version that changed rows: optimising a table does not make what was derived from it stale."""
-        return self.changes[0][0] if self.changes else 0
+        """The last version that changed rows: optimizing a table does not make what was derived from it stale."""
+        return self.newest[0].version if self.newest else 0
+
+    @property
+    def data_id(self) -> str:
+        """The table's id and data version: equal for equal rows."""
+        return f"{self.id}@{self.data_version}"
 
     def version_for(self, job: str) -> int:
-        """As `data_version`, but for what other jobs did to a table that several write."""
-        return next((version for version, by in self.changes if by is None or by == job), 0)
+        """Like `data_version`, without what other jobs did to a table that several jobs write."""
+        own = (c.version for c in self.changes() if c.commit is None or c.commit.job == job)
+        return next(own, 0)
+
+    def data_id_of(self, partition: tuple[tuple[str, str], ...]) -> str:
+        """Like `data_id`, for the rows of a partition alone."""
+        own = (c.version for c in self.changes() if c.commit is None or c.commit.touches(partition))
+        return f"{self.id}@{next(own, 0)}"
 
 
 class Store(Tables):
@@ -67,56 +94,15 @@ class Store(Tables):
         """Whether the table is there."""
         return self.open(table) is not None
 
-    def version(self, table: Table) -> int | None:
-        """Its newest version; None where it is not there."""
-        found = self.open(table)
-        return found.version() if found else None
-
-    def data_version(self, table: Table) -> int | None:
-        """The last version that changed rows; None where the table is not there."""
-        state = self.state(table)
-        return state.data_version if state else None
-
     def state(self, table: Table) -> TableState | None:
-        """What the log says of a table; None where it is not there."""
+        """What the log says about a table; None where it does not exist."""
         found = self.open(table)
-        if found is None:
-            return None
-        actions = pa.table(found.get_add_actions(flatten=True))
-        history = found.history(100)
-        commits = [Commit.parse(entry.get("userMetadata")) for entry in history]
-        changes = [
-            (int(entry["version"]), commit.job if commit else None)
-            for entry, commit in zip(history, commits, strict=True)
-            if entry.get("operation") not in MAINTENANCE
-        ]
-        return TableState(
-            version=found.version(),
-            rows=int(pc.sum(actions["num_records"]).as_py() or 0) if actions.num_rows else 0,
-            files=actions.num_rows,
-            bytes=int(pc.sum(actions["size_bytes"]).as_py() or 0) if actions.num_rows else 0,
-            commit=next((commit for commit in commits if commit), None),
-            changed_at_ms=int(history[0]["timestamp"]) if history else 0,
-            changes=tuple(changes),
-        )
+        return None if found is None else state_of(found)
 
     def partitions(self, table: Table, column: str) -> set[str]:
         """The values of a partition column that have rows; none where the table is not there."""
         found = self.open(table)
         return {file[f"partition.{column}"] for file in data_files(found)} if found else set()
-
-    def parts_done(self, table: Table, fingerprint: str) -> set[str]:
-        """Parts of the work of this fingerprint that are the table's newest commits: a re-run skips them."""
-        found = self.open(table)
-        done: set[str] = set()
-        for entry in found.history() if found else ():
-            if entry.get("operation") in MAINTENANCE:
-                continue
-            commit = Commit.parse(entry.get("userMetadata"))
-            if commit is None or commit.fingerprint != fingerprint:
-                break
-            done.add(commit.part)
-        return done
 
     def check_writable(self) -> None:
         """Raise LakeError where nothing can be written (local lakes; S3 answers at the first write)."""
@@ -151,20 +137,24 @@ class Store(Tables):
             schema = arrow_schema(table)
             return schema.empty_table().select(columns or schema.names)
         self.check_schema(table, found)
-        wanted = ", ".join(f'"{name}"' for name in columns or arrow_schema(table).names)
+        schema = arrow_schema(table, columns)
+        lacking = {column.name for column in missing_columns(table, found)}
+        wanted = ", ".join(f'"{name}"' for name in schema.names if name not in lacking)
         # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
-        return pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
+        rows = pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
+        for name in lacking & set(schema.names):
+            rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
+        return rows.select(schema.names)
 
     def scan(
-        self, table: Table, columns: Sequence[str], version: int | None = None, where: KeyRange | None = None
+        self, table: Table, columns: Sequence[str], at: DeltaTable | None = None, where: KeyRange | None = None
     ) -> Scan:
-        """Some columns of a table's rows, at a version or the newest, to be read from its files without Spark.
+        """Some columns of a table's rows, at an opened version or the newest, to be read from its files without Spark.
 
-        Raises LakeError where the table is not there, or where its files alone do not say what its rows are.
+        Raises LakeError where the table does not exist, or where its files alone do not say what its rows are.
         """
-        found = self.there(table)
-        if version is not None:
-            found.load_as_version(version)
+        found = at or self.there(table)
+        self.check_schema(table, found)
         protocol = found.protocol()
         if protocol.min_reader_version > 1:
             features = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
@@ -190,12 +180,25 @@ class Store(Tables):
 
     # writing -------------------------------------------------------------------------------------------------------
 
-    def ensure(self, table: Table) -> None:
-        """Make the table where it is not there; raise LakeError where it was made by another declaration."""
+    def ensure(self, table: Table) -> DeltaTable:
+        """The newest version of a table, which is made where it does not exist; nullable columns that it lacks are
+        added in place, and are null in its rows.
+
+        Raises LakeError where it has another schema than its declaration.
+        """
         found = self.open(table)
-        if found is not None:
-            self.check_schema(table, found)
-            return
+        if found is None:
+            return self._create(table)
+        self.check_schema(table, found)
+        lacking = missing_columns(table, found)
+        if lacking:
+            try:
+                found.alter.add_columns([delta_field(column) for column in lacking])
+            except (DeltaError, OSError) as error:
+                raise LakeError(f"{self.url(table)}: columns cannot be added: {first_line(error)}") from error
+        return self.there(table) if lacking else found
+
+    def _create(self, table: Table) -> DeltaTable:
         uri = self.url(table)
         try:
             if not is_s3(uri):
@@ -211,6 +214,8 @@ class Store(Tables):
             )
         except (DeltaError, OSError) as error:
             raise LakeError(f"{uri}: cannot be made: {first_line(error)}") from error
+        # another run may have made it at the same time: what counts is what the log says
+        return self.there(table)
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[str]:
@@ -232,6 +237,25 @@ def open_store(config: Config) -> Store:
     if not any(store.exists(table) for table in ALL):
         raise LakeError(f"no tables in the lake {config.lake.path}", remedy="call `encore run`, or set lake.path")
     return store
+
+
+def state_of(found: DeltaTable) -> TableState:
+    """What the log of an open table says about it."""
+    actions = pa.table(found.get_add_actions(flatten=True))
+    last = found.history(1)
+    # the newest changes are enough to tell what was derived from them; others are read by who needs them
+    newest = tuple(islice(changes(found), _CHANGES))
+    return TableState(
+        id=str(found.metadata().id),
+        version=found.version(),
+        rows=int(pc.sum(actions["num_records"]).as_py() or 0) if actions.num_rows else 0,
+        files=actions.num_rows,
+        bytes=int(pc.sum(actions["size_bytes"]).as_py() or 0) if actions.num_rows else 0,
+        commit=next((change.commit for change in newest if change.commit), None),
+        changed_at_ms=int(last[0]["timestamp"]) if last else 0,
+        newest=newest,
+        log=found,
+    )
 
 
 @contextmanager

@@ -370,6 +370,25 @@ PLAYLIST_METRICS = Table(
     stats_columns=2,
 )
 
+MODEL_METRICS = Table(
+    name="model_metrics",
+    layer="reporting",
+    grain="a mean over the playlists of a bucket, of a model in a run that evaluated it",
+    key=("run_id", "model", "bucket", "metric"),
+    columns=(
+        Column("run_id", "string", "The pipeline run that evaluated the model"),
+        Column("model", "string", "Name in the registry of models"),
+        Column("bucket", "string", "all, or train_<least>_<most>: playlists by their number of train tracks"),
+        Column("metric", "string", "r_precision, r_precision_artist, ndcg, clicks; of all: share_unserved, coverage"),
+        Column("value", "double", "Mean over the playlists, or share"),
+        Column("n_playlists", "bigint", "Playlists in the bucket"),
+        Column("fingerprint", "string", "Digest of all that the model's rows of playlist_metrics depend on"),
+        Column("evaluated_at", "timestamp", "When, UTC; a model's newest rows are those in force"),
+        Column("logged_to", "string", "The MLflow store and experiment that have them; null: none", True),
+    ),
+    partition_by=("model",),
+)
+
 _JOB_KEY = ("run_id", "job", "started_at")
 _OF_A_JOB = (
     Column("run_id", "string", "The pipeline run that it was part of"),
@@ -396,6 +415,7 @@ JOB_RUNS = Table(
         Column("rows", "map<string,bigint>", "Rows of each table that it wrote, after it"),
         Column("facts", "string", "What else it had to say, as JSON", True),
         Column("error", "string", "Why it failed", True),
+        Column("table_ids", "map<string,string>", "Delta id of each of these tables: another id, another table", True),
     ),
 )
 
@@ -439,6 +459,7 @@ ALL: tuple[Table, ...] = (
     PLAYLIST_CENTROIDS,
     RECOMMENDATIONS,
     PLAYLIST_METRICS,
+    MODEL_METRICS,
     JOB_RUNS,
     JOB_COSTS,
 )

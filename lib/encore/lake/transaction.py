@@ -5,31 +5,140 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 from numpy.typing import NDArray
 
-from encore.errors import LakeError, WriteRefused
-from encore.lake.delta import Commit, Tables, data_files, first_line
+from encore.errors import LakeError, TransientError, WriteRefused
+from encore.lake.delta import Change, Commit, Tables, changes, data_files, first_line
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import Writer, merge_broken, repeated_keys
 from encore.lake.scan import KeyIn, KeyRange, touched
-from encore.lake.tables import Table, arrow_schema
+from encore.lake.tables import Table, arrow_schema, arrow_type
+
+_RUN_AGAIN = "run it again: it goes on from what the table holds now"
 
 
-def commit_files(tables: Tables, table: Table, reports: pa.Table, commit: Commit, where: KeyRange | KeyIn) -> None:
-    """Replace the rows `where` by those of files that tasks wrote (`parquet.REPORT`), in one commit.
+class Transaction:
+    """The commits of one run of a job to one table, planned on the version that was the newest when the job began.
 
-    Raises WriteRefused, and commits nothing, where a task met rows that break the declaration. Rows outside of
-    `where` that share a file with rows inside are written again.
+    A commit replaces rows with those of files that tasks have written, all of them or none. It succeeds only on the
+    version for which it was made: delta-rs by itself repeats an append on top of whatever was committed in between.
+    Where another writer has committed since the plan, the commit is made anew on the newest version if that left the
+    rows alone that it replaces and adds; otherwise it is refused as a transient failure, and nothing is written.
     """
+
+    def __init__(self, tables: Tables, table: Table, planned: DeltaTable) -> None:
+        self._tables, self._table = tables, table
+        self.id, self.planned = str(planned.metadata().id), planned.version()
+        self.committed: set[int] = set()
+        self._added: set[str] = set()
+        self._removed: set[str] = set()
+
+    def commit(self, reports: pa.Table, commit: Commit, where: KeyRange | KeyIn, *, exclusive: bool = False) -> int:
+        """Replace the rows `where` by those of the files in `reports` (`parquet.REPORT`); returns the new version.
+
+        Rows outside of `where` that share a file with rows inside are written again. `exclusive`: any other commit to
+        the partition since the plan is a conflict, for work that depends on all rows of it.
+        Raises WriteRefused where a task found rows that break the declaration, TransientError for a conflict.
+        """
+        files = reports.filter(reports["path"].is_valid()).to_pylist()
+        _check_broken(self._table, reports)
+        _check_keys(self._tables, self._table, files, where)
+        rows = (where.low, where.high) if isinstance(where, KeyRange) else None
+        text = replace(commit, partition=where.partition, rows=rows).json()
+        while True:
+            found = self._tables.there(self._table)
+            self._tables.check_schema(self._table, found)
+            self._check_conflicts(found, files, where, exclusive)
+            removed, kept = _rewritten(self._tables, self._table, found, where)
+            added = [
+                AddAction(
+                    row["path"], row["size"], json.loads(row["partition"]), row["modified_ms"], True, row["stats"]
+                )
+                for row in [*files, *kept]
+            ]
+            properties = CommitProperties(custom_metadata={"userMetadata": text}, max_commit_retries=0)
+            try:
+                found.create_write_transaction(
+                    [*removed, *added],
+                    "append",
+                    found.schema(),
+                    list(self._table.partition_by),
+                    commit_properties=properties,
+                )
+            except (DeltaError, OSError) as error:
+                if isinstance(error, CommitFailedError) and self._tables.there(self._table).version() > found.version():
+                    # another writer was faster: its commit is checked before the next try
+                    continue
+                raise LakeError(f"{self._table.name}: cannot be committed: {first_line(error)}") from error
+            self._added |= {action.path for action in added}
+            self._removed |= {action.path for action in removed}
+            self.committed.add(found.version() + 1)
+            return found.version() + 1
+
+    def _check_conflicts(
+        self, found: DeltaTable, files: list[dict[str, Any]], where: KeyRange | KeyIn, exclusive: bool
+    ) -> None:
+        """Raise TransientError where another writer has changed rows, since the plan, on which this commit depends."""
+        name, newest = self._table.name, found.version()
+        if str(found.metadata().id) != self.id or newest < max(self.committed, default=self.planned):
+            raise TransientError(f"{name}: the table was dropped and made again meanwhile", remedy=_RUN_AGAIN)
+        if newest == self.planned or newest - self.planned == len(self.committed):
+            return
+        since = takewhile(lambda change: change.version > self.planned, changes(found))
+        others = [change for change in since if change.version not in self.committed]
+        if not others:
+            return
+        own = [change for change in others if change.commit is None or change.commit.touches(where.partition)]
+        if exclusive and own:
+            raise self._conflict(own[0])
+        base = {file["path"]: file for file in data_files(self._tables.at(self._table, self.planned))}
+        now = {file["path"]: file for file in data_files(found)}
+        changed = [now[path] for path in now.keys() - base.keys() - self._added]
+        changed += [base[path] for path in base.keys() - now.keys() - self._removed]
+        replaced = (inside for *_, inside, _ in touched(changed, where, self._table.partition_by))
+        if any(replaced) or self._shares_keys(changed, files) or not (self._added - self._removed) <= now.keys():
+            raise self._conflict((own or others)[0])
+
+    def _shares_keys(self, changed: list[dict[str, Any]], files: list[dict[str, Any]]) -> bool:
+        """Whether files that others have changed may hold keys of new files, by the ends of both."""
+        key = self._table.number_key
+        for file in files:
+            values, stats = json.loads(file["partition"]), json.loads(file["stats"])
+            for other in changed:
+                if any(other[f"partition.{name}"] != value for name, value in values.items()):
+                    continue
+                low, high = other.get(f"min.{key}"), other.get(f"max.{key}")
+                if key is None or low is None or high is None or not stats["numRecords"]:
+                    return True
+                if low <= stats["maxValues"][key] and high >= stats["minValues"][key]:
+                    return True
+        return False
+
+    def _conflict(self, change: Change) -> TransientError:
+        at = datetime.fromtimestamp(change.timestamp_ms / 1000, UTC)
+        who = f"the job {change.commit.job} of the run {change.commit.run_id}" if change.commit else "another program"
+        part = f" ({change.commit.part})" if change.commit else ""
+        return TransientError(
+            f"{self._table.name}: {who} committed version {change.version}{part} at {at:%Y-%m-%d %H:%M:%S} UTC, after "
+            f"this job was planned on version {self.planned}: nothing was written",
+            remedy=_RUN_AGAIN,
+        )
+
+
+def _check_broken(table: Table, reports: pa.Table) -> None:
+    """Raise WriteRefused where tasks found rows that break the declaration."""
     broken: dict[str, tuple[int, str]] = {}
     for text in reports["broken"].drop_null().to_pylist():
         merge_broken(broken, json.loads(text))
@@ -38,12 +147,14 @@ def commit_files(tables: Tables, table: Table, reports: pa.Table, commit: Commit
         raise WriteRefused(
             table.name, [f"{name}: broken by {n} row(s), such as {key} {of}" for name, (n, of) in broken.items()]
         )
-    _check_keys(tables, table, reports.filter(reports["path"].is_valid()).to_pylist(), where)
-    found = tables.there(table)
-    tables.check_schema(table, found)
-    actions: list[AddAction | RemoveAction] = []
+
+
+def _rewritten(
+    tables: Tables, table: Table, found: DeltaTable, where: KeyRange | KeyIn
+) -> tuple[list[RemoveAction], list[dict[str, Any]]]:
+    """The files of a version that hold rows `where`, to be removed, and files with their other rows, to be added."""
+    removed, now = [], int(time.time() * 1000)
     kept = Writer(table, tables.location(table))
-    now = int(time.time() * 1000)
     for file, partition, inside, outside in touched(data_files(found), where, table.partition_by):
         # another writer may have left a file without statistics, whose rows are not known and may be any
         empty = file["num_records"] == 0
@@ -53,25 +164,8 @@ def commit_files(tables: Tables, table: Table, reports: pa.Table, commit: Commit
                 if rows is None:
                     continue
                 kept.write(rows)
-            actions.append(RemoveAction(file["path"], True, now, file["size_bytes"], partition))
-    rewritten = pa.Table.from_batches([kept.close()])
-    for row in [*reports.to_pylist(), *rewritten.to_pylist()]:
-        if row["path"] is not None:
-            actions.append(
-                AddAction(
-                    row["path"], row["size"], json.loads(row["partition"]), row["modified_ms"], True, row["stats"]
-                )
-            )
-    try:
-        found.create_write_transaction(
-            actions,
-            "append",
-            found.schema(),
-            list(table.partition_by),
-            commit_properties=CommitProperties(custom_metadata={"userMetadata": commit.json()}),
-        )
-    except (DeltaError, OSError) as error:
-        raise LakeError(f"{table.name}: cannot be committed: {first_line(error)}") from error
+            removed.append(RemoveAction(file["path"], True, now, file["size_bytes"], partition))
+    return removed, kept.close().to_pylist()
 
 
 def _check_keys(tables: Tables, table: Table, files: list[dict[str, Any]], where: KeyRange | KeyIn) -> None:
@@ -116,6 +210,10 @@ def _rows_outside(
         if pc.all(outside, min_count=0).as_py():
             return None
         rows = file.read().filter(outside)
+    for column in table.columns:
+        # a file that was written before a column was declared has nulls in it
+        if column.name not in rows.column_names and column.name not in partition:
+            rows = rows.append_column(column.name, pa.nulls(rows.num_rows, arrow_type(column.type)))
     for name, value in partition.items():
         rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
     return rows.select(table.names).cast(arrow_schema(table))

@@ -55,14 +55,15 @@ class Model:
     """An entry of the registry.
 
     `needs` names the fields of Train that `fit` reads, besides n_tracks. `fit` learns; `load` makes the same
-    of the arrays of what was fitted. Both are told the settings, of which blocks and seed matter to some
-    models.
+    of the arrays of what was fitted. Both are given the settings; `settings` names those, besides k, on which
+    the model's rows depend.
     """
 
     name: str
     needs: tuple[str, ...]
     fit: Callable[[Train, RecommendConfig], Fitted]
     load: Callable[[Arrays, RecommendConfig], Fitted]
+    settings: tuple[str, ...] = ()
 
 
 def recommend(fitted: Fitted, pids: NDArray[np.int64], seeds: Ragged, k: int) -> Ranked:

@@ -64,4 +64,4 @@ def fit(train: Train, config: RecommendConfig) -> Fitted:
     return Uniform({"catalogue": np.array([train.n_tracks, smallest_prime(train.n_tracks)], dtype=np.int64)}, config)
 
 
-MODEL = Model(name="random", needs=(), fit=fit, load=Uniform)
+MODEL = Model(name="random", needs=(), fit=fit, load=Uniform, settings=("seed",))

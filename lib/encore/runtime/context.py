@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,13 @@ import structlog
 
 from encore.config import Config
 from encore.errors import LakeError, WriteRefused
-from encore.lake.delta import Commit
+from encore.lake.coverage import complement, remaining
+from encore.lake.delta import Commit, Interval, OpenTable, changes
 from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
-from encore.lake.store import Store
+from encore.lake.store import Store, TableState
 from encore.lake.tables import Table, arrow_schema
-from encore.lake.transaction import commit_files
+from encore.lake.transaction import Transaction
 from encore.progress import Meter, meter
 from encore.runtime.registry import JOBS, job_module
 from encore.runtime.tracking import Tracking
@@ -35,7 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class JobContext:
-    """What a job is given. Reading or writing a table that it did not declare is refused."""
+    """What a job is given. Reading or writing a table that it did not declare is refused.
+
+    `inputs`: the state of each table that it reads and that existed when it started. `models`: by name of the model,
+    the fingerprint of the job's rows of it, for jobs whose tables have rows of several models.
+    """
 
     name: str
     config: Config
@@ -46,29 +52,35 @@ class JobContext:
     reads: tuple[Table, ...]
     writes: tuple[Table, ...]
     fingerprint: str = ""
+    models: dict[str, str] = field(default_factory=dict)
     force: bool = False
-    versions: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, TableState] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     io_stats: IoStats = field(default_factory=IoStats)
+    _transactions: dict[str, Transaction] = field(default_factory=dict)
 
     @property
     def spark(self) -> SparkSession:
         """The session, started on first use."""
         return self.session()
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version of each table that the job reads."""
+        return {name: state.version for name, state in self.inputs.items()}
+
     @cached_property
     def log(self) -> Any:
         """A structured logger that carries the job and the run."""
         return structlog.get_logger("encore").bind(job=self.name, run_id=self.run_id)
 
-    def commit(self, part: str = "all") -> Commit:
-        """What a commit of this job, for a part of its work, leaves in the table's log."""
-        return Commit(self.name, self.run_id, self.fingerprint, part)
+    # reading -------------------------------------------------------------------------------------------------------
 
     def scan(self, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Scan:
         """Columns of a declared table as it was when the job started; of one that the job itself writes, as it is."""
         self._may_read(table)
-        return self.store.scan(table, columns, None if table in self.writes else self.versions[table.name], where)
+        at = None if table in self.writes else self.inputs[table.name].log
+        return self.store.scan(table, columns, at, where)
 
     def stream(self, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Iterator[pa.Table]:
         """The rows of `scan`, in parts of bounded size, for the driver itself."""
@@ -77,38 +89,68 @@ class JobContext:
     def _may_read(self, table: Table) -> None:
         if table not in self.reads:
             raise LakeError(f"{self.name} reads {table.name}, which it does not declare")
-        if table not in self.writes and table.name not in self.versions:
+        if table not in self.writes and table.name not in self.inputs:
             writer = next((job for job in JOBS if table in job_module(job).WRITES), "another job")
             raise LakeError(f"the lake {self.store.path} has no table {table.name} yet", remedy=f"run {writer} first")
 
     def n_rows(self, table: Table) -> int:
-        """Rows of a declared table that another job wrote, as the log says."""
-        if table not in self.reads:
-            raise LakeError(f"{self.name} reads {table.name}, which it does not declare")
-        state = self.store.state(table)
-        if state is None:
-            raise LakeError(f"the lake {self.store.path} has no table {table.name} yet")
-        return state.rows
+        """Rows of a declared table that another job writes, when this job started."""
+        self._may_read(table)
+        return self.inputs[table.name].rows
+
+    def data_id(self, table: Table) -> str:
+        """The id and data version of a table that the job reads; empty where it does not exist."""
+        state = self.inputs.get(table.name)
+        return state.data_id if state else ""
+
+    # writing -------------------------------------------------------------------------------------------------------
+
+    def begin(self, table: Table) -> None:
+        """Make a table that the job writes where it does not exist, and plan the job's commits on what it holds now."""
+        self._may_write(table)
+        self._transactions[table.name] = Transaction(self.store, table, self.store.ensure(table))
+
+    def transaction(self, table: Table) -> Transaction:
+        """The commits of this job to a table that it writes."""
+        self._may_write(table)
+        return self._transactions[table.name]
+
+    def committed(self, table: str) -> set[int]:
+        """The versions of a table that this job has committed so far."""
+        own = self._transactions.get(table)
+        return own.committed if own else set()
 
     def _may_write(self, table: Table) -> None:
         if table not in self.writes:
             raise LakeError(f"{self.name} writes {table.name}, which it does not declare")
 
+    def is_own(self, commit: Commit, fingerprint: str) -> bool:
+        """Whether a commit is of the work of a fingerprint; a forced run accepts its own commits alone."""
+        return commit.fingerprint == fingerprint and (not self.force or commit.run_id == self.run_id)
+
     def ship(self, **arrays: np.ndarray) -> broadcast.BroadcastArrays:
         """Send arrays to every executor, once."""
         return broadcast.ship(self.spark, arrays)
 
-    def write_rows(self, table: Table, work: row_map.RowMap, where: KeyRange, *, part: str = "all") -> pa.Table:
-        """Replace the rows `where` by what tasks make of a source and write, in one commit; returns their reports."""
-        self._may_write(table)
-        reports = row_map.write_rows(self.spark, work, table, self.store.location(table))
-        self.commit_files(table, reports, where, part=part)
-        return reports
+    def commit_files(
+        self,
+        table: Table,
+        reports: pa.Table,
+        where: KeyRange | KeyIn,
+        *,
+        part: str = "all",
+        fingerprint: str | None = None,
+        exclusive: bool = False,
+    ) -> None:
+        """Replace the rows `where` by those of files that were written (`parquet.REPORT`), in one commit.
 
-    def commit_files(self, table: Table, reports: pa.Table, where: KeyRange | KeyIn, *, part: str = "all") -> None:
-        """Replace the rows `where` by those of files that were written (`parquet.REPORT`), in one commit."""
-        self._may_write(table)
-        commit_files(self.store, table, reports, self.commit(part), where)
+        `fingerprint` is the job's unless it is given; `exclusive` as in Transaction.commit.
+        """
+        commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part)
+        self.transaction(table).commit(reports, commit, where, exclusive=exclusive)
+        self._count(reports)
+
+    def _count(self, reports: pa.Table) -> None:
         self.io_stats.read_rows += pc.sum(reports["read_rows"]).as_py() or 0
         self.io_stats.read_bytes += pc.sum(reports["read_bytes"]).as_py() or 0
         self.io_stats.written_bytes += pc.sum(reports["size"]).as_py() or 0
@@ -121,12 +163,22 @@ class JobContext:
         self._may_write(table)
         return Writer(table, self.store.location(table))
 
-    def write(self, table: Table, parts: Iterable[pa.Table], where: KeyRange | KeyIn, *, part: str = "all") -> None:
+    def write(
+        self,
+        table: Table,
+        parts: Iterable[pa.Table],
+        where: KeyRange | KeyIn,
+        *,
+        part: str = "all",
+        fingerprint: str | None = None,
+        exclusive: bool = False,
+    ) -> None:
         """Replace the rows `where` by rows that the driver itself has, in one commit, without Spark."""
         writer = self.writer(table)
         for rows_ in parts:
             writer.write(rows_.select(table.names).cast(arrow_schema(table)))
-        self.commit_files(table, pa.Table.from_batches([writer.close()], REPORT), where, part=part)
+        reports = pa.Table.from_batches([writer.close()], REPORT)
+        self.commit_files(table, reports, where, part=part, fingerprint=fingerprint, exclusive=exclusive)
 
     def append(self, table: Table, rows_: pa.Table, *, part: str = "all") -> None:
         """Add rows that the driver has, whose keys are new, in one commit."""
@@ -138,39 +190,69 @@ class JobContext:
         source: Table,
         target: Table,
         columns: Sequence[str],
-        make: Callable[[Scan, np.ndarray], row_map.RowMap],
+        make: Callable[[Scan, np.ndarray, tuple[str, ...]], row_map.RowMap],
         *,
-        model: str | None = None,
-    ) -> list[tuple[int | None, int | None]]:
-        """Write `target` from `source` in ranges of pids, a commit each; ranges that this work has done are skipped.
+        models: Sequence[str] = (),
+    ) -> dict[str, list[Interval]]:
+        """Write `target` from `source` in ranges of pids, a commit each; what the log says is done is left out.
 
-        `make(scan, pids)` says how the rows of one range come of the source's columns in it and their sorted pids.
-        Where a `model` is named, its rows alone are replaced. Returns the ranges that were skipped: from a pid, below
-        a pid.
+        `make(scan, pids, models)` says how the rows of one range come from the source's columns in it and their sorted
+        pids. With `models`, each model's rows are replaced in a commit of its own, under its own fingerprint, and
+        models that lack the same ranges are worked on together. Returns by model, "" without models, the ranges that
+        were left out: from a pid, below a pid.
         """
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
             raise WriteRefused(source.name, ["key pid repeats"])
-        step = self.config.run.chunk_playlists
-        starts = np.unique(pids // step) * step
-        partition = () if model is None else (("model", model),)
-        done, skipped = self.store.parts_done(target, self.fingerprint), []
-        with meter(f"{self.name} {model or ''}".strip(), "playlists", len(pids)) as shown:
-            # without a source row there is one range, which empties what is there
-            for i, start in enumerate(starts.tolist() or [0]):
-                inside = pids[(pids >= start) & (pids < start + step)]
-                low = start if i else None
-                high = int(starts[i + 1]) if i + 1 < len(starts) else None
-                part = f"{model}:{start}" if model else str(start)
-                if part in done:
-                    shown.update(shown.done + len(inside))
-                    skipped.append((low, high))
-                    continue
-                scan = self.scan(source, columns, KeyRange((), "pid", start, start + step))
+        log = self.store.there(target)
+        todo = {model: self.remaining(log, model) for model in models or ("",)}
+        groups: dict[tuple[Interval, ...], list[str]] = {}
+        for model, intervals in todo.items():
+            groups.setdefault(tuple(intervals), []).append(model)
+        for ranges, group in groups.items():
+            self._write_ranges(source, target, columns, make, pids, ranges, tuple(name for name in group if name))
+        return {model: complement(intervals) for model, intervals in todo.items()}
+
+    def remaining(self, log: OpenTable, model: str = "") -> list[Interval]:
+        """The ranges of pids of an opened table that this job, or its part for a model, has still to write."""
+        partition, fingerprint = _partition(model), self.models[model] if model else self.fingerprint
+        return remaining(changes(log), partition, lambda commit: self.is_own(commit, fingerprint))
+
+    def _write_ranges(
+        self,
+        source: Table,
+        target: Table,
+        columns: Sequence[str],
+        make: Callable[[Scan, np.ndarray, tuple[str, ...]], row_map.RowMap],
+        pids: np.ndarray,
+        ranges: Sequence[Interval],
+        models: tuple[str, ...],
+    ) -> None:
+        chunks = [chunk for interval in ranges for chunk in chunks_of(interval, pids, self.config.run.chunk_playlists)]
+        with meter(f"{self.name} {', '.join(models)}".strip(), "playlists", len(pids)) as shown:
+            shown.update(len(pids) - sum(len(inside) for _, inside in chunks))
+            for (low, high), inside in chunks:
+                scan = self.scan(source, columns, KeyRange((), "pid", low, high))
                 with self.watched(shown, len(inside)):
-                    self.write_rows(target, make(scan, inside), KeyRange(partition, "pid", low, high), part=part)
-                self.log.info("chunk_written", table=target.name, part=part, playlists=len(inside))
-        return skipped
+                    reports = row_map.write_rows(
+                        self.spark, make(scan, inside, models), target, self.store.location(target)
+                    )
+                self._commit_chunk(target, reports, (low, high), models)
+                self.log.info("chunk_written", table=target.name, part=part_name(low, high), playlists=len(inside))
+
+    def _commit_chunk(self, target: Table, reports: pa.Table, rows: Interval, models: tuple[str, ...]) -> None:
+        part = part_name(*rows)
+        if not models:
+            self.commit_files(target, reports, KeyRange((), "pid", *rows), part=part)
+            return
+        # a row without a path is about all files: what was read, and rows that break the declaration
+        others, first = reports.filter(pc.is_null(reports["path"])), True
+        for model in models:
+            own = reports.filter(pc.equal(reports["partition"], json.dumps(dict(_partition(model)))))
+            shared = others if first else others.filter(others["broken"].is_valid())
+            own, first = pa.concat_tables([own, shared]), False
+            where = KeyRange(_partition(model), "pid", *rows)
+            self.commit_files(target, own, where, part=f"{model}: {part}", fingerprint=self.models[model])
 
     def pids(self, table: Table) -> np.ndarray:
         """The sorted pids of a table that is keyed by them, int64."""
@@ -199,3 +281,29 @@ class JobContext:
             over.set()
             thread.join()
         shown.update(base + amount)
+
+
+def _partition(model: str) -> tuple[tuple[str, str], ...]:
+    return (("model", model),) if model else ()
+
+
+def part_name(low: int | None, high: int | None) -> str:
+    """A range of pids in words: all, or its ends, the upper one not included."""
+    ends = [*([f"from pid {low}"] if low is not None else []), *([f"below pid {high}"] if high is not None else [])]
+    return " ".join(ends) or "all"
+
+
+def chunks_of(interval: Interval, pids: np.ndarray, step: int) -> list[tuple[Interval, np.ndarray]]:
+    """An interval of pids cut at multiples of `step` that have playlists between them, with the pids in each part.
+
+    The parts have the interval's own ends and leave no gap. An interval without a pid is one part: what the table holds
+    there is replaced by nothing.
+    """
+    low, high = interval
+    first = 0 if low is None else int(np.searchsorted(pids, low))
+    last = len(pids) if high is None else int(np.searchsorted(pids, high))
+    inside = pids[first:last]
+    starts = (np.unique(inside // step) * step)[1:].tolist()
+    ends = [low, *starts, high]
+    cuts = np.searchsorted(inside, starts)
+    return list(zip(pairwise(ends), np.split(inside, cuts), strict=True))

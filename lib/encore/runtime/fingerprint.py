@@ -1,47 +1,160 @@
-"""What makes the result of a job stale."""
+"""What makes the result of a job stale: its inputs, its settings, what it depends on outside of the lake, and its code.
+
+The code is compared by what it says, not by its bytes: a comment, a docstring or a line break changes nothing. What
+only shows, starts or records a job is left out, and so is the configuration, whose values are compared by themselves.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import encore
+from encore.lake.tables import Table
+
+PRESENTATION = frozenset(
+    {
+        "encore",
+        "encore.config",
+        "encore.errors",
+        "encore.findings",
+        "encore.lake.delta",
+        "encore.lake.lock",
+        "encore.lake.schema",
+        "encore.lake.store",
+        "encore.lake.tables",
+        "encore.log",
+        "encore.progress",
+        "encore.runtime.fingerprint",
+        "encore.runtime.graph",
+        "encore.runtime.outcome",
+        "encore.runtime.pipeline",
+        "encore.runtime.provenance",
+        "encore.runtime.registry",
+        "encore.runtime.result",
+        "encore.runtime.runner",
+        "encore.runtime.tracking",
+        "encore.spark.session",
+        "encore.spark.stage_metrics",
+    }
+)
+"""Modules that do not decide what rows are: messages, logs, records, how a session starts, where tables are. Settings
+and declarations of tables are compared by their values."""
+
+
+def digest(value: Any) -> str:
+    """A digest of plain values: equal for equal ones."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def code_digest(module: str, left_out: Collection[str] = ()) -> str:
+    """Digest of what a module and all of Encore's own modules that it imports say, docstrings and comments aside.
+
+    `left_out`: modules that do not count, with everything that they alone import, besides PRESENTATION.
+    """
+    return _closure_digest(module, frozenset(left_out))
 
 
 @cache
-def code_digest(module: str) -> str:
-    """Digest of the source of a module and of all of Encore's own that it imports: other code, another result."""
-    root = Path(encore.__file__).parent
-    digest, seen, todo = hashlib.blake2b(digest_size=16), set(), [module]
+def _closure_digest(module: str, left_out: frozenset[str]) -> str:
+    seen: set[str] = set()
+    todo = [module]
     while todo:
         name = todo.pop()
-        path = root.joinpath(*name.split(".")[1:])
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name in seen or name in _PRESENTATION or not path.is_file():
+        if name in seen or name in PRESENTATION or name in left_out or _path(name) is None:
             continue
         seen.add(name)
-        for statement in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("encore"):
-                todo.append(str(statement.module))
-                todo.extend(f"{statement.module}.{alias.name}" for alias in statement.names)
-            elif isinstance(statement, ast.Import):
-                todo.extend(alias.name for alias in statement.names if alias.name.startswith("encore"))
-    for name in sorted(seen):
-        path = root.joinpath(*name.split(".")[1:])
-        digest.update(((path / "__init__.py") if path.is_dir() else path.with_suffix(".py")).read_bytes())
-    return digest.hexdigest()
+        todo.extend(_imports(name))
+    return digest([[name, _module_digest(name)] for name in sorted(seen)])
 
 
-_PRESENTATION = frozenset(
-    {
-        "encore.reports.plots",
-        "encore.progress",
-        "encore.log",
-        "encore.spark.session",
-        "encore.runtime.runner",
-        "encore.runtime.tracking",
+def _path(name: str) -> Path | None:
+    """The file of a module or package of Encore; None where the name is not one."""
+    parts = name.split(".")
+    if parts[0] != "encore":
+        return None
+    path = Path(encore.__file__).parent.joinpath(*parts[1:])
+    for file in (path / "__init__.py", path.with_suffix(".py")):
+        if file.is_file():
+            return file
+    return None
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    path = _path(name)
+    assert path is not None
+    return ast.parse(path.read_bytes())
+
+
+@cache
+def _imports(name: str) -> tuple[str, ...]:
+    """What a module imports, wherever the statement stands, but for type checkers alone."""
+    found: list[str] = []
+    for statement in _statements(_tree(name)):
+        if isinstance(statement, ast.ImportFrom) and statement.module:
+            found.append(statement.module)
+            found.extend(f"{statement.module}.{alias.name}" for alias in statement.names)
+        elif isinstance(statement, ast.Import):
+            found.extend(alias.name for alias in statement.names)
+    return tuple(found)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from _statements(child)
+
+
+@cache
+def _module_digest(name: str) -> str:
+    path = _path(name)
+    assert path is not None
+    text = syntax(path.read_bytes())
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def syntax(source: bytes) -> str:
+    """The syntax tree of Python code as text, without positions and without texts that stand alone: docstrings."""
+    return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node
+
+
+def declaration(table: Table) -> dict[str, Any]:
+    """What a declaration says about rows: names and types of columns, key, checks and partitions, no comments."""
+    return {
+        "name": table.name,
+        "columns": [[column.name, column.type, column.nullable] for column in table.columns],
+        "key": list(table.key),
+        "checks": {name: check.sql for name, check in table.checks.items()},
+        "partition_by": list(table.partition_by),
     }
-)
-"""How a job is shown, started and logged: not what its rows are."""
+
+
+def fingerprint(
+    job: str,
+    *,
+    code: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    writes: Sequence[Table],
+    state: str = "",
+) -> str:
+    """The fingerprint of a job's result, or of a part of it, as for one model.
+
+    `inputs`: by name of the table, its id and data version; `state`: what the result depends on outside of the lake.
+    """
+    tables = [declaration(table) for table in writes]
+    return digest({"job": job, "code": code, "settings": settings, "inputs": inputs, "writes": tables, "state": state})

@@ -6,12 +6,14 @@ A job is a module of `encore.jobs` with
     WRITES: tuple[Table, ...]     what it alone writes
     SETTINGS: tuple[str, ...]     the sections of the configuration on which its result depends
     def run(ctx: JobContext) -> None
-    def check(config: Config) -> None      optional: refuses settings before any job starts, with ConfigError
-    def state(ctx: JobContext) -> str      optional: digest of what it depends on outside the lake
+    def check(config: Config) -> None             optional: refuses settings (ConfigError) before any job starts
+    def state(ctx: JobContext) -> str             optional: digest of what it depends on outside of the lake
+    def model_fingerprints(ctx: JobContext) -> dict[str, str]     optional: by model, that of the model's rows
+    DERIVED: tuple[Table, ...]    optional: tables whose every row is made from the inputs, and so has one fingerprint
     UPKEEP: tuple[Table, ...]     optional: tables whose files, but no rows, it changes
 
 The result of a job is a function of its input tables, those settings, that state and the code. Their digest, the
-fingerprint, is kept with each run, so that a job with nothing to do says so without starting Spark.
+fingerprint, is kept with each run and in each commit, so that a job with nothing to do says so without starting Spark.
 """
 
 from __future__ import annotations

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import traceback
-from collections.abc import Sequence
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any
 
 from encore.config import Config
 from encore.errors import LakeError
-from encore.lake.store import Store
+from encore.lake.store import Store, TableState
 from encore.lake.tables import JOB_COSTS, JOB_RUNS, Table
 from encore.lake.transaction import append_small
 from encore.runtime.context import JobContext
-from encore.runtime.fingerprint import code_digest
+from encore.runtime.fingerprint import code_digest, digest, fingerprint
 from encore.runtime.registry import job_module
 from encore.runtime.result import JobResult
 from encore.runtime.tracking import Tracking
@@ -31,23 +30,12 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
     ctx = JobContext(name, config, session, store, tracking, tracking.run_id, module.READS, module.WRITES, force=force)
     began, clock = datetime.now(UTC), time.monotonic()
     inputs = [table for table in module.READS if table not in module.WRITES]
-    states = {table.name: store.state(table) for table in inputs}
-    ctx.versions = {table: state.version for table, state in states.items() if state is not None}
-    depends = {
-        "job": name,
-        "code": code_digest(f"encore.jobs.{name}"),
-        "settings": {section: config.model_dump(mode="json")[section] for section in module.SETTINGS},
-        "inputs": {table: state.data_version for table, state in states.items() if state is not None},
-        "state": module.state(ctx) if hasattr(module, "state") else "",
-    }
-    ctx.fingerprint = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
-    found = None if force else _up_to_date(store, name, module.WRITES, ctx.fingerprint)
+    ctx.inputs = {table.name: state for table in inputs if (state := store.state(table)) is not None}
+    _set_fingerprints(ctx, module)
+    found = None if force else _up_to_date(ctx, module)
     if found is not None:
         ctx.log.info("up_to_date")
         return JobResult(name, "up_to_date", time.monotonic() - clock, found, {})
-    if force:
-        # parts that an earlier run of the same work has committed are done again too
-        ctx.fingerprint = hashlib.blake2b(f"{ctx.fingerprint} {began}".encode(), digest_size=16).hexdigest()
     row: dict[str, Any] = {
         "run_id": ctx.run_id,
         "job": name,
@@ -56,11 +44,13 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
     }
     error: BaseException | None = None
     before = stage_metrics.newest(session()) if session.started else -1
+    outputs: dict[str, int] = {}
     try:
         store.check_writable()
         tracking.prepare()
         for table in module.WRITES:
-            store.ensure(table)
+            ctx.begin(table)
+        outputs = {table.name: _version_for(store, table, name) for table in module.WRITES}
         ctx.log.info("started")
         module.run(ctx)
     except BaseException as caught:
@@ -69,20 +59,22 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
     finally:
         seconds = time.monotonic() - clock
         after = {table.name: state for table in module.WRITES if (state := _state_or_none(store, table))}
+        # what this run committed, not what another run may have left there since
+        outputs |= {table: max(done) for table in outputs if (done := ctx.committed(table))}
+        ids = {table: state.id for table, state in {**ctx.inputs, **after}.items()}
         row |= {
             "seconds": seconds,
             "status": "failed" if error else "done",
             "inputs": list(ctx.versions.items()),
-            "outputs": [(table, state.version_for(name)) for table, state in after.items()],
+            "outputs": list(outputs.items()),
             "rows": [(table, state.rows) for table, state in after.items()],
             "facts": json.dumps(ctx.facts, sort_keys=True),
             "error": None if error is None else "".join(traceback.format_exception_only(error)).strip()[:2000],
+            "table_ids": list(ids.items()),
         }
         _record(store, JOB_RUNS, row, failed=error is not None)
-    cost = {
-        "seconds": seconds,
-        **stage_metrics.row(stage_metrics.stages(session(), before) if session.started else [], ctx.io_stats),
-    }
+    stages = stage_metrics.stages(session(), before) if session.started else []
+    cost = {"seconds": seconds, **stage_metrics.row(stages, ctx.io_stats)}
     _record(store, JOB_COSTS, {**{name: row[name] for name in JOB_COSTS.key}, **cost}, failed=False)
     result = JobResult(name, "done", seconds, {table: state.rows for table, state in after.items()}, ctx.facts, cost)
     tracking.log_job(result, ctx.versions)
@@ -90,7 +82,29 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
     return result
 
 
-def _state_or_none(store: Store, table: Table) -> Any:
+def _set_fingerprints(ctx: JobContext, module: ModuleType) -> None:
+    state = module.state(ctx) if hasattr(module, "state") else ""
+    if hasattr(module, "model_fingerprints"):
+        ctx.models = module.model_fingerprints(ctx)
+        ctx.fingerprint = digest({"job": ctx.name, "models": ctx.models, "state": state})
+        return
+    settings = ctx.config.model_dump(mode="json")
+    ctx.fingerprint = fingerprint(
+        ctx.name,
+        code=code_digest(module.__name__),
+        settings={section: settings[section] for section in module.SETTINGS},
+        inputs={table: found.data_id for table, found in ctx.inputs.items()},
+        writes=module.WRITES,
+        state=state,
+    )
+
+
+def _version_for(store: Store, table: Table, job: str) -> int:
+    state = store.state(table)
+    return state.version_for(job) if state else 0
+
+
+def _state_or_none(store: Store, table: Table) -> TableState | None:
     try:
         return store.state(table)
     except LakeError:
@@ -99,6 +113,7 @@ def _state_or_none(store: Store, table: Table) -> Any:
 
 def _record(store: Store, table: Table, row: dict[str, Any], *, failed: bool) -> None:
     try:
+        store.ensure(table)
         append_small(store, table, [row])
     except LakeError:
         # a job that failed because the lake cannot be written must end with its own error, not with this one
@@ -106,20 +121,29 @@ def _record(store: Store, table: Table, row: dict[str, Any], *, failed: bool) ->
             raise
 
 
-def _up_to_date(store: Store, name: str, writes: Sequence[Table], fingerprint: str) -> dict[str, int] | None:
-    """Rows of the job's tables where its last run was of this fingerprint and nothing has changed them since."""
-    runs = store.read_small(JOB_RUNS).to_pylist()
-    mine = [run for run in runs if run["job"] == name and run["status"] == "done"]
-    if not mine:
+def _up_to_date(ctx: JobContext, module: ModuleType) -> dict[str, int] | None:
+    """Rows of the job's tables where its last run was of this fingerprint and nothing has changed them since.
+
+    What the run recorded is not taken on trust: the tables must be the same ones, with the versions that the run itself
+    committed, and every row of a derived table must be of this fingerprint by the table's own log.
+    """
+    runs = ctx.store.read_small(JOB_RUNS).to_pylist()
+    mine = [run for run in runs if run["job"] == ctx.name and run["status"] == "done"]
+    last = max(mine, key=lambda run: run["started_at"], default=None)
+    if last is None or last["fingerprint"] != ctx.fingerprint:
         return None
-    last = max(mine, key=lambda run: run["started_at"])
-    if last["fingerprint"] != fingerprint:
-        return None
-    outputs, rows_ = dict(last["outputs"]), {}
-    for table in writes:
-        state = store.state(table)
-        if (state.version_for(name) if state else None) != outputs.get(table.name):
+    outputs, ids, rows = dict(last["outputs"]), dict(last["table_ids"] or ()), {}
+    for table in module.WRITES:
+        state = ctx.store.state(table)
+        if state is None or state.id != ids.get(table.name):
             return None
-        if state:
-            rows_[table.name] = state.rows
-    return rows_
+        derived = table in getattr(module, "DERIVED", ())
+        if not (_is_derived(ctx, state) if derived else state.version_for(ctx.name) == outputs.get(table.name)):
+            return None
+        rows[table.name] = state.rows
+    return rows
+
+
+def _is_derived(ctx: JobContext, state: TableState) -> bool:
+    """Whether the newest commit of every row is of this job's fingerprint, or of its model's."""
+    return not any(ctx.remaining(state.log, model) for model in ctx.models or ("",))

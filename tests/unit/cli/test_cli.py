@@ -214,7 +214,7 @@ def test_a_lake_of_another_schema(encore: Encore, slices: str, lake: Path) -> No
     write_deltalake(str(lake / "playlists"), pa.table({"pid": ["a"], "title": ["b"]}))
     result = encore("run", "--set", slices, "--set", f"lake.path={lake}")
     sentence = refused(result, 5)
-    assert sentence.startswith(f"the lake {lake} was made by another schema: playlists: ")
+    assert sentence.startswith(f"the lake {lake} has another schema: playlists: ")
     assert "column pid: bigint expected, string found" in sentence
     assert "column track_ids array<int> is missing" in sentence
     assert "another lake.path" in result.stderr

@@ -40,7 +40,7 @@ def its_own_mlflow(empty_mlflow: Path, tmp_path: Path) -> None:
 
 def row(run: str, **more: Any) -> dict[str, Any]:
     found = {"run_id": run, "job": "recommend", "started_at": 0, "seconds": 1.0, "status": "done", "fingerprint": run}
-    return {**found, "inputs": [], "outputs": [], "rows": [], **more}
+    return {**found, "inputs": [], "outputs": [], "rows": [], "facts": None, "error": None, "table_ids": [], **more}
 
 
 def store_of(config: Config, rows: int = 20) -> Store:
@@ -98,7 +98,7 @@ def test_small_files_are_merged_and_no_data_version_changes(lake_settings: Calla
     assert facts["job_runs/files_merged"] == 20
     assert after.files < before.files
     # the run itself is recorded in the table, by one more version that adds a row
-    own = [version for version, _ in after.changes if version <= before.data_version]
+    own = [change.version for change in after.changes() if change.version <= before.data_version]
     assert own[0] == before.data_version
     assert [one for one in rows_of(store) if one["job"] != "maintain"] == rows
 
@@ -127,8 +127,7 @@ def test_versions_that_runs_refer_to_stay_readable_until_the_run_is_deleted(
 ) -> None:
     config = lake_settings()
     store = store_of(config)
-    kept = store.version(JOB_RUNS)
-    assert kept is not None
+    kept = store.there(JOB_RUNS).version()
     client = MlflowClient(tracking_uri=config.tracking.uri)
     experiment = client.create_experiment("encore", artifact_location=f"{config.lake.path}-artifacts")
     run = client.create_run(experiment, tags={"version.job_runs": str(kept - 5)}).info.run_id

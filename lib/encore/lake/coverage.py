@@ -1,0 +1,73 @@
+"""Which rows of a table a piece of work has written, by the table's own log.
+
+Every commit of a long write records the range of keys that it replaced and the fingerprint of the work. Read from the
+newest commit back, the log therefore says for each range which work its rows are from. A run that was interrupted, cut
+into other chunks, or interleaved with a run of other settings is told apart from a finished one without any record
+beside the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from encore.lake.delta import Change, Commit, Interval
+
+_LEAST, _GREATEST = -(1 << 63), 1 << 63
+
+
+def remaining(
+    changes: Iterable[Change], partition: tuple[tuple[str, str], ...], is_own: Callable[[Commit], bool]
+) -> list[Interval]:
+    """The ranges of keys of a partition whose rows are not from commits that `is_own` accepts, in order.
+
+    `changes`: newest first. Rows that were never written remain too; a commit that does not say which rows it replaced
+    may have replaced any. An empty list: the work is done.
+    """
+    undecided = [(_LEAST, _GREATEST)]
+    lost: list[tuple[int, int]] = []
+    for change in changes:
+        if not undecided:
+            break
+        commit = change.commit
+        if commit is None or commit.rows is None:
+            if commit is None or commit.touches(partition):
+                break
+            continue
+        if not commit.touches(partition):
+            continue
+        low = _LEAST if commit.rows[0] is None else commit.rows[0]
+        high = _GREATEST if commit.rows[1] is None else commit.rows[1]
+        if not is_own(commit):
+            lost += _within(undecided, low, high)
+        undecided = [*_within(undecided, _LEAST, low), *_within(undecided, high, _GREATEST)]
+    return [_bounds(low, high) for low, high in _joined([*lost, *undecided])]
+
+
+def complement(intervals: Iterable[Interval]) -> list[Interval]:
+    """The ranges between some ranges that are in order and do not overlap."""
+    found, low = [], _LEAST
+    for one, other in intervals:
+        start = _LEAST if one is None else one
+        if low < start:
+            found.append(_bounds(low, start))
+        low = _GREATEST if other is None else other
+    return [*found, _bounds(low, _GREATEST)] if low < _GREATEST else found
+
+
+def _within(intervals: Iterable[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
+    cut = ((max(one, low), min(other, high)) for one, other in intervals)
+    return [(one, other) for one, other in cut if one < other]
+
+
+def _joined(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for low, high in sorted(intervals):
+        if found and found[-1][1] == low:
+            found[-1] = (found[-1][0], high)
+        else:
+            found.append((low, high))
+    return found
+
+
+def _bounds(low: int, high: int) -> Interval:
+    return (None if low == _LEAST else low, None if high == _GREATEST else high)
