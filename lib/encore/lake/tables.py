@@ -204,6 +204,7 @@ TRACKS = Table(
             "bigint",
             "Playlist whose record gave the names: the lowest pid of those with the fewest fields missing",
         ),
+        Column("orphaned", "boolean", "True: no playlist holds it any more; false or null: some playlist does", True),
     ),
     checks={
         "track_id_not_negative": at_least("track_id", 0),

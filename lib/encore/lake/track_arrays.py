@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import DTypeLike
 
 from encore.arrays.ragged import Ragged
@@ -54,6 +55,17 @@ def count_tracks(parts: Iterable[pa.Table], column: str, n_tracks: int) -> np.nd
     for part in parts:
         counts += np.bincount(Ragged.from_arrow(part[column]).values, minlength=n_tracks)
     return counts
+
+
+def listed_tracks(parts: Iterable[pa.Table], n_tracks: int) -> np.ndarray:
+    """Which tracks at least one playlist holds: bool (n_tracks,), from parts of `track_id` and `orphaned`.
+
+    The others keep their ids and are left out of every count, model and metric.
+    """
+    listed = np.zeros(n_tracks, np.bool_)
+    for part in parts:
+        listed[part["track_id"].to_numpy()] = pc.invert(pc.fill_null(part["orphaned"], False)).to_numpy()
+    return listed
 
 
 def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, pa.Array]:

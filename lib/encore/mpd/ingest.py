@@ -331,6 +331,8 @@ def track_rows(names: pa.Table, writes: I32) -> pa.Table:
     codes = np.flatnonzero(writes >= 0)
     codes = codes[np.argsort(writes[codes])]
     chosen = names.take(pa.array(codes)).append_column("track_id", pa.array(writes[codes], pa.int32()))
+    # a track that has just been met is listed
+    chosen = chosen.append_column("orphaned", pa.nulls(len(codes), pa.bool_()))
     return chosen.select(TRACKS.names).cast(arrow_schema(TRACKS))
 
 

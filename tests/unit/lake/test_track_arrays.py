@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from encore.errors import LakeError
-from encore.lake.track_arrays import artist_numbers, count_tracks, features_by_track, vector_matrix
+from encore.lake.track_arrays import artist_numbers, count_tracks, features_by_track, listed_tracks, vector_matrix
 from encore.vocabulary import FEATURES
 
 URI = "spotify:track:" + "0" * 21
@@ -29,6 +29,15 @@ def test_vectors_come_in_the_order_of_ids() -> None:
 def test_tracks_are_counted_as_often_as_they_stand() -> None:
     parts = [pa.table({"t": pa.array(lists, pa.list_(pa.int32()))}) for lists in ([[0, 1], [1]], [], [[4], [], [1, 1]])]
     assert count_tracks(parts, "t", 6).tolist() == [1, 4, 0, 0, 1, 0]
+
+
+def test_tracks_that_no_playlist_holds_are_not_listed() -> None:
+    parts = [
+        pa.table({"track_id": pa.array(ids, pa.int32()), "orphaned": pa.array(orphaned, pa.bool_())})
+        for ids, orphaned in (([3, 0], [None, True]), ([], []), ([1], [False]))
+    ]
+    assert listed_tracks(parts, 5).tolist() == [False, True, False, True, False]
+    assert listed_tracks([], 1).tolist() == [False]
 
 
 def test_artists_are_numbered_by_their_first_tracks_however_the_parts_lie() -> None:

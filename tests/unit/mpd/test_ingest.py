@@ -311,6 +311,7 @@ def plain(contents: dict[str, list[Any]]) -> tuple[dict[int, Record], dict[int, 
             "track_id": ids[uri],
             "track_uri": uri,
             "first_pid": pid,
+            "orphaned": None,
             **{name: track.get(name) for name in TRACK_FIELDS},
         }
         for uri, (_, pid, track) in best.items()
