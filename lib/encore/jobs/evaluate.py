@@ -16,7 +16,7 @@ from encore.evaluation.metrics import Metrics, Summary, evaluate
 from encore.lake.delta import Interval
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.tables import HOLDOUT, MODEL_METRICS, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
-from encore.lake.track_arrays import artist_numbers, count_tracks
+from encore.lake.track_arrays import artist_numbers, count_tracks, listed_tracks
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, fingerprint
 from encore.spark.row_map import Kernel, RowMap
@@ -91,8 +91,10 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     columns = (*Metrics._fields, "n_train", "n_recommended")
     rows = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),))).whole(ctx.io_stats)
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
+    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
     # which tracks were covered was counted where the lists are
-    summary = Summary.of_counts(found, rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy(), covered)
+    sizes = (rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy())
+    summary = Summary.of_counts(found, *sizes, covered[listed])
     is_logged = _log(ctx, model, summary) is not None
     constant = {
         "run_id": ctx.run_id,

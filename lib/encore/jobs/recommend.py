@@ -11,7 +11,7 @@ from encore.arrays.ragged import Ragged
 from encore.config import Config
 from encore.lake.scan import KeyRange
 from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
-from encore.lake.track_arrays import count_tracks, vector_matrix
+from encore.lake.track_arrays import count_tracks, listed_tracks, vector_matrix
 from encore.recommenders.base import Model, Train, recommend
 from encore.recommenders.registry import model
 from encore.runtime.context import JobContext
@@ -75,7 +75,9 @@ def _train(ctx: JobContext, needs: set[str]) -> Train:
         ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")))
     else:
         ids, vectors = np.empty(0, np.int32), np.empty((0, 0), np.float32)
-    return Train(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors)
+    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n)
+    orphaned = np.flatnonzero(~listed).astype(np.int32)
+    return Train(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors, orphaned=orphaned)
 
 
 def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,13 +27,19 @@ class Train:
 
     `counts` int64 (n_tracks,): playlists that have the track in train. `vector_ids` int32 (V,), ascending,
     and `vectors` float32 (V, d): the tracks that have a vector. Fields that a model does not name in `needs`
-    may be empty.
+    may be empty. `orphaned` int32, ascending: tracks that no playlist holds any more, which are never recommended.
     """
 
     n_tracks: int
     counts: NDArray[np.int64]
     vector_ids: NDArray[np.int32]
     vectors: NDArray[np.float32]
+    orphaned: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+
+    @property
+    def listed(self) -> NDArray[np.int32]:
+        """The tracks that may be recommended, ascending: all but the orphaned ones."""
+        return np.delete(np.arange(self.n_tracks, dtype=np.int32), self.orphaned)
 
 
 class Fitted(Protocol):
@@ -54,9 +60,9 @@ class Fitted(Protocol):
 class Model:
     """An entry of the registry.
 
-    `needs` names the fields of Train that `fit` reads, besides n_tracks. `fit` learns; `load` makes the same
-    of the arrays of what was fitted. Both are given the settings; `settings` names those, besides k, on which
-    the model's rows depend.
+    `needs` names the fields of Train that `fit` reads, besides n_tracks and orphaned. `fit` learns; `load` makes
+    the same of the arrays of what was fitted. Both are given the settings; `settings` names those, besides k, on
+    which the model's rows depend.
     """
 
     name: str

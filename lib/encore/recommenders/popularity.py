@@ -14,7 +14,7 @@ from encore.recommenders.base import Arrays, Fitted, Model, Train
 class Popularity:
     """The score is the number of playlists that have the track in train; tracks that none has come last.
 
-    Arrays: `order` int32 (n_tracks,): all tracks, best first; `scores` float32 (n_tracks,): their scores.
+    Arrays: `order` int32 (m,): the m listed tracks, best first; `scores` float32 (m,): their scores.
     """
 
     def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
@@ -33,10 +33,11 @@ def fit(train: Train, config: RecommendConfig) -> Fitted:
     """Order the catalogue. Raises ValueError where there is not one count, at least 0, for each track."""
     if train.counts.shape != (train.n_tracks,) or (train.counts < 0).any():
         raise ValueError(f"counts: {train.n_tracks} numbers of at least 0 expected, {train.counts.shape} found")
-    scores = train.counts.astype(np.float32)
+    ids = train.listed
+    scores = train.counts[ids].astype(np.float32)
     # by the score as it is stored: counts from 2**24 on may share one
-    order = np.argsort(-scores, kind="stable").astype(np.int32)
-    return Popularity({"order": order, "scores": scores[order]}, config)
+    order = np.argsort(-scores, kind="stable")
+    return Popularity({"order": ids[order], "scores": scores[order]}, config)
 
 
 MODEL = Model(name="popularity", needs=("counts",), fit=fit, load=Popularity)

@@ -24,7 +24,10 @@ class Uniform:
     The order is (a j + b) mod p for j = 0, 1, ..., values from n_tracks on skipped. p is the smallest prime
     that is at least n_tracks; a in 1..p-1 and b in 0..p-1 are hashes of seed and pid. The map is a
     permutation, so that nothing is repeated, and over all pids each track is as likely as any other at each
-    place. Arrays: `catalogue` int64 (2,): n_tracks and p.
+    place. Where some tracks are not listed, places among the listed ones take the place of ids.
+
+    Arrays: `catalogue` int64 (2,): the number of listed tracks and p; `ids` int32 (m,): the listed tracks,
+    ascending, empty where all are.
     """
 
     def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
@@ -47,6 +50,8 @@ class Uniform:
         j = (np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], terms)).astype(np.uint64)
         values = (np.repeat(a, terms) * j + np.repeat(b, terms)) % prime
         ids = Ragged(offsets, values.astype(np.int64)).where(values < np.uint64(self._n_tracks))
+        if len(self.arrays["ids"]):
+            ids = Ragged(ids.offsets, self.arrays["ids"][ids.values])
         scores = (1.0 / (ids.places + 1)).astype(np.float32)
         return Ranked(Ragged(ids.offsets, ids.values.astype(np.int32)), scores)
 
@@ -60,8 +65,10 @@ def smallest_prime(least: int) -> int:
 
 
 def fit(train: Train, config: RecommendConfig) -> Fitted:
-    """Nothing is learnt but the size of the catalogue."""
-    return Uniform({"catalogue": np.array([train.n_tracks, smallest_prime(train.n_tracks)], dtype=np.int64)}, config)
+    """Nothing is learnt but which tracks there are."""
+    n_listed = train.n_tracks - len(train.orphaned)
+    catalogue = np.array([n_listed, smallest_prime(n_listed)], dtype=np.int64)
+    return Uniform({"catalogue": catalogue, "ids": train.listed if len(train.orphaned) else train.orphaned}, config)
 
 
 MODEL = Model(name="random", needs=(), fit=fit, load=Uniform, settings=("seed",))

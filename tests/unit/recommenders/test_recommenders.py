@@ -199,6 +199,19 @@ def test_popularity_counts_and_breaks_ties_by_id() -> None:
         fitted("popularity", replace(train, counts=np.array([1])))
 
 
+@every_model
+def test_orphaned_tracks_are_never_recommended(name: str) -> None:
+    orphaned = np.array([0, 7, 31, N_TRACKS - 1], np.int32)
+    kept = ~np.isin(TRAIN.vector_ids, orphaned)
+    train = replace(TRAIN, orphaned=orphaned, vector_ids=TRAIN.vector_ids[kept], vectors=TRAIN.vectors[kept])
+    found = recommend(fitted(name, train), np.arange(30), Ragged.from_lists([[i, i + 1] for i in range(30)]), N_TRACKS)
+    assert len(found.ids.values)
+    assert not np.isin(found.ids.values, orphaned).any()
+    if name != "cosine":
+        others = [{t for t in range(N_TRACKS) if t not in orphaned} - {i, i + 1} for i in range(30)]
+        assert [set(row) for row in found.ids.tolist()] == others
+
+
 @pytest.mark.parametrize("n_tracks", [1, 2, 3, 24, 25, 97])
 def test_random_is_its_documented_permutation(n_tracks: int) -> None:
     train = replace(TRAIN, n_tracks=n_tracks)
