@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
-from encore.lake.tables import ALL, FRAMEWORK
+from encore.lake.tables import ALL, FRAMEWORK, MODEL_METRICS
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:
@@ -21,17 +21,25 @@ def table(lake: Path, name: str) -> list[dict[str, Any]]:
 
 
 def contents(lake: Path) -> dict[str, list[str]]:
-    """The rows of every table in an order of their own, but for times, for what jobs say of themselves, and for how a
-    file's content was told (S3 has etags)."""
-    skipped = {"ingested_at", "modified_ns", "digest"}
+    """The rows of every table in an order of their own, without times, what jobs record about themselves, and how the
+    digest of a file was made (S3 has entity tags). Of `model_metrics` the newest means of each model."""
+    skipped = {"ingested_at", "modified_ns", "digest", "run_id", "evaluated_at", "fingerprint", "logged_to"}
     return {
         declared.name: sorted(
             json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)
-            for row in table(lake, declared.name)
+            for row in (newest_means(lake) if declared is MODEL_METRICS else table(lake, declared.name))
         )
         for declared in ALL
         if declared not in FRAMEWORK
     }
+
+
+def newest_means(lake: Path) -> list[dict[str, Any]]:
+    """The rows of `model_metrics` of the models that were recommended, each as it was evaluated last."""
+    rows = sorted(table(lake, "model_metrics"), key=lambda row: row["evaluated_at"])
+    there = {row["model"] for row in table(lake, "playlist_metrics")}
+    last = {row["model"]: row["run_id"] for row in rows}
+    return [row for row in rows if row["model"] in there and row["run_id"] == last[row["model"]]]
 
 
 def versions(lake: Path) -> dict[str, int]:

@@ -55,16 +55,10 @@ class Commit:
     def parse(text: str | None) -> Commit | None:
         """The Commit in a log entry's userMetadata; None where another program wrote the entry."""
         try:
-            found = json.loads(text or "")["encore"]
-            rows = found.get("rows")
-            return Commit(
-                job=str(found["job"]),
-                run_id=str(found["run_id"]),
-                fingerprint=str(found["fingerprint"]),
-                part=str(found["part"]),
-                partition=tuple((str(name), str(value)) for name, value in found.get("partition", ())),
-                rows=None if rows is None else (rows[0], rows[1]),
-            )
+            found = dict(json.loads(text or "")["encore"])
+            partition = tuple((str(name), str(value)) for name, value in found.pop("partition", ()))
+            rows = found.pop("rows", None)
+            return Commit(**found, partition=partition, rows=None if rows is None else (rows[0], rows[1]))
         except (ValueError, KeyError, TypeError, IndexError):
             return None
 

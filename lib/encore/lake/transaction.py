@@ -101,8 +101,9 @@ class Transaction:
         if not others:
             return
         own = [change for change in others if change.commit is None or change.commit.touches(where.partition)]
-        if exclusive and own:
-            raise self._conflict(own[0])
+        conflicting = own if exclusive else [change for change in own if _replaced(change.commit, where)]
+        if conflicting:
+            raise self._conflict(conflicting[0])
         base = {file["path"]: file for file in data_files(self._tables.at(self._table, self.planned))}
         now = {file["path"]: file for file in data_files(found)}
         changed = [now[path] for path in now.keys() - base.keys() - self._added]
@@ -135,6 +136,16 @@ class Transaction:
             f"this job was planned on version {self.planned}: nothing was written",
             remedy=_RUN_AGAIN,
         )
+
+
+def _replaced(commit: Commit | None, where: KeyRange | KeyIn) -> bool:
+    """Whether a commit says that it replaced rows of a range, even if it left none there."""
+    if commit is None or commit.rows is None or not isinstance(where, KeyRange):
+        return False
+    low, high = commit.rows
+    ends_before = high is not None and where.low is not None and high <= where.low
+    begins_after = low is not None and where.high is not None and where.high <= low
+    return not (ends_before or begins_after)
 
 
 def _check_broken(table: Table, reports: pa.Table) -> None:

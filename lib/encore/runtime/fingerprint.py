@@ -55,7 +55,7 @@ def digest(value: Any) -> str:
 def code_digest(module: str, left_out: Collection[str] = ()) -> str:
     """Digest of what a module and all of Encore's own modules that it imports say, docstrings and comments aside.
 
-    `left_out`: modules that do not count, with everything that they alone import, besides PRESENTATION.
+    `left_out`: modules, and packages with all that is in them, that do not count either, nor what they alone import.
     """
     return _closure_digest(module, frozenset(left_out))
 
@@ -66,7 +66,9 @@ def _closure_digest(module: str, left_out: frozenset[str]) -> str:
     todo = [module]
     while todo:
         name = todo.pop()
-        if name in seen or name in PRESENTATION or name in left_out or _path(name) is None:
+        if name in seen or name in PRESENTATION or _path(name) is None:
+            continue
+        if any(name == root or name.startswith(f"{root}.") for root in left_out):
             continue
         seen.add(name)
         todo.extend(_imports(name))
