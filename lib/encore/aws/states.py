@@ -65,10 +65,10 @@ SERVICE_ERRORS = (
 )
 """Transient errors of calls to EMR Serverless: throttling, internal errors, quota, an application that is starting."""
 
-NEVER_AGAIN = (1, 2, 3, 4, 5)
+PERMANENT_CODES = (1, 2, 3, 4, 5)
 """Exit codes for which a retry is pointless (encore.errors)."""
 
-PASSING = 75
+TRANSIENT_CODE = 75
 """The exit code for which a retry may succeed."""
 
 _EXIT_CODE = "ExitCode: {}."
@@ -445,7 +445,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
         {"Variable": cause, "StringMatches": '*"CANCELLED"*'},
         {"Variable": "$.error.Error", "StringEquals": "States.Timeout"},
         {"Variable": "$.error.Error", "StringMatches": "E*erverless.*Exception"},
-        *({"Variable": cause, "StringMatches": f"*{_EXIT_CODE.format(code)}*"} for code in NEVER_AGAIN),
+        *({"Variable": cause, "StringMatches": f"*{_EXIT_CODE.format(code)}*"} for code in PERMANENT_CODES),
     ]
     notify = f"{job}: notify"
     return {
@@ -504,7 +504,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
             "Type": "Choice",
             "Choices": [
                 {"Variable": "$.try.n", "NumericGreaterThanEquals": limits.tries, "Next": notify},
-                {"Variable": "$.outcome.code", "NumericEquals": PASSING, "Next": f"{job}: wait"},
+                {"Variable": "$.outcome.code", "NumericEquals": TRANSIENT_CODE, "Next": f"{job}: wait"},
                 *({"And": [killed, sign], "Next": notify} for sign in permanent),
                 {**killed, "Next": f"{job}: wait"},
             ],

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.aws import render
 from encore.aws.account import aws_error, client, http_status, region_of, response_header, translate_errors
-from encore.aws.states import NEVER_AGAIN, exit_code_in
+from encore.aws.states import PERMANENT_CODES, exit_code_in
 from encore.config import Config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 from encore.lake.filesystem import is_s3, s3_client, split_s3
@@ -262,7 +262,7 @@ def _failure(job: str, run: _Run, state: str, detail: str) -> JobFailed:
             log=log,
         )
     code = exit_code_in(detail)
-    if code in NEVER_AGAIN:
+    if code in PERMANENT_CODES:
         return JobFailed(
             f"{job}: {run.name} {state.lower()}: {detail}{unread}", code=code, remedy="see the log", log=log
         )
