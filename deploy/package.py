@@ -1,18 +1,17 @@
-"""The application archive: what EMR lacks, so that jobs run there.
+"""Build the application archive: everything that jobs need on EMR and EMR lacks.
 
     python deploy/package.py --out build/package
 
-    build/package/environment.tar.gz   Python packages, Encore, conf/; a virtual environment of the node's own Python
+    build/package/environment.tar.gz   Python packages, Encore and conf/, as a virtual environment of the node's Python
     build/package/jobs/<job>.py        entry points
     build/package/manifest.json        versions, digests, the commit
 
-Neither pyspark nor delta-spark nor any jar is in it: EMR brings its own. Packages are the wheels of
-deploy/requirements-emr.txt for EMR's Python and Linux, whatever builds it. The same input gives the same content, and
-so the same version: files in order and without times or owners, compiled ahead, nothing of the machine in them. With
-the same zlib it gives the same bytes.
+It contains neither pyspark nor delta-spark nor any jars, since EMR brings its own. Packages are the wheels pinned in
+deploy/requirements-emr.txt for EMR's Python and Linux, whatever machine builds the archive. Builds are reproducible:
+the same input gives the same content and thus the same version (sorted files without times or owners, compiled in
+advance, nothing specific to the machine), and with the same zlib also the same bytes.
 
-An archive that is there, and was made of what is there now, is left as it is. A new one takes its place once it is
-whole.
+An archive that is up to date is left as it is. A new one replaces it once it is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-# what is packed is of this checkout, whichever one is installed
+# package this checkout, whichever Encore is installed
 sys.path.insert(0, str(ROOT / "lib"))
 
 from encore.runtime.provenance import commit_of  # noqa: E402
@@ -42,50 +41,50 @@ from encore.runtime.provenance import commit_of  # noqa: E402
 REQUIREMENTS = ROOT / "deploy" / "requirements-emr.txt"
 VERSION = "3.11"
 PYTHON = "/usr/bin/python3.11"
-"""Of the nodes of EMR."""
+"""The interpreter on EMR's nodes."""
 PLATFORM = "x86_64-manylinux_2_28"
-"""Amazon Linux 2023 has a glibc that is newer than that."""
+"""Amazon Linux 2023 has a newer glibc than this requires."""
 
-MACHINE = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
-"""Of an installed distribution: how and where it was installed."""
-TESTED = ("numpy", "pandas", "pyarrow", "matplotlib", "numba", "llvmlite")
-"""Packages that bring their tests, a fifth of all bytes."""
-BUILT = ("bin", "share", "pyarrow/include", "pyarrow/src", "mlflow/server/js")
-"""What programs and pages of packages are, and what other programs are built with."""
+INSTALL_RECORDS = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
+"""Files of an installed distribution that record how and where it was installed."""
+WITH_TESTS = ("numpy", "pandas", "pyarrow", "matplotlib", "numba", "llvmlite")
+"""Packages that ship their tests, a fifth of all bytes."""
+UNUSED = ("bin", "share", "pyarrow/include", "pyarrow/src", "mlflow/server/js")
+"""Folders that jobs do not use: programs, headers and web pages."""
 IGNORED = ("__pycache__", "*.egg-info")
-"""In our own folders: what Python and its tools leave there."""
+"""What Python and its tools leave in our own folders."""
 CONF_IGNORED = (*IGNORED, "deploy")
-"""In conf/, besides: how stages are deployed, and not how a job runs."""
+"""In conf/, the settings for deploying stages are left out as well: jobs do not read them."""
 LEVEL = 6
-"""Of compression."""
-TOLD = 12
-"""Lines of another program's error that are handed on: what it says last is what happened."""
+"""Compression level."""
+ERROR_LINES = 12
+"""Lines at the end of another program's error output that are shown."""
 
 Manifest = dict[str, Any]
 
 
 def build(out: Path, python: str = PYTHON) -> Manifest:
-    """Make the archive in a folder, whose former archive it replaces, and return its manifest.
+    """Build the archive in a folder, replacing the one there, and return its manifest.
 
-    `python`: the nodes' interpreter. SystemExit with a sentence where it cannot be made; what is there then stays.
+    `python`: the nodes' interpreter. SystemExit with a message if it cannot be built; the existing archive is kept.
     """
     out = out.resolve()
     archive_in(out)
     commit = commit_of(ROOT)
     inputs = inputs_of(commit, python)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # beside the folder: nothing is copied from disk to disk in the end
+    # a sibling of the folder, so that the last step is a rename and not a copy between file systems
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        tree, made = Path(temporary) / "environment", Path(temporary) / "made"
-        made.mkdir()
+        tree, staging = Path(temporary) / "environment", Path(temporary) / "staging"
+        staging.mkdir()
         packages = tree / "lib" / f"python{VERSION}" / "site-packages"
-        # ours first, as long as it is what `inputs` says: packages take a minute, in which somebody may edit it
-        _own(tree, packages, commit)
-        shutil.copytree(ROOT / "jobs", made / "jobs", ignore=shutil.ignore_patterns(*IGNORED))
+        # copy our own code first, while it matches `inputs`: installing packages takes a minute, and it may be edited
+        _copy_own(tree, packages, commit)
+        shutil.copytree(ROOT / "jobs", staging / "jobs", ignore=shutil.ignore_patterns(*IGNORED))
         _install(packages)
         _interpreter(tree, python)
         _compile(packages)
-        content = _pack(tree, made / "environment.tar.gz")
+        content = _pack(tree, staging / "environment.tar.gz")
         manifest: Manifest = {
             "commit": commit,
             "python": VERSION,
@@ -93,22 +92,22 @@ def build(out: Path, python: str = PYTHON) -> Manifest:
             "interpreter": python,
             "inputs": inputs,
             "files": {
-                str(path.relative_to(made)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
-                for path in sorted(made.rglob("*"))
+                str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+                for path in sorted(staging.rglob("*"))
                 if path.is_file()
             },
         }
         jobs = {name: about["sha256"] for name, about in manifest["files"].items() if name.startswith("jobs/")}
         manifest["version"] = version_of(content, jobs)
-        (made / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        _replace(out, made, Path(temporary) / "former")
+        (staging / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        _replace(out, staging, Path(temporary) / "former")
     return manifest
 
 
 def archive_in(folder: Path) -> Manifest | None:
-    """The manifest of the archive in a folder; None where there is nothing yet.
+    """The manifest of the archive in a folder; None if there is nothing yet.
 
-    SystemExit where something else is in it, which is not ours to replace.
+    SystemExit if the folder holds something else, which must not be replaced.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -116,22 +115,22 @@ def archive_in(folder: Path) -> Manifest | None:
         found = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         found = None
-    # other programs write a manifest.json too
+    # other programs also write files named manifest.json
     if not isinstance(found, dict) or not {"version", "commit", "files"} <= found.keys():
-        _stop(2, f"{folder} holds something else than an archive, and would be replaced: name another folder")
+        _stop(2, f"{folder} is not an archive and will not be replaced: choose another folder")
     return found
 
 
-def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether all files of the manifest are there with their sizes."""
+def is_complete(folder: Path, manifest: Manifest) -> bool:
+    """Whether all files in the manifest exist with the right sizes."""
     files = {folder / name: about["bytes"] for name, about in manifest["files"].items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
 def inputs_of(commit: str, python: str) -> str:
-    """The digest of all that an archive is made of: what is packed or says what is, the commit, the interpreter."""
+    """The digest of all inputs of an archive: the packed files, the requirements, this script, commit, interpreter."""
     files = [REQUIREMENTS, Path(__file__).resolve(), *_sources()]
-    # of the modes that a file may have, one bit is packed
+    # only the executable bit of a file's mode is packed
     found = {str(path.relative_to(ROOT)): (bool(path.stat().st_mode & 0o100), _digest(path)) for path in files}
     return hashlib.sha256(json.dumps([commit, python, found], sort_keys=True).encode()).hexdigest()
 
@@ -146,18 +145,18 @@ def _sources() -> Iterator[Path]:
 
 
 def version_of(content: str, jobs: dict[str, str]) -> str:
-    """The name of an archive, by its content before compression and the digests of its jobs.
+    """The version of an archive, a digest of its uncompressed content and of its jobs.
 
-    Other content, other name: a folder of that name is never written with anything else.
+    Different content gets a different version, so a folder named after a version never changes.
     """
     return hashlib.sha256(json.dumps([content, jobs], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _replace(out: Path, made: Path, former: Path) -> None:
+def _replace(out: Path, staging: Path, former: Path) -> None:
     if out.exists():
         out.rename(former)
     try:
-        made.rename(out)
+        staging.rename(out)
     except OSError:
         if former.exists():
             former.rename(out)
@@ -167,19 +166,19 @@ def _replace(out: Path, made: Path, former: Path) -> None:
 def _install(packages: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     if not uv.is_file():
-        _stop(4, f"{uv} is missing: call `make setup`")
+        _stop(4, f"{uv} is missing: run `make setup`")
     command = [str(uv), "pip", "install", "--quiet", "--target", str(packages), "--python-version", VERSION]
     command += ["--python-platform", PLATFORM, "--only-binary", ":all:", "--require-hashes", "--link-mode", "copy"]
     command += ["-r", str(REQUIREMENTS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        _stop(4, f"the packages of {REQUIREMENTS.relative_to(ROOT)} cannot be had:\n{_end(done.stderr)}")
+        _stop(4, f"cannot install the packages of {REQUIREMENTS.relative_to(ROOT)}:\n{_end(done.stderr)}")
     for info in packages.glob("*.dist-info"):
-        for name in MACHINE:
+        for name in INSTALL_RECORDS:
             (info / name).unlink(missing_ok=True)
-    for name in BUILT:
+    for name in UNUSED:
         shutil.rmtree(packages / name, ignore_errors=True)
-    for name in TESTED:
+    for name in WITH_TESTS:
         for folder in sorted((packages / name).rglob("tests")):
             shutil.rmtree(folder, ignore_errors=True)
     for folder in sorted(packages.rglob("__pycache__")):
@@ -188,14 +187,14 @@ def _install(packages: Path) -> None:
         lock.unlink()
 
 
-def _own(tree: Path, packages: Path, commit: str) -> None:
+def _copy_own(tree: Path, packages: Path, commit: str) -> None:
     shutil.copytree(ROOT / "lib" / "encore", packages / "encore", ignore=shutil.ignore_patterns(*IGNORED))
     (packages / "encore" / "COMMIT").write_text(commit + "\n")
     shutil.copytree(ROOT / "conf", tree / "conf", ignore=shutil.ignore_patterns(*CONF_IGNORED))
 
 
 def _interpreter(tree: Path, python: str) -> None:
-    """What makes a folder a virtual environment: links to the interpreter, and the file that it finds beside them."""
+    """Make a folder a virtual environment: links to the interpreter, and the pyvenv.cfg that it looks for."""
     (tree / "bin").mkdir()
     (tree / "bin" / "python").symlink_to(python)
     for name in ("python3", f"python{VERSION}"):
@@ -205,13 +204,13 @@ def _interpreter(tree: Path, python: str) -> None:
 
 
 def _compile(packages: Path) -> None:
-    """Compile ahead: executors would do it anew each time. In one process and with fixed hashes, for the same bytes.
+    """Compile in advance, which each executor would do otherwise; in one process with fixed hashes, for equal bytes.
 
-    SystemExit where a module of Encore does not compile, and where the compiler itself breaks off.
+    SystemExit if a module of Encore does not compile, or if the compiler itself fails.
     """
     command = [sys.executable, "-m", "compileall", "-q", "-j", "1", "--invalidation-mode", "unchecked-hash"]
     environment = {"PYTHONHASHSEED": "0", "PATH": os.environ["PATH"]}
-    # names within compiled code are those that they have where it is unpacked; files that are no code stay as they are
+    # -s: strip the build folder, so that compiled code names files by their paths in the archive
     done = subprocess.run(
         [*command, "-s", str(packages.parents[3]), str(packages)],
         env=environment,
@@ -219,20 +218,20 @@ def _compile(packages: Path) -> None:
         text=True,
         check=False,
     )
-    # a file that does not compile: a line with its name after three stars, then why
-    refused = re.split(r"^\*\*\* ", done.stdout, flags=re.MULTILINE)[1:]
-    for text in refused:
-        # the checkout's own folder may be called encore as well
+    # for a file that does not compile: a line with three asterisks and its name, then the reason
+    failures = re.split(r"^\*\*\* ", done.stdout, flags=re.MULTILINE)[1:]
+    for text in failures:
+        # the folder of the checkout may be named encore as well
         if f"{packages / 'encore'}{os.sep}" in text:
             _stop(1, f"a module does not compile:\n{_end(text)}")
-    # 1: some files do not; with none of them named, or with anything else, it did not get to the end
-    if done.returncode not in ((0, 1) if refused else (0,)):
-        _stop(1, f"compileall broke off with {done.returncode}:\n{_end(done.stderr or done.stdout)}")
+    # 1 means that some files did not compile; if none is named, or for any other code, compileall itself failed
+    if done.returncode not in ((0, 1) if failures else (0,)):
+        _stop(1, f"compileall failed with exit code {done.returncode}:\n{_end(done.stderr or done.stdout)}")
 
 
 def _pack(tree: Path, archive: Path) -> str:
-    """Pack a folder, and return the digest of its content before compression: of each entry name, type, mode, and
-    where a link leads or the digest of a file."""
+    """Pack a folder, and return a digest of its uncompressed content: the name, type and mode of each entry, and the
+    target of a link or the digest of a file."""
     content = hashlib.sha256()
     with (
         archive.open("wb") as raw,
@@ -252,9 +251,9 @@ def _pack(tree: Path, archive: Path) -> str:
 
 
 def _entry(path: Path, name: str) -> tarfile.TarInfo:
-    """What the archive says of a file, a folder or a symbolic link; no owner and no time.
+    """The archive entry of a file, a folder or a symbolic link, without owner and time.
 
-    Not by tarfile's own look at the file, which makes a link of a file that shares its bytes with an earlier one.
+    Not tarfile's own `gettarinfo`, which stores a hard link for a second name of the same file.
     """
     entry = tarfile.TarInfo(name)
     about = path.lstat()
@@ -264,7 +263,7 @@ def _entry(path: Path, name: str) -> tarfile.TarInfo:
         entry.type = tarfile.DIRTYPE
     else:
         entry.size = about.st_size
-    # what one machine's umask was is no part of it
+    # independent of the umask of the machine that builds
     entry.mode = 0o755 if not entry.isreg() or about.st_mode & 0o100 else 0o644
     return entry
 
@@ -275,7 +274,7 @@ def _digest(path: Path) -> str:
 
 
 def _end(text: str) -> str:
-    return "\n".join([line for line in text.splitlines() if line.strip()][-TOLD:])
+    return "\n".join([line for line in text.splitlines() if line.strip()][-ERROR_LINES:])
 
 
 def _stop(code: int, text: str) -> NoReturn:
@@ -284,19 +283,23 @@ def _stop(code: int, text: str) -> NoReturn:
 
 
 def main() -> None:
-    """Build it where it is not up to date, and say what it is."""
+    """Build the archive if it is not up to date, and print its version."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "package", help="the archive's folder")
-    parser.add_argument("--python", default=PYTHON, help=f"interpreter of the nodes; {PYTHON} on EMR")
-    parser.add_argument("--force", action="store_true", help="build anew what is up to date")
-    given = parser.parse_args()
-    made = None if given.force else archive_in(given.out)
-    word = "up to date, "
-    if made is None or made.get("inputs") != inputs_of(commit_of(ROOT), given.python) or not is_whole(given.out, made):
-        made, word = build(given.out, given.python), ""
-    size = (given.out / "environment.tar.gz").stat().st_size
-    about = f"{word}version {made['version']}, {size / 1e6:,.0f} MB, commit {made['commit']}"
-    print(f"{given.out}: {about}")  # noqa: T201
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "package", help="folder for the archive")
+    parser.add_argument("--python", default=PYTHON, help=f"interpreter on the nodes; {PYTHON} on EMR")
+    parser.add_argument("--force", action="store_true", help="rebuild even if it is up to date")
+    arguments = parser.parse_args()
+    manifest = None if arguments.force else archive_in(arguments.out)
+    prefix = "up to date, "
+    if (
+        manifest is None
+        or manifest.get("inputs") != inputs_of(commit_of(ROOT), arguments.python)
+        or not is_complete(arguments.out, manifest)
+    ):
+        manifest, prefix = build(arguments.out, arguments.python), ""
+    size = (arguments.out / "environment.tar.gz").stat().st_size
+    about = f"{prefix}version {manifest['version']}, {size / 1e6:,.0f} MB, commit {manifest['commit']}"
+    print(f"{arguments.out}: {about}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make VENV from the lock file and put the jars that pyspark lacks beside Spark's own.
+# Create VENV from the lock file, and add the jars that pyspark lacks to Spark's own.
 #   deploy/setup.sh VENV UV_VERSION [s3]
-# Each missing prerequisite gets one sentence that says what to install.
+# For each missing prerequisite, one sentence says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1 uv_version=$2 part=${3:-}
@@ -26,7 +26,7 @@ jars() { # CONF: resolve deploy/jars/ivy.xml with the Ivy that pyspark ships
   echo "encore: fetching jars ($1) ..."
   "$java" -jar "$folder"/ivy-*.jar -settings deploy/jars/ivysettings.xml -ivy deploy/jars/ivy.xml -cache .cache/ivy \
     -confs "$1" -retrieve "$folder/[artifact]-[revision].[ext]" >.cache/ivy.log 2>&1 ||
-    fail "the jars ($1) could not be fetched from Maven Central: look at .cache/ivy.log, check the network and call make again."
+    fail "the jars ($1) could not be fetched from Maven Central: see .cache/ivy.log, check the network and run make again."
 }
 
 mkdir -p .cache
@@ -38,10 +38,10 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "python3.11 cannot make a virtual environment: install python3.11-venv."
 echo "encore: installing the locked packages into $venv ..."
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version" ||
-  fail "pip could not install uv $uv_version: check the network and call make again."
-# UV_LINK_MODE: hard links fail, loudly, where the cache is on another disk
+  fail "pip could not install uv $uv_version: check the network and run make again."
+# UV_LINK_MODE: hard links fail, with warnings, if the cache is on another disk
 UV_LINK_MODE=${UV_LINK_MODE:-copy} "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --require-hashes -r deploy/requirements.txt ||
-  fail "the locked packages could not be installed: check the network and call make again."
+  fail "the locked packages could not be installed: check the network and run make again."
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e . ||
   fail "the package itself could not be installed."
 jars delta

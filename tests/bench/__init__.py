@@ -1,1 +1,1 @@
-"""Benchmarks: Encore against its peers, and the whole line at sizes up to the million. Run `python -m tests.bench`."""
+"""Benchmarks: Encore against its peers, and the pipeline at up to a million playlists: `python -m tests.bench`."""

@@ -1,4 +1,4 @@
-"""The command of the benchmarks, `python -m tests.bench`: what `make bench`, `bench-compare` and `bench-full` call."""
+"""The benchmark command, `python -m tests.bench`, behind `make bench`, `make bench-compare` and `make bench-full`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.bench.figures import (
     write_json,
 )
 from tests.bench.limits import parse_size
-from tests.bench.machine import ROOT, clean_environment, describe, disturbing, python, second_core
+from tests.bench.machine import ROOT, clean_environment, describe, load_warning, python, second_core
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -43,45 +43,47 @@ PARTS: dict[str, tuple[Callable[[Any], Found], Any, Any]] = {
     "line": (line.run, line.Sizes(), line.QUICK),
     "curves": (curves.run, curves.Sizes(), curves.QUICK),
 }
-NOT_ASKED = ("curves",)
-"""Parts that only run where they are named."""
+ONLY_BY_NAME = ("curves",)
+"""Parts that only run if they are named."""
 ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
-"""What must stand in the environment before a library of a part is imported."""
+"""By part, variables that must be set before its libraries are imported."""
 
 
 @app.command()
 def run(
-    parts: Annotated[list[str] | None, typer.Argument(help="topk, parser, ingest, line: all without; curves")] = None,
-    quick: Annotated[bool, typer.Option(help="Small sizes, only to see that everything works")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Some of topk, parser, ingest, line (default: all of these), curves")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Use small sizes, only to check that everything works")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the reports")] = CACHE / "reports",
 ) -> None:
-    """Measure, print one table and write it with a picture as <stamp>.json, .md and .png."""
-    wanted = parts or [name for name in PARTS if name not in NOT_ASKED]
-    for name in wanted:
+    """Measure, print a table, and write the report with a plot as <stamp>.json, .md and .png."""
+    selected = parts or [name for name in PARTS if name not in ONLY_BY_NAME]
+    for name in selected:
         if name not in PARTS:
             raise BenchError(f"{name}: one of {', '.join(PARTS)} expected")
     machine, began = describe(), time.monotonic()
-    if warning := disturbing():
+    if warning := load_warning():
         typer.echo(f"warning: {warning}", err=True)
     found = second_core()
-    for name in wanted:
+    for name in selected:
         typer.echo(f"{name} ...", err=True)
-        found += _apart(name, quick)
+        found += _run_part(name, quick)
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    report = Report(stamp, quick, wanted, machine, found, time.monotonic() - began)
+    report = Report(stamp, quick, selected, machine, found, time.monotonic() - began)
     _publish(report, out)
     if failed(found):
         raise typer.Exit(1)
 
 
-def _apart(name: str, quick: bool) -> Found:
-    """A part in a process of its own: with its own memory, threads and environment."""
+def _run_part(name: str, quick: bool) -> Found:
+    """Run a part in its own process, with its own memory, threads and environment."""
     out = CACHE / "scratch" / f"part-{name}-{os.getpid()}.json"
     environment, _ = clean_environment(os.environ)
     command = python("tests.bench", "part", name, str(out), *(["--quick"] if quick else []))
     done = subprocess.run(command, cwd=ROOT, env={**environment, **ENVIRONMENT.get(name, {})}, check=False)
     if done.returncode:
-        raise BenchError(f"{name} ended with {done.returncode}")
+        raise BenchError(f"{name} failed with exit code {done.returncode}")
     found = found_of(json.loads(out.read_text(encoding="utf-8")))
     out.unlink()
     return found
@@ -89,14 +91,14 @@ def _apart(name: str, quick: bool) -> Found:
 
 @app.command(hidden=True)
 def part(name: str, out: Path, quick: bool = False) -> None:
-    """One part, whose result goes to a file as JSON."""
-    work, sizes, few = PARTS[name]
-    write_json(out, asdict(work(few if quick else sizes)))
+    """Run one part and write its result to a file as JSON."""
+    work, sizes, quick_sizes = PARTS[name]
+    write_json(out, asdict(work(quick_sizes if quick else sizes)))
 
 
 @app.command(name="compare")
-def compare_reports(a: Path, b: Annotated[Path, typer.Argument(help="Reports, JSON; or latest in its place")]) -> None:
-    """What changed from one report to another, figure by figure, and what of it is more than noise."""
+def compare_reports(a: Path, b: Annotated[Path, typer.Argument(help="Two reports, as JSON")]) -> None:
+    """Print how each figure changed from one report to another, and whether by more than noise."""
     left, right = read_report(a), read_report(b)
     changes, doubts = compare(left, right)
     rows = [
@@ -117,12 +119,12 @@ def compare_reports(a: Path, b: Annotated[Path, typer.Argument(help="Reports, JS
 
 @app.command()
 def full(
-    data: Annotated[Path | None, typer.Option(help="Slices of a million playlists; generated ones without")] = None,
-    limit: Annotated[str | None, typer.Option(help="Memory for all processes together, such as 8g")] = None,
-    only: Annotated[list[int] | None, typer.Option(help="Numbers of playlists, of those that are measured")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the reports")] = CACHE / "reports",
+    data: Annotated[Path | None, typer.Option(help="Slices of a million playlists; generated if not given")] = None,
+    limit: Annotated[str | None, typer.Option(help="Memory limit for all processes together, such as 8g")] = None,
+    only: Annotated[list[int] | None, typer.Option(help="Only these numbers of playlists")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the reports")] = CACHE / "reports",
 ) -> None:
-    """The line at full size and at shares of it; called again, it goes on where it was."""
+    """Measure the pipeline at full size and at fractions of it; an interrupted run is resumed."""
     machine, began = describe(), time.monotonic()
     found = full_size.run(data, parse_size(limit) if limit else None, only or [], typer.echo)
     stamp = f"full-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -135,8 +137,8 @@ def _publish(report: Report, out: Path) -> None:
     text = _text(report)
     write_json(out / f"{report.stamp}.json", report.as_json())
     (out / f"{report.stamp}.md").write_text(text, encoding="utf-8")
-    picture = out / f"{report.stamp}.png"
-    _plot(report.found.figures, picture)
+    plot = out / f"{report.stamp}.png"
+    _plot(report.found.figures, plot)
     typer.echo(text)
     typer.echo(f"{out / report.stamp}.json, .md, .png")
 
@@ -145,10 +147,10 @@ def _text(report: Report) -> str:
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     head = [
-        f"{machine['date']}, commit {machine['git_commit']}, {report.seconds:,.0f} s in all"
-        + (" (quick: sizes that say nothing)" if report.quick else ""),
+        f"{machine['date']}, commit {machine['git_commit']}, {report.seconds:,.0f} s in total"
+        + (" (quick: sizes too small to be meaningful)" if report.quick else ""),
         f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])}), {machine['memory_gb']} GB, "
-        f"load at the start {machine['load_at_start'][0]}",
+        f"load at start {machine['load_at_start'][0]}",
         f"Python {machine['python']}, {machine['java']}, {versions}",
     ]
     rows = [(one.name, shown(one.value), one.unit, spread(one), one.note or one.work) for one in report.found.figures]
@@ -157,7 +159,7 @@ def _text(report: Report) -> str:
 
 
 CURVES = {"M": "tracks", "k": "results", "d": "dimensions"}
-"""What the figures of `curves` are drawn over, by the letter in their names."""
+"""Labels of the x axes of `curves`, by the letter in the figures' names."""
 
 
 TICKS = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -168,13 +170,13 @@ def _short(n: int) -> str:
 
 
 def _curve(figures: Sequence[Figure], letter: str) -> list[tuple[int, float]]:
-    """The points of one curve, in order."""
+    """The points of one curve, by size."""
     prefix = f"curve.{letter}"
     return sorted((int(one.name.removeprefix(prefix)), one.value) for one in figures if one.name.startswith(prefix))
 
 
 def _plot(figures: Sequence[Figure], path: Path) -> None:
-    """Ratios as bars on a logarithmic axis; where there are none, curves, or seconds by number of playlists."""
+    """Ratios as bars on a logarithmic axis; if there are none, curves, or seconds by number of playlists."""
     from matplotlib.figure import Figure as Canvas
 
     ratios = [one for one in figures if one.unit == "x" and one.better == "higher"]
@@ -187,8 +189,8 @@ def _plot(figures: Sequence[Figure], path: Path) -> None:
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_xlabel("times as fast as the peer")
         ax.invert_yaxis()
-        for place, one in enumerate(ratios):
-            ax.annotate(f" {shown(one.value)}", (one.value, place), va="center", fontsize=8)
+        for row, one in enumerate(ratios):
+            ax.annotate(f" {shown(one.value)}", (one.value, row), va="center", fontsize=8)
     elif any(one.name.startswith("curve.") for one in figures):
         canvas.set_size_inches(9, 3)
         for ax, (letter, label) in zip(canvas.subplots(1, len(CURVES), sharey=True), CURVES.items(), strict=True):

@@ -1,4 +1,4 @@
-"""How exact top-k grows with tracks M, dimensions d, results k and threads: the curves of the page on scaling."""
+"""How the time of exact top-k grows with tracks M, dimensions d, results k and threads (deploy/docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Slices that give the items, queries, and where the curves are measured; d with so many items only."""
+    """Slices that provide the items, queries, and the points of the curves; d is measured with `few_items` items."""
 
     slices: int = 1000
     queries: int = 8192
@@ -34,24 +34,24 @@ QUICK = Sizes(slices=10, queries=512, items=(10_000, 20_000), ks=(10, 100), dime
 
 
 def run(sizes: Sizes) -> Found:
-    """Figures curve.M<items>, curve.d<dimensions> and curve.k<results>, ms a query in one thread, with the share of the
-    items that are scored; and curve.threads<n>."""
+    """Figures curve.M<items>, curve.d<dimensions> and curve.k<results>, in ms per query on one thread, with the share
+    of items scored; and curve.threads<n>."""
     tree.loops()
     data = search_data(sizes.slices, sizes.queries)
-    everything = Tree.of(data.ids, data.vectors)
+    whole = Tree.of(data.ids, data.vectors)
     found: list[Figure] = []
     for n in sizes.items:
         rows = _spread(len(data.vectors), n)
-        some = Tree.of(np.arange(len(rows), dtype=np.int32), np.ascontiguousarray(data.vectors[rows]))
-        found.append(_point(f"curve.M{n}", data.queries, some, 500, sizes))
+        part = Tree.of(np.arange(len(rows), dtype=np.int32), np.ascontiguousarray(data.vectors[rows]))
+        found.append(_point(f"curve.M{n}", data.queries, part, 500, sizes))
     for k in sizes.ks:
-        found.append(_point(f"curve.k{k}", data.queries, everything, k, sizes))
+        found.append(_point(f"curve.k{k}", data.queries, whole, k, sizes))
     for d in sizes.dimensions:
-        made = _of_dimension(data, d, sizes.few_items)
+        made = _with_dimensions(data, d, sizes.few_items)
         few = Tree.of(made.ids, made.vectors)
         found.append(_point(f"curve.d{d}", made.queries, few, 500, sizes))
     for threads in (1, 2):
-        found.append(_point(f"curve.threads{threads}", data.queries, everything, 500, sizes, threads))
+        found.append(_point(f"curve.threads{threads}", data.queries, whole, 500, sizes, threads))
     return Found(found)
 
 
@@ -63,21 +63,21 @@ def _point(name: str, queries: F32, index: Tree, k: int, sizes: Sizes, threads: 
     return figure(name, "ms/query", values, work=work, note=f"{work}: {share:.2%} of the items scored")
 
 
-def _spread(n: int, wanted: int) -> NDArray[np.int64]:
-    """Rows evenly spread over n, frequent tracks and rare ones as in the whole."""
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
+def _spread(n: int, count: int) -> NDArray[np.int64]:
+    """`count` of n rows, evenly spaced, so that tracks are as frequent or rare as in the whole."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).astype(np.int64))
 
 
-def _of_dimension(data: Search, d: int, n: int) -> Search:
-    """Items and queries of d dimensions: columns of those that are there, and beyond those the same columns of other
-    rows, so that each dimension is distributed as in the data and independent of the others."""
+def _with_dimensions(data: Search, d: int, n: int) -> Search:
+    """`n` items and all queries with d dimensions: their own columns and, beyond those, the same columns of other rows,
+    so that each added dimension is distributed as in the data and independent of the others."""
     rows, width = _spread(len(data.vectors), n), data.vectors.shape[1]
-    parts, asked = [], []
+    items, queries = [], []
     rng = np.random.default_rng(0)
     for start in range(0, d, width):
         order = rng.permutation(len(rows)) if start else np.arange(len(rows))
-        again = rng.permutation(len(data.queries)) if start else np.arange(len(data.queries))
+        query_order = rng.permutation(len(data.queries)) if start else np.arange(len(data.queries))
         take = min(width, d - start)
-        parts.append(data.vectors[rows[order], :take])
-        asked.append(data.queries[again, :take])
-    return Search(np.ascontiguousarray(np.hstack(parts)), np.ascontiguousarray(np.hstack(asked)))
+        items.append(data.vectors[rows[order], :take])
+        queries.append(data.queries[query_order, :take])
+    return Search(np.ascontiguousarray(np.hstack(items)), np.ascontiguousarray(np.hstack(queries)))

@@ -1,6 +1,6 @@
-"""What a benchmark found, as data: figures with their spread, checks, the machine; JSON; and the comparison of two.
+"""Benchmark results as data: figures with their spread, checks and the machine; JSON files; and comparing two reports.
 
-Nothing here measures anything, so all of it is tested without a clock.
+Nothing here measures anything, so all of it can be tested without a clock.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 SCHEMA = 1
-"""Of the JSON files; another number is refused."""
+"""Version of the JSON format; other versions are rejected."""
 
-UNKNOWN_NOISE = 0.10
-"""Taken for the spread, to either side, of a figure that was measured once."""
+DEFAULT_NOISE = 0.10
+"""Relative spread, to either side, assumed for a figure that was measured once."""
 
-LEAST_CHANGE = 0.02
-"""A smaller change is never marked, however small the spread of the repeats."""
+MIN_CHANGE = 0.02
+"""Smaller relative changes are never marked, however small the spread of the repeats."""
 
 Better = Literal["lower", "higher", "neither"]
 
 
 class BenchError(Exception):
-    """A benchmark cannot be run, read or compared; the text says why, and what to do."""
+    """A benchmark cannot be run, read or compared; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number. `value` is the median of `repeats` measurements, `low` and `high` the extremes of them.
+    """One number. `value` is the median of `repeats` measurements, `low` and `high` are their extremes.
 
-    `name`: dotted, the same in every run. `work`: what was measured, in words; figures of different work are not
-    compared. `better`: which way is good; neither for what only describes.
+    `name`: dotted, the same in every run. `work`: a description of what was measured; figures of different work are not
+    compared. `better`: which direction is good; "neither" for purely descriptive figures.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Figure:
 
     @property
     def noise(self) -> tuple[float, float]:
-        """The interval in which another measurement of the same is expected."""
+        """The interval in which a repeated measurement is expected."""
         if self.repeats > 1:
             return self.low, self.high
-        return self.value * (1 - UNKNOWN_NOISE), self.value * (1 + UNKNOWN_NOISE)
+        return self.value * (1 - DEFAULT_NOISE), self.value * (1 + DEFAULT_NOISE)
 
 
 def figure(
     name: str, unit: str, values: Sequence[float], *, better: Better = "lower", work: str = "", note: str = ""
 ) -> Figure:
-    """The figure of some measurements of the same thing, at least one."""
+    """A figure from one or more measurements of the same thing. ValueError if there are none."""
     if not values:
         raise ValueError(f"{name}: at least one measurement expected")
     return Figure(
@@ -75,18 +75,26 @@ def figure(
 
 
 def ratio(name: str, above: Figure, below: Figure, *, note: str = "") -> Figure:
-    """How many times `above` is `below`, more is better; the spread is the widest that those of the two allow."""
-    (low, high), (least, most) = above.noise, below.noise
+    """`above` divided by `below`, higher is better; its spread is the widest that theirs allow."""
+    (above_low, above_high), (below_low, below_high) = above.noise, below.noise
     repeats = min(above.repeats, below.repeats)
     work = f"{above.work} / {below.work}" if above.work != below.work else above.work
     return Figure(
-        name, "x", above.value / below.value, low / most, high / least, repeats, better="higher", work=work, note=note
+        name,
+        "x",
+        above.value / below.value,
+        above_low / below_high,
+        above_high / below_low,
+        repeats,
+        better="higher",
+        work=work,
+        note=note,
     )
 
 
 @dataclass(frozen=True)
 class Check:
-    """Whether something that a comparison rests on holds: that two answers agree, that threads are as many as said."""
+    """Whether a precondition of a comparison holds, such as equal results or the stated number of threads."""
 
     name: str
     ok: bool
@@ -95,7 +103,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Found:
-    """What one part found."""
+    """The results of one part."""
 
     figures: list[Figure] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -105,7 +113,7 @@ class Found:
         return Found([*self.figures, *other.figures], [*self.checks, *other.checks], {**self.facts, **other.facts})
 
     def __getitem__(self, name: str) -> Figure:
-        """The figure of a name. KeyError where there is none."""
+        """The figure with a name. KeyError if there is none."""
         for found in self.figures:
             if found.name == name:
                 return found
@@ -114,7 +122,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Report:
-    """A run of the benchmarks. `quick`: at reduced sizes, only to see that everything works."""
+    """A benchmark run. `quick`: at reduced sizes, only to check that everything works."""
 
     stamp: str
     quick: bool
@@ -124,12 +132,12 @@ class Report:
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data for a file."""
+        """The report as plain data, for a JSON file."""
         return {"schema": SCHEMA, **asdict(self)}
 
 
 def found_of(data: dict[str, Any]) -> Found:
-    """Found from the plain data that `asdict` made of it."""
+    """Rebuild Found from the plain data that `asdict` made of it."""
     return Found(
         [Figure(**entry) for entry in data["figures"]],
         [Check(**entry) for entry in data["checks"]],
@@ -138,7 +146,7 @@ def found_of(data: dict[str, Any]) -> Found:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a file so that nobody ever reads half of it."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -146,7 +154,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report. Raises BenchError for a file that is not one."""
+    """Read a report. Raises BenchError if the file is not a valid report."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -157,12 +165,12 @@ def read_report(path: Path) -> Report:
     try:
         return Report(**{**data, "found": found_of(data["found"])})
     except (KeyError, TypeError) as error:
-        raise BenchError(f"{path}: not a whole report: {error}") from error
+        raise BenchError(f"{path}: incomplete report: {error}") from error
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure in two reports. `ratio`: b over a. `verdict`: better, worse, same (within the noise), or why not."""
+    """A figure in two reports. `ratio`: b / a. `verdict`: better, worse, same (within the noise), or why neither."""
 
     name: str
     unit: str
@@ -176,12 +184,12 @@ _SAME_MACHINE = ("cpu", "cores", "memory_gb")
 
 
 def compare(a: Report, b: Report) -> tuple[list[Change], list[str]]:
-    """Figure by figure what changed from a to b, and what makes the comparison doubtful.
+    """How each figure changed from a to b, and reasons to doubt the comparison.
 
-    Raises BenchError where one is quick and the other is not: their sizes differ in everything.
+    Raises BenchError if only one of them is quick, since their sizes differ.
     """
     if a.quick != b.quick:
-        raise BenchError("one report is of a quick run and the other is not: their work differs, so nothing compares")
+        raise BenchError("only one of the reports is of a quick run: the sizes differ, so nothing can be compared")
     doubts = [
         f"{name}: {a.machine.get(name)} and {b.machine.get(name)}"
         for name in _SAME_MACHINE
@@ -193,7 +201,7 @@ def compare(a: Report, b: Report) -> tuple[list[Change], list[str]]:
 
 
 def failed(found: Found) -> list[Check]:
-    """The checks that do not hold."""
+    """The checks that failed."""
     return [check for check in found.checks if not check.ok]
 
 
@@ -210,8 +218,8 @@ def _change(name: str, a: Figure | None, b: Figure | None) -> Change:
 
 
 def _verdict(a: Figure, b: Figure) -> str:
-    (low, high), (least, most) = a.noise, b.noise
-    if (least <= high and low <= most) or abs(b.value - a.value) <= LEAST_CHANGE * abs(a.value):
+    (a_low, a_high), (b_low, b_high) = a.noise, b.noise
+    if (b_low <= a_high and a_low <= b_high) or abs(b.value - a.value) <= MIN_CHANGE * abs(a.value):
         return "same"
     if a.better == "neither":
         return "other"
@@ -219,7 +227,7 @@ def _verdict(a: Figure, b: Figure) -> str:
 
 
 def shown(value: float) -> str:
-    """A number for people: four figures that count, thousands with commas."""
+    """A number for display: three significant digits or so, with thousands separators."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -229,11 +237,11 @@ def shown(value: float) -> str:
 
 
 def spread(one: Figure) -> str:
-    """The extremes of the repeats as text; nothing for a figure measured once."""
+    """The extremes of the repeats as text; empty for a figure measured once."""
     return "" if one.repeats < 2 else f"{shown(one.low)} to {shown(one.high)}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A markdown table: the first column to the left, the others to the right."""
+    """A Markdown table: the first column left-aligned, the others right-aligned."""
     lines = [f"| {' | '.join(header)} |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"

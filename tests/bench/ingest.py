@@ -1,7 +1,7 @@
-"""Ingest: the job `ingest_playlists` against plain Spark on the same slices, and its own gain from a second core.
+"""Ingest: the job `ingest_playlists` against plain Spark on the same slices, and its speed-up from a second core.
 
-Each number of cores has a process and a session of its own; in it, ours and the peer are warmed up alike and then run
-in turns, each into a fresh lake.
+Each number of cores has its own process and Spark session; in it, our job and the peer are warmed up alike and then run
+alternately, each into a new lake.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WARM_UP_SLICES = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many slices of 1,000 playlists, of a folder of how many, and how often."""
+    """Slices of 1,000 playlists to ingest, playlists in the folder that they come from, and repeats."""
 
     slices: int = 20
     folder: int = 40_000
@@ -58,14 +58,14 @@ def run(sizes: Sizes) -> Found:
 
 
 def _session(folder: Path, sizes: Sizes, n_cores: int, *, with_peer: bool) -> Found:
-    """Run `main` below in a process of its own."""
+    """Run `main` below in its own process."""
     with tempfile.TemporaryDirectory(dir=_scratch()) as scratch:
         out = Path(scratch) / "found.json"
         options = ["--slices", str(sizes.slices), "--repeats", str(sizes.repeats), "--cores", str(n_cores)]
         command = python("tests.bench.ingest", str(folder), str(out), *options, *(["--peer"] if with_peer else []))
         done = subprocess.run(command, cwd=ROOT, check=False)
         if done.returncode:
-            raise BenchError(f"ingest with {n_cores} cores ended with {done.returncode}")
+            raise BenchError(f"ingest with {n_cores} cores failed with exit code {done.returncode}")
         return found_of(json.loads(out.read_text(encoding="utf-8")))
 
 
@@ -102,23 +102,23 @@ def main(
     n_cores: Annotated[int, typer.Option("--cores")],
     peer: Annotated[bool, typer.Option("--peer")] = False,
 ) -> None:
-    """One session: ours, and the peer in turns where it is asked for; what was found goes to `out` as JSON."""
+    """One session: our job, alternating with the peer if `peer` is set; the results go to `out` as JSON."""
     scratch = out.parent
     files = in_order(folder)[:slices]
     raw, few = _linked(files, scratch / "raw"), _linked(files[:WARM_UP_SLICES], scratch / "few")
     session = Session(_config(scratch / "lake", str(raw), n_cores))
     configure_logging(session._config.log)
-    places = iter(range(1000))
+    lake_numbers = iter(range(1000))
 
     def ours(source: Path) -> tuple[float, Path]:
-        lake = scratch / f"lake-{next(places)}"
+        lake = scratch / f"lake-{next(lake_numbers)}"
         config = _config(lake, str(source), n_cores)
         began = time.perf_counter()
         run_pipeline(config, ["ingest_playlists"], session=session)
         return time.perf_counter() - began, lake
 
     def plain(source: Path) -> tuple[float, Path]:
-        lake = scratch / f"lake-{next(places)}"
+        lake = scratch / f"lake-{next(lake_numbers)}"
         paths = [str(path) for path in in_order(source)]
         began = time.perf_counter()
         plain_ingest(session(), paths, str(lake))
@@ -154,7 +154,7 @@ def main(
 
 
 def _rows(lake: Path, session: Session) -> tuple[int, int]:
-    """Rows of playlists and of tracks, as the logs of the tables say."""
+    """Numbers of rows in playlists and tracks, from the tables' logs."""
     store = Store(_config(lake, "none", 1), session)
     states = [store.state(table) for table in (PLAYLISTS, TRACKS)]
     return tuple(state.rows if state else 0 for state in states)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""A command that may only have so much memory, with all processes that it starts: a control group of Linux."""
+"""Limit the memory of a command and all its child processes, with a Linux control group."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 @contextmanager
 def in_cgroup(limit: int | None) -> Iterator[list[str]]:
-    """What to put before a command, so that it and its children have at most `limit` bytes, cached files included;
-    nothing for None. BenchError where this user may not make control groups.
+    """Yields a command prefix that limits the command and its children to `limit` bytes, page cache included.
+
+    The prefix is empty for None. BenchError if this user may not create control groups.
     """
     if limit is None:
         yield []
@@ -29,16 +30,16 @@ def in_cgroup(limit: int | None) -> Iterator[list[str]]:
         if not v1:
             (group / "memory.swap.max").write_text("0")
     except OSError as error:
-        raise BenchError(f"{group}: no control group of memory can be made: {error.strerror}; root can") from error
+        raise BenchError(f"{group}: cannot create a memory control group: {error.strerror}; root can") from error
     try:
-        # the shell enters the group, and becomes the command
+        # the shell enters the group, then is replaced by the command
         yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
     finally:
         group.rmdir()
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 8g or 512m. BenchError for another text."""
+    """Parse a size such as 8g or 512m into bytes. BenchError if it is malformed."""
     units = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
     number, unit = text[:-1], text[-1:].lower()
     if unit not in units or not number.isdecimal():

@@ -1,6 +1,6 @@
-"""The whole line, JSON to MLflow, by the command that a user calls: seconds, memory, disk, and how they grow.
+"""The whole pipeline, from JSON to MLflow, with the command that users run: time, memory, disk, and how they grow.
 
-No peer does the same work. What is compared is the line with itself: twice the playlists, and one run with the last.
+No peer does the same work, so the pipeline is compared with itself: with twice the playlists, and with earlier runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.bench.memory import Peaks, Sampler
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of playlists, each twice the one before."""
+    """Numbers of playlists, each twice the previous one."""
 
     playlists: tuple[int, ...] = (20_000, 40_000)
 
@@ -40,8 +40,8 @@ QUICK = Sizes((1_000, 2_000))
 
 @dataclass
 class Ran:
-    """A run of the line: seconds of all calls that it took, memory and disk at their peaks, a row of `job_costs` for
-    each job."""
+    """A pipeline run: the time of all calls that it took, peak memory and disk, and a row of `job_costs` for each
+    job."""
 
     seconds: float = 0.0
     memory: dict[str, int] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class Ran:
 
     @property
     def peak(self) -> int:
-        """Bytes of all processes together, at the worst moment."""
+        """Peak memory of all processes together, in bytes."""
         return self.memory.get("all", 0)
 
 
 def run(sizes: Sizes) -> Found:
-    """Figures line.n<playlists>.seconds, .memory and .disk, line.growth, and seconds of each job."""
+    """Figures line.n<playlists>.seconds, .memory and .disk, line.growth, and the seconds of each job."""
     found, before = Found(), None
     for n in sizes.playlists:
         folder = slices_of(n)
@@ -77,9 +77,9 @@ def run(sizes: Sizes) -> Found:
 def run_line(
     raw: Path, features: Path, home: Path, *, settings: Mapping[str, str] | None = None, limit: int | None = None
 ) -> Ran:
-    """Call `encore run` into `home`, or go on with a run that was broken off there. BenchError where it fails.
+    """Run `encore run` with its output in `home`, or resume an interrupted run there. BenchError if it fails.
 
-    `limit`: bytes of memory that all its processes may have together.
+    `limit`: memory limit for all its processes together, in bytes.
     """
     notes = home / "ran.json"
     ran = Ran(**json.loads(notes.read_text(encoding="utf-8"))) if notes.is_file() else Ran()
@@ -90,12 +90,12 @@ def run_line(
     ran.calls += 1
     own = options(raw, features, home, settings or {})
     command = [str(encore()), "run", *(word for name, value in own.items() for word in ("--set", f"{name}={value}"))]
-    began, earlier, worst = time.monotonic(), ran.seconds, dict(ran.memory)
+    began, earlier, peak_before = time.monotonic(), ran.seconds, dict(ran.memory)
 
     def note(peaks: Peaks) -> None:
         ran.seconds = earlier + time.monotonic() - began
-        now = {"all": peaks.total, **peaks.by_kind}
-        ran.memory = {kind: max(worst.get(kind, 0), size) for kind, size in {**worst, **now}.items()}
+        current = {"all": peaks.total, **peaks.by_kind}
+        ran.memory = {kind: max(peak_before.get(kind, 0), size) for kind, size in {**peak_before, **current}.items()}
         ran.disk, ran.measure = max(ran.disk, peaks.disk), peaks.measure
         write_json(notes, asdict(ran))
 
@@ -105,14 +105,14 @@ def run_line(
             code = process.wait()
     note(peaks)
     if code:
-        raise BenchError(f"encore run ended with {code}; the same call goes on where it was")
+        raise BenchError(f"encore run failed with exit code {code}; run the same command again to resume")
     ran.done, ran.jobs = True, costs_of(own)
     write_json(notes, asdict(ran))
     return ran
 
 
 def nothing_to_do(n: int, own: Mapping[str, str]) -> Found:
-    """Seconds of the slowest job of a lake on which all jobs have run, and of all of them; no session is started."""
+    """Times of the slowest job and of all jobs on an up-to-date lake, for which no Spark session is started."""
     config = _config(own)
     configure_logging(config.log)
     unused = Session(config)
@@ -130,7 +130,7 @@ def nothing_to_do(n: int, own: Mapping[str, str]) -> Found:
 
 
 def options(raw: Path, features: Path, home: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """Settings by which a run keeps all that it makes in `home`."""
+    """Settings that keep everything a run writes in `home`."""
     return {
         "raw.playlists": str(raw),
         "raw.features": str(features),
@@ -147,20 +147,20 @@ def _config(own: Mapping[str, str]) -> Config:
 
 
 def costs_of(own: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The newest row of `job_costs` of each job of a lake, in the order in which they ran."""
+    """The latest row of `job_costs` for each job in a lake, in the order in which they ran."""
     config = _config(own)
     rows = latest(Store(config, Session(config)).read_small(JOB_COSTS).to_pylist())
     return [{**row, "started_at": row["started_at"].isoformat()} for row in rows]
 
 
 def figures_of(n: int, ran: Ran, prefix: str = "line") -> Found:
-    """The figures of a run of n playlists."""
+    """The figures of a run on n playlists."""
     work = f"{n:,} playlists, {ran.input / 1e9:.2f} GB"
     name = f"{prefix}.n{n}"
     made = [
         figure(f"{name}.seconds", "s", [ran.seconds], work=work),
         figure(f"{name}.memory", "GB", [ran.peak / 1e9], work=work, note=ran.measure),
-        figure(f"{name}.disk", "x", [ran.disk / ran.input], work=work, note="peak on disk over what is read"),
+        figure(f"{name}.disk", "x", [ran.disk / ran.input], work=work, note="peak disk usage / input size"),
     ]
     made += [figure(f"{name}.{job['job']}", "s", [job["seconds"]], work=work) for job in ran.jobs]
     shuffled = {job["job"]: job["shuffled_rows"] for job in ran.jobs if job["job"] != "ingest_playlists"}
@@ -169,6 +169,6 @@ def figures_of(n: int, ran: Ran, prefix: str = "line") -> Found:
 
 
 def growth(m: int, less: Ran, n: int, more: Ran, prefix: str = "line") -> Found:
-    """How many times the seconds, for how many times the playlists."""
+    """How the time grows from m to n playlists."""
     work = f"{m:,} to {n:,} playlists"
     return Found([figure(f"{prefix}.growth.{m}_{n}", "x", [more.seconds / less.seconds], work=work)])

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what is written down of it, and an environment that slows no peer."""
+"""The machine that a benchmark runs on: its description, and an environment that slows down no peer."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ PACKAGES = (
 )
 FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "asimd", "sve")
 
-_STEERS = re.compile(r"(OPENBLAS|GOTO|MKL|OMP|BLIS|VECLIB|NUMEXPR|NUMBA|POLARS|NVPL_BLAS)_\w+")
-"""Variables that choose kernels or threads of the libraries that are compared."""
+_LIBRARY_VARIABLES = re.compile(r"(OPENBLAS|GOTO|MKL|OMP|BLIS|VECLIB|NUMEXPR|NUMBA|POLARS|NVPL_BLAS)_\w+")
+"""Variables that select kernels or thread counts of the libraries being compared."""
 
 
 def cores() -> int:
@@ -51,13 +51,13 @@ def cores() -> int:
 
 
 def clean_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The environment without what steers BLAS kernels and threads; and the names that were taken out."""
-    removed = sorted(name for name in environment if _STEERS.fullmatch(name))
+    """The environment without variables that affect BLAS kernels and threads, and the names of those removed."""
+    removed = sorted(name for name in environment if _LIBRARY_VARIABLES.fullmatch(name))
     return {name: value for name, value in environment.items() if name not in removed}, removed
 
 
 def describe() -> dict[str, Any]:
-    """The machine, its load now, and the versions that are installed."""
+    """The machine, its current load, and the installed versions."""
     info = _cpuinfo()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,9 +76,9 @@ def describe() -> dict[str, Any]:
 
 
 def second_core(repeats: int = 3) -> Found:
-    """What a second core gives to a loop that shares nothing and fits into a cache: the most to hope for.
+    """The speed-up from a second core for a loop that shares nothing and fits into the cache: an upper bound.
 
-    Virtual cores may be two threads of one core, and other machines on the same hardware take their share.
+    Virtual cores may be two threads of one physical core, and other virtual machines share the hardware.
     """
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_spin, [1, 1]))
@@ -100,7 +100,7 @@ def _spin(rounds: int) -> float:
 
 
 def blas() -> list[str]:
-    """The BLAS and OpenMP libraries that are loaded in this process, with the kernel that each has chosen."""
+    """The BLAS and OpenMP libraries loaded in this process, with the kernel that each selected."""
     from threadpoolctl import threadpool_info
 
     return [
@@ -114,11 +114,11 @@ def blas() -> list[str]:
     ]
 
 
-def disturbing() -> str | None:
-    """A sentence where the machine is busy with other things than this; None where it is not."""
+def load_warning() -> str | None:
+    """A warning if the machine is busy with other work; None if it is not."""
     load = os.getloadavg()[0]
     if load > 0.5 * cores():
-        return f"the load is {load:.1f} on {cores()} cores before anything has started: expect noise"
+        return f"the load is {load:.1f} on {cores()} cores before the benchmarks start: expect noise"
     return None
 
 
@@ -129,8 +129,8 @@ def _cpuinfo() -> dict[str, str]:
     except OSError:
         return found
     for line in lines:
-        name, sign, value = line.partition(":")
-        if sign:
+        name, separator, value = line.partition(":")
+        if separator:
             found.setdefault(name.strip(), value.strip())
     return found
 
@@ -139,8 +139,8 @@ def _java() -> str | None:
     java = find_java()
     if java is None:
         return None
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    return said.splitlines()[0] if said else None
+    output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    return output.splitlines()[0] if output else None
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,8 @@
-"""Memory and disk of a running process and all that it starts, sampled.
+"""Sampled memory and disk usage of a process and all its descendants.
 
-Memory is proportional set size: a page that n processes map counts 1/n in each, so that arrays which all workers map
-are in a sum once. Where the system does not tell it, resident size is taken, and said so: a sum of those is too large.
+Memory is proportional set size: a page mapped by n processes counts 1/n in each, so that arrays mapped by all workers
+are counted once in a sum. Where the system does not report it, resident set size is used and labelled as such, although
+a sum of those is too large.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KINDS = ("jvm", "python", "other")
 
 @dataclass
 class Peaks:
-    """The most that was seen: bytes of memory in all and by kind of process, each at its own time; bytes on disk."""
+    """Peaks in bytes: memory in total and by kind of process, each at its own time, and disk."""
 
     total: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
@@ -29,23 +30,23 @@ class Peaks:
     measure: str = "pss"
     samples: int = 0
 
-    def note(self, now: dict[str, int]) -> None:
-        """Take in one sample of memory."""
+    def note(self, current: dict[str, int]) -> None:
+        """Add one sample of memory."""
         self.samples += 1
-        self.total = max(self.total, sum(now.values()))
-        for kind, size in now.items():
+        self.total = max(self.total, sum(current.values()))
+        for kind, size in current.items():
             self.by_kind[kind] = max(self.by_kind.get(kind, 0), size)
 
 
 def kind_of(name: str) -> str:
-    """jvm, python or other, by the name of a program."""
+    """The kind of a process by the name of its program: jvm, python or other."""
     if name.startswith("java"):
         return "jvm"
     return "python" if name.startswith(("python", "encore", "spark-submit", "pyspark")) else "other"
 
 
 def tree_memory(root: int) -> tuple[dict[str, int], str]:
-    """Bytes by kind of process of `root` and all its descendants now, and what was measured: pss or rss."""
+    """Current memory of `root` and all its descendants, bytes by kind, and the measure used: pss or rss."""
     found: dict[str, int] = {}
     measure = "pss"
     with suppress(psutil.Error):
@@ -60,7 +61,7 @@ def tree_memory(root: int) -> tuple[dict[str, int], str]:
 
 def _memory(process: psutil.Process) -> tuple[int, str]:
     try:
-        # a line or two that the kernel adds up: far quicker than all maps of a JVM
+        # summed up by the kernel: far faster than reading all mappings of a JVM
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_bytes().splitlines():
             if line.startswith(b"Pss:"):
                 return int(line.split()[1]) * 1024, "pss"
@@ -70,7 +71,7 @@ def _memory(process: psutil.Process) -> tuple[int, str]:
 
 
 def folder_bytes(folders: Iterable[Path]) -> int:
-    """Bytes of all files in some folders; links are not followed, files that go meanwhile are left out."""
+    """Total size of the files in some folders; links are not followed, files that vanish meanwhile are skipped."""
     total = 0
     waiting = [str(folder) for folder in folders]
     while waiting:
@@ -85,9 +86,10 @@ def folder_bytes(folders: Iterable[Path]) -> int:
 
 
 class Sampler:
-    """Samples a process tree while it runs: `with Sampler(pid) as peaks: ...`. `folders` are measured every fifth time.
+    """Samples a process tree while it runs: `with Sampler(pid) as peaks: ...`.
 
-    `on_sample` is called after each sample, with the peaks so far; an error in it ends the sampling.
+    `folders` are measured at every fifth sample. `on_sample` is called after each sample with the peaks so far; an
+    error in it ends the sampling.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Sampler:
     ) -> None:
         self.peaks = Peaks()
         self._root, self._every, self._folders, self._on_sample = root, every, folders, on_sample
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Peaks:
@@ -108,7 +110,7 @@ class Sampler:
         return self.peaks
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
         self._disk()
 
@@ -118,12 +120,12 @@ class Sampler:
     def _run(self) -> None:
         while True:
             began = time.monotonic()
-            now, self.peaks.measure = tree_memory(self._root)
-            self.peaks.note(now)
+            current, self.peaks.measure = tree_memory(self._root)
+            self.peaks.note(current)
             if self.peaks.samples % 5 == 1:
                 self._disk()
             if self._on_sample:
                 self._on_sample(self.peaks)
-            # a sampler that takes long must not take all the time
-            if self._over.wait(max(self._every, 10 * (time.monotonic() - began))):
+            # keep the sampler's own share of the time below a tenth
+            if self._stop.wait(max(self._every, 10 * (time.monotonic() - began))):
                 return

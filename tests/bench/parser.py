@@ -1,8 +1,8 @@
-"""Parsing slices in one thread: Encore's parser against orjson, the standard library, polars and DuckDB.
+"""Parsing slices on one thread: Encore's parser against orjson, the standard library, polars and DuckDB.
 
-All begin with a path whose file the system has in memory and end in arrays: a table of playlists, and the playlist and
-track URI of every row. Encore does more meanwhile: it checks every record and URI, keeps all fields of all tracks, and
-has the ids of the URIs as numbers. Peers are spared that.
+All start from the path of a file in the page cache and end with arrays: a table of playlists, and the playlist and
+track URI of every row. Encore does more along the way: it validates every record and URI, keeps all fields of all
+tracks, and converts URIs to numeric ids. Peers need not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIELDS = ("pid", "name", "collaborative", "modified_at", "num_tracks", "num_albu
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many slices of 1,000 playlists, and how often."""
+    """Slices of 1,000 playlists to parse, and repeats."""
 
     slices: int = 8
     repeats: int = 3
@@ -40,7 +40,7 @@ QUICK = Sizes(slices=1, repeats=2)
 
 @dataclass(frozen=True)
 class Rows:
-    """What every parser ends with: playlists, and of each row the pid and the track's URI, in the file's order."""
+    """The result of every parser: the number of playlists, and pid and track URI of each row, in file order."""
 
     playlists: int
     pids: np.ndarray
@@ -58,17 +58,17 @@ class Rows:
 
 
 def ours(path: Path) -> Any:
-    """Encore's parser, with everything that it does."""
+    """Encore's complete parser."""
     return parse_slice(path.read_bytes(), LIMITS)
 
 
 def our_rows(parsed: Any) -> Rows:
-    """Rows of what `ours` gives, to compare with others; no part of what is measured."""
+    """The result of `ours` as Rows, for comparison with the peers; not part of what is measured."""
     return Rows(parsed.playlists.num_rows, parsed.pids, _text(parsed.records.field("track_uri")))
 
 
 def _text(column: Any) -> pa.Array:
-    """A column of text as one array of one type."""
+    """A text column as a single string array."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     whole = pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
     return whole.cast(pa.string())
@@ -168,7 +168,7 @@ PEERS: dict[str, tuple[str, Callable[[], Callable[[Path], Rows]]]] = {
 
 
 def run(sizes: Sizes) -> Found:
-    """Figures parser.<who> in MB/s, and ratios parser.ours_over.<who>. POLARS_MAX_THREADS must be 1 from the start."""
+    """Figures parser.<who> in MB/s, and ratios parser.ours_over.<who>. POLARS_MAX_THREADS must already be 1."""
     files = in_order(slices_of(sizes.slices * 1000))
     size = sum(path.stat().st_size for path in files) / 1e6
     work = f"{len(files)} slices, {size:,.0f} MB, one thread"
@@ -177,7 +177,7 @@ def run(sizes: Sizes) -> Found:
         parse(files[0])
     times: dict[str, list[Timed]] = {name: [] for name in parsers}
     for _ in range(sizes.repeats):
-        # in turns, so that a machine that is slower for a while is slower for all
+        # alternately, so that a temporary slowdown of the machine affects all of them
         for name, parse in parsers.items():
             times[name].append(timed(partial(_each, parse, files), 1))
     expected = our_rows(times["ours"][-1].result)
@@ -198,7 +198,7 @@ def run(sizes: Sizes) -> Found:
 
 
 def _each(parse: Callable[[Path], Any], files: Sequence[Path]) -> Any:
-    """Parse one file after the other, as a task does, and give the last result: none is held while the next is made."""
+    """Parse the files one by one, as a task does, and return the last result; each is freed before the next."""
     result: Any = None
     for path in files:
         result = None

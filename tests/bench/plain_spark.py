@@ -1,9 +1,9 @@
-"""Ingest as a careful user of Spark would write it, with what Spark brings along: the peer of `ingest_playlists`.
+"""Ingest as a careful Spark user would write it, with Spark's own means: the peer of `ingest_playlists`.
 
-Slices are read once, by Spark's own JSON reader with a schema, and staged as Parquet, so that later steps read the
-columns that they need. Tracks get dense ids, frequent ones first, by an aggregation and a window; playlists get them
-by a join, and are put together again by another aggregation. The two tables have the columns of encore.lake.tables.
-What it does not do, and Encore does: say what is wrong with a file, keep what it refuses, and read only what is new.
+Slices are read once, by Spark's JSON reader with a schema, and staged as Parquet, so that later steps only read the
+columns that they need. An aggregation and a window give tracks dense ids, most frequent first; a join brings the ids to
+the rows, and another aggregation reassembles the playlists. The two tables have the columns of encore.lake.tables.
+Unlike Encore, it does not report what is wrong with a file, quarantine rejected records, or read only new files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLICE_DDL = """
 
 
 def plain_ingest(spark: Any, paths: Sequence[str], lake: str) -> None:
-    """Write the Delta tables `playlists` and `tracks` under `lake` from slices at `paths`; what is staged stays."""
+    """Write the Delta tables `playlists` and `tracks` under `lake` from the slices at `paths`; staged files stay."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 

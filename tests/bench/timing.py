@@ -1,4 +1,4 @@
-"""The clock: repeats of a call, and whether it used as many threads as was said."""
+"""Timing: repeated calls, and whether they used the stated number of threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.bench.figures import Check
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of each repeat, seconds of CPU of all threads of this process in each, and the last result."""
+    """Wall-clock seconds and CPU seconds (of all threads of this process) of each repeat, and the last result."""
 
     seconds: list[float]
     cpu: list[float]
@@ -20,12 +20,12 @@ class Timed:
 
     @property
     def threads(self) -> float:
-        """Cores that were busy, on average."""
+        """The average number of busy cores."""
         return sum(self.cpu) / max(sum(self.seconds), 1e-9)
 
 
 def timed(work: Callable[[], Any], repeats: int, *, at_most: float = float("inf")) -> Timed:
-    """Call `work` up to `repeats` times; no new repeat starts after `at_most` seconds. At least one is made."""
+    """Call `work` up to `repeats` times, at least once; no repeat starts after `at_most` seconds in total."""
     seconds: list[float] = []
     cpu: list[float] = []
     result: Any = None
@@ -39,14 +39,14 @@ def timed(work: Callable[[], Any], repeats: int, *, at_most: float = float("inf"
 
 
 def joined(parts: Sequence[Timed]) -> Timed:
-    """Repeats that were made one by one, as one; with the last result. At least one."""
+    """Combine repeats that were timed one by one, with the last result. At least one is needed."""
     return Timed([s for part in parts for s in part.seconds], [s for part in parts for s in part.cpu], parts[-1].result)
 
 
-def check_threads(name: str, found: Timed, asked: int) -> Check:
-    """Whether a call used at most as many cores as it was given.
+def check_threads(name: str, found: Timed, threads: int) -> Check:
+    """Whether a call used at most `threads` cores.
 
-    Using fewer is not refused, since a library may not scale and the machine may be busy; it stands in the detail.
+    Using fewer is accepted, since a library may not scale and the machine may be busy; the detail shows it.
     """
-    detail = f"{found.threads:.2f} cores busy on average, {asked} given"
-    return Check(f"threads.{name}", found.threads <= asked + 0.15, detail)
+    detail = f"{found.threads:.2f} cores busy on average, {threads} given"
+    return Check(f"threads.{name}", found.threads <= threads + 0.15, detail)

@@ -1,7 +1,7 @@
 """Exact top-k by cosine: Encore's tree against scikit-learn, faiss, SciPy, and Encore's own brute force in NumPy.
 
-All in one process, on the same vectors and threads, and each with the same number of threads. Peers are exact too: the
-check of their answers against ours, in the same run, is what makes their time worth comparing.
+All run in one process, on the same vectors and with the same number of threads. Peers are exact too: checking their
+results against ours, in the same run, is what makes their times comparable.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from tests.bench.timing import check_threads, timed
 F32 = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-SCORES_AGREE = 1e-6
-"""Between the sorted scores of two answers, both in float64 as `kernel` defines them."""
-LEAST_RECALL = 0.999
-"""Peers compute in float32, or by another formula, so ids within rounding of the last score may differ."""
+SCORE_TOLERANCE = 1e-6
+"""Maximum difference between the sorted scores of two results, in float64 as `kernel` defines them."""
+MIN_RECALL = 0.999
+"""Peers compute in float32 or by another formula, so ids whose scores are within rounding of the last may differ."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is searched: slices of 1,000 playlists that give the items, and queries of each contender.
+    """The size of the search: slices of 1,000 playlists that provide the items, and queries for each contender.
 
-    scikit-learn is best with 2,048 queries at a time, faiss on two threads with 1,024. `seconds`: no repeat starts
-    after them.
+    scikit-learn is fastest with 2,048 queries at a time, faiss on two threads with 1,024. `seconds`: no repeat starts
+    after this time.
     """
 
     slices: int = 1000
@@ -58,8 +58,8 @@ QUICK = Sizes(slices=10, queries=4096, batch=512, faiss=512, kernel=128, kdtree=
 
 @dataclass(frozen=True)
 class Peer:
-    """A contender. `build(vectors)` makes its index, `search(index, queries, k)` gives ids int64 (q, k), best first or
-    not; both may use as many threads as they are given by `threads(n)`."""
+    """A contender. `build(data)` makes its index; `search(index, queries, k, threads)` returns ids int64 (q, k), in any
+    order. `queries`: how many it is timed with."""
 
     name: str
     label: str
@@ -70,7 +70,7 @@ class Peer:
 
 @contextmanager
 def limited(threads: int) -> Iterator[None]:
-    """Every BLAS and OpenMP of this process uses so many threads."""
+    """Limit every BLAS and OpenMP library in this process to `threads` threads."""
     import faiss
     from threadpoolctl import threadpool_limits
 
@@ -84,7 +84,7 @@ def limited(threads: int) -> Iterator[None]:
 
 
 def unit(vectors: F32) -> F32:
-    """Rows at unit length; zero rows stay zero."""
+    """Rows scaled to unit length; zero rows stay zero."""
     norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
     return (vectors / np.where(norms == 0, 1.0, norms)).astype(np.float32)
 
@@ -136,7 +136,7 @@ def _kernel_search(index: Any, queries: F32, k: int, threads: int) -> Ids:
 
 
 def peers(sizes: Sizes, metric: str) -> list[Peer]:
-    """Whom we compare with; scikit-learn by the metric that is faster here."""
+    """The peers, scikit-learn with the given metric."""
     return [
         Peer("sklearn", f"scikit-learn brute, {metric}", sizes.batch, *_sklearn(metric)),
         Peer("faiss", "faiss IndexFlatIP", sizes.faiss, _faiss_build, _faiss_search),
@@ -146,9 +146,9 @@ def peers(sizes: Sizes, metric: str) -> list[Peer]:
 
 
 def fastest_metric(data: Search, sizes: Sizes) -> tuple[str, dict[str, float]]:
-    """scikit-learn's metric for unit vectors that takes least on a few queries, and ms a query of each.
+    """scikit-learn's fastest metric for unit vectors on a few queries, and the ms per query of each metric.
 
-    cosine, euclidean and sqeuclidean put unit vectors in the same order; they are computed in different ways.
+    cosine, euclidean and sqeuclidean rank unit vectors in the same order, but are computed differently.
     """
     n = max(16, sizes.batch // 16)
     cost = {}
@@ -162,19 +162,19 @@ def fastest_metric(data: Search, sizes: Sizes) -> tuple[str, dict[str, float]]:
 
 
 def agreement(name: str, data: Search, queries: F32, ids: Ids, ours: Ranked) -> Check:
-    """Whether the ids that a peer found have our scores, and are ours but for those at the edge."""
+    """Whether a peer's results have the same scores as ours, and the same ids except for ties at the cut-off."""
     q, k = ids.shape
     theirs = np.sort(exact_scores(data.vectors, queries, ids), axis=1)[:, ::-1]
     scores, mine = ours.scores.reshape(q, k), ours.ids.values.reshape(q, k)
     off = float(np.abs(theirs - scores).max())
     shared = [len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(ids, mine, strict=True)]
     recall = sum(shared) / (q * k)
-    ok = off <= SCORES_AGREE and recall >= LEAST_RECALL
+    ok = off <= SCORE_TOLERANCE and recall >= MIN_RECALL
     return Check(f"topk.{name}.agrees", ok, f"scores within {off:.1e}, {recall:.6f} of the ids, {q:,} queries")
 
 
 def exact_scores(vectors: F32, queries: F32, ids: Ids) -> NDArray[np.float32]:
-    """Cosines in float64, rounded to float32, of each query and its ids (q, k)."""
+    """Cosines of each query with its ids (q, k), computed in float64 and rounded to float32."""
     found = np.empty(ids.shape, np.float32)
     norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1))
     for row, (query, chosen) in enumerate(zip(queries.astype(np.float64), ids, strict=True)):
@@ -183,16 +183,16 @@ def exact_scores(vectors: F32, queries: F32, ids: Ids) -> NDArray[np.float32]:
     return found
 
 
-def equal(name: str, ours: Ranked, twin: Ids, twin_scores: NDArray[np.float32] | None = None) -> Check:
-    """Whether our rows are, to the bit, those of our slow twin."""
-    same = np.array_equal(ours.ids.values, twin.reshape(-1))
-    if twin_scores is not None:
-        same = same and np.array_equal(ours.scores, twin_scores)
+def equal(name: str, ours: Ranked, reference: Ids, reference_scores: NDArray[np.float32] | None = None) -> Check:
+    """Whether our rows are bit-identical to those of the reference implementation."""
+    same = np.array_equal(ours.ids.values, reference.reshape(-1))
+    if reference_scores is not None:
+        same = same and np.array_equal(ours.scores, reference_scores)
     return Check(name, same, f"{len(ours):,} rows {'equal' if same else 'DIFFERENT'}")
 
 
 def run(sizes: Sizes) -> Found:
-    """Figures topk.<who>.t<threads> in ms a query, topk.<who>.build in s, and ratios topk.ours_over.<who>.t<n>."""
+    """Figures topk.<who>.t<threads> in ms per query, topk.<who>.build in s, and ratios topk.ours_over.<who>.t<n>."""
     tree.loops()
     data = search_data(sizes.slices, sizes.queries)
     n_items, d = data.vectors.shape
@@ -241,7 +241,7 @@ def _ours(data: Search, index: Tree, few: F32, sizes: Sizes, threads: int, what:
 
 
 def _peer(peer: Peer, data: Search, index: Tree, sizes: Sizes, what: str, so_far: Found) -> Found:
-    # spread over the playlists, in no order: a brute search does not care, and a tree gets no neighbours as a gift
+    # a random sample in random order: brute force does not care, and a tree does not benefit from similar neighbours
     rng = np.random.default_rng(1)
     queries = data.queries[rng.choice(len(data.queries), peer.queries, replace=False)]
     with limited(cores()):
@@ -268,6 +268,6 @@ def _peer(peer: Peer, data: Search, index: Tree, sizes: Sizes, what: str, so_far
         found += Found(checks=[check_threads(name, many, threads)])
     ours_same = tree.search(queries, index, sizes.k)
     if peer.name == "kernel":
-        twin = kernel.search(queries, built.result, sizes.k, query_block=256, item_block=65536)
-        return found + Found(checks=[equal("topk.kernel.equal", ours_same, twin.ids.values, twin.scores)])
+        reference = kernel.search(queries, built.result, sizes.k, query_block=256, item_block=65536)
+        return found + Found(checks=[equal("topk.kernel.equal", ours_same, reference.ids.values, reference.scores)])
     return found + Found(checks=[agreement(peer.name, data, queries, many.result, ours_same)])

@@ -1,4 +1,4 @@
-"""A standalone Spark cluster: a master, and workers that are processes of other users who do not see the checkout."""
+"""A standalone Spark cluster: a master, and workers that run as other users and cannot see the checkout."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from tests.conftest import FAST_JVM, ROOT
 from tests.s3server import S3Server, free_ports
 
 USERS = ("nobody", "daemon")
-"""Of Debian and others: each owns nothing, and has no home that it could write to."""
+"""System users of Debian and others, which own no files and have no writable home."""
 START_SECONDS = 60
 
 
-def may_isolate() -> bool:
-    """Whether processes can be started as other users, and with folders hidden from them: by root on Linux."""
+def can_isolate() -> bool:
+    """Whether processes can be started as other users with folders hidden from them, which takes root on Linux."""
     if os.getuid() != 0 or shutil.which("unshare") is None or shutil.which("setpriv") is None:
         return False
-    # root of a container may lack the right to mount, and its system a user
+    # in a container root may not be allowed to mount, and the users may not exist
     try:
-        tried = subprocess.run(isolated(["true"], USERS[0], [ROOT]), capture_output=True, check=False, timeout=20)
+        result = subprocess.run(isolated(["true"], USERS[0], [ROOT]), capture_output=True, check=False, timeout=20)
     except (KeyError, OSError, subprocess.TimeoutExpired):
         return False
-    return tried.returncode == 0
+    return result.returncode == 0
 
 
 def isolated(command: Sequence[str], user: str | None, hidden: Sequence[Path]) -> list[str]:
-    """A command that is run as `user` (None: this one) and sees folders that are empty in place of `hidden`."""
+    """A command that runs as `user` (None: the current one) and sees empty folders in place of `hidden`."""
     mounts = "".join(f"mount -t tmpfs -o mode=000,size=4k none '{folder}' && " for folder in hidden)
-    become = ""
+    switch_user = ""
     if user:
         known = pwd.getpwnam(user)
-        become = f"setpriv --reuid={known.pw_uid} --regid={known.pw_gid} --clear-groups --"
-    script = f'{mounts}exec {become} "$@"'
+        switch_user = f"setpriv --reuid={known.pw_uid} --regid={known.pw_gid} --clear-groups --"
+    script = f'{mounts}exec {switch_user} "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
 
 
 @contextmanager
 def public_spark(folder: Path) -> Iterator[Path]:
-    """The installed pyspark where other users may read it: linked where that is possible, else copied."""
+    """The installed pyspark where other users can read it: hard-linked if possible, else copied."""
     source, target = Path(pyspark.__file__).parent, folder / "spark"
     try:
         shutil.copytree(source, target, copy_function=os.link, symlinks=True)
@@ -61,7 +61,7 @@ def public_spark(folder: Path) -> Iterator[Path]:
 
 
 def spark_defaults(s3: S3Server) -> dict[str, str]:
-    """What a cluster of EMR brings by its own settings: s3:// as a file system, and where S3 is."""
+    """What an EMR cluster configures by itself: s3:// as a file system, and the S3 endpoint."""
     return {
         "spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",
         "spark.hadoop.fs.s3a.endpoint": s3.endpoint,
@@ -77,18 +77,18 @@ def spark_defaults(s3: S3Server) -> dict[str, str]:
 
 @dataclass
 class Worker:
-    """A worker: whose it is, and the one folder that it may write to."""
+    """A worker: its user, and the one folder that it may write to."""
 
     user: str
     scratch: Path
 
     def clean(self) -> None:
-        """Remove what applications that have ended left: an unpacked archive each."""
-        for left in [*self.scratch.glob("work/app-*"), *self.scratch.glob("encore-compiled-*")]:
-            shutil.rmtree(left, ignore_errors=True)
+        """Remove what finished applications left behind, such as the unpacked archive of each."""
+        for path in [*self.scratch.glob("work/app-*"), *self.scratch.glob("encore-compiled-*")]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def files(self) -> dict[str, int]:
-        """Bytes of its files now, by path within its folder."""
+        """Current sizes of its files in bytes, by path relative to its folder."""
         found = {}
         for folder, _, names in os.walk(self.scratch):
             for name in names:
@@ -100,7 +100,7 @@ class Worker:
 
 @dataclass
 class Cluster:
-    """Where the master is, and what its processes use."""
+    """A running cluster: the master's URL, and what its processes use."""
 
     master: str
     spark: Path
@@ -112,12 +112,12 @@ class Cluster:
 
 @contextmanager
 def standalone(folder: Path, s3: S3Server, hidden: Sequence[Path] = (ROOT,)) -> Iterator[Cluster]:
-    """A master and a worker for each of USERS, of one core and 4 GB each as Spark counts them.
+    """A master and one worker for each of USERS, with one core and 4 GB each as far as Spark knows.
 
-    RuntimeError with the end of a log where one does not start.
+    RuntimeError with the end of the log if one of them does not start.
     """
     with ExitStack() as stack:
-        # pytest's own folders are closed to others
+        # pytest's temporary folders are not readable by other users
         spark = stack.enter_context(public_spark(folder))
         conf = folder / "conf"
         conf.mkdir()
@@ -195,49 +195,49 @@ def _wait_for(log: Path, text: str) -> None:
         if text in log.read_text(errors="replace"):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"{text!r} was not said; {log} ends:\n{log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"{text!r} not found; {log} ends with:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 @dataclass
-class Held:
-    """The most that a worker's folder held while something ran, bytes: the archive (packed and unpacked), arrays that
-    were sent, compiled loops, and all."""
+class DiskUsage:
+    """Peak disk usage of a worker's folder in bytes: the archive (packed and unpacked), broadcast arrays, compiled
+    loops, and everything together."""
 
     archive: int = 0
     arrays: int = 0
     compiled: int = 0
-    all: int = 0
+    total: int = 0
 
-    def see(self, files: dict[str, int], packed: int) -> None:
-        """Take what is there now into account. `packed`: the size of the packed archive."""
+    def update(self, files: dict[str, int], packed: int) -> None:
+        """Raise the peaks to the current sizes. `packed`: the size of the packed archive."""
         now = dict.fromkeys(("archive", "arrays", "compiled"), 0)
         for name, size in files.items():
-            # Spark keeps what it fetches a second time, under a name that says nothing but `_cache`
+            # Spark keeps a second copy of what it fetches, under an opaque name that ends in `_cache`
             if name.endswith((".nbi", ".nbc")):
                 now["compiled"] += size
             elif "environment" in name or size == packed:
                 now["archive"] += size
             elif name.endswith((".npy", "_cache")):
                 now["arrays"] += size
-        for name, size in (now | {"all": sum(files.values())}).items():
+        for name, size in (now | {"total": sum(files.values())}).items():
             setattr(self, name, max(getattr(self, name), size))
 
 
 @contextmanager
-def watched(workers: Sequence[Worker], packed: int) -> Iterator[dict[str, Held]]:
-    """What each worker's folder holds at most while the block lasts; looking at 20,000 files is work, so not often."""
-    held = {worker.user: Held() for worker in workers}
+def monitored(workers: Sequence[Worker], packed: int) -> Iterator[dict[str, DiskUsage]]:
+    """Peak disk usage by worker while the block runs; sampled rarely, since listing 20,000 files takes time."""
+    usage = {worker.user: DiskUsage() for worker in workers}
     done = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not done.wait(8):
             for worker in workers:
-                held[worker.user].see(worker.files(), packed)
+                usage[worker.user].update(worker.files(), packed)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        yield held
+        yield usage
     finally:
         done.set()
         thread.join()

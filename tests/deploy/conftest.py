@@ -1,4 +1,4 @@
-"""The application archive, built once, and what the checks proved, said at the end of a run of them."""
+"""The application archive, built once per session, and a summary of what the tests verified."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import pytest
 
 from tests.conftest import ROOT
 
-_PROVED: list[str] = []
+_VERIFIED: list[str] = []
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-"""What the archives of tests are said to be of."""
+"""The commit that archives built by tests are labelled with."""
 
 
 @pytest.fixture
-def proved() -> Callable[[str], None]:
-    """Say in one line what a test has shown; it stands at the end of the run."""
-    return _PROVED.append
+def verified() -> Callable[[str], None]:
+    """Add one line to the summary of what was verified, printed at the end of the run."""
+    return _VERIFIED.append
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _PROVED:
-        terminalreporter.section("proved without an account")
-        for line in _PROVED:
+    if _VERIFIED:
+        terminalreporter.section("verified without an account")
+        for line in _VERIFIED:
             terminalreporter.write_line(f"- {line}")
 
 
 def nodes_python() -> str:
-    """The interpreter that archives of these tests are for: where EMR has it, if it is here, else the tests'."""
+    """The interpreter for which tests build archives: EMR's path if it exists here, else the tests' own interpreter."""
     usual = Path("/usr/bin/python3.11")
     return str(usual if usual.exists() else Path(sys.base_prefix) / "bin" / "python3.11")
 
 
 def packaged(root: Path, out: Path) -> Path:
-    """The folder that `make package` makes, from a checkout at `root`."""
+    """The folder that `make package` builds from a checkout at `root`."""
     command = [sys.executable, str(root / "deploy" / "package.py"), "--out", str(out), "--python", nodes_python()]
     environment = {**os.environ, "ENCORE_GIT_COMMIT": COMMIT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""EMR Serverless as moto's interpreter of state machines sees it: `startJobRun.sync` runs a job's real spark-submit."""
+"""EMR Serverless for moto's state machine interpreter: `startJobRun.sync` runs the job with a real spark-submit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from tests.conftest import FAST_JVM, ROOT
 
 ON_EMR = ("spark.archives", "spark.jars", "spark.emr-serverless.", "spark.executorEnv.PYSPARK_PYTHON")
-"""Settings that say where things are on EMR: on this machine pyspark and its jars are installed."""
+"""Settings with paths on EMR, not needed here: on this machine pyspark and its jars are installed."""
 
 _TASK_FAILED = StatesErrorName(StatesErrorNameType.StatesTaskFailed)
 
@@ -44,20 +44,20 @@ DRIVER = "spark.emr-serverless.driverEnv."
 
 
 class ServiceError(Exception):
-    """What the service answers to the call itself, such as ThrottlingException."""
+    """An error of the API call itself, such as ThrottlingException."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run ended: the exit code of its driver, the end of its log, and all that it said and was given."""
+class RunResult:
+    """How a job run ended: the driver's exit code, the end of its log, and its full output with its arguments."""
 
     code: int
     log: str = ""
-    said: str = ""
+    output: str = ""
 
 
-Runner = Callable[[str, dict[str, Any]], Ended]
-"""Runs a job of that name with the parameters of startJobRun."""
+Runner = Callable[[str, dict[str, Any]], RunResult]
+"""Runs the named job with the parameters of startJobRun."""
 
 
 class _StartJobRun(StateTaskServiceCallback):
@@ -73,16 +73,16 @@ class _StartJobRun(StateTaskServiceCallback):
         return set(names.split())
 
     def _eval_service_task(self, env: Any, *_: Any, normalised_parameters: Any, **__: Any) -> None:
-        self._asked = normalised_parameters
-        env.stack.append({"ApplicationId": self._asked["ApplicationId"], "JobRunId": uuid.uuid4().hex[:16]})
+        self._parameters = normalised_parameters
+        env.stack.append({"ApplicationId": self._parameters["ApplicationId"], "JobRunId": uuid.uuid4().hex[:16]})
 
     def _eval_integration_pattern(self, env: Any, *_: Any, **__: Any) -> None:
         started = env.stack.pop()
-        job = Path(self._asked["JobDriver"]["SparkSubmit"]["EntryPoint"]).stem
+        job = Path(self._parameters["JobDriver"]["SparkSubmit"]["EntryPoint"]).stem
         try:
-            ended = type(self).runner(job, self._asked)
+            ended = type(self).runner(job, self._parameters)
         except ServiceError as error:
-            self._fail(env, f"EMRServerless.{error}", "the service's answer to the call")
+            self._fail(env, f"EMRServerless.{error}", "the service's response to the call")
             return
         if ended.code:
             details = f"Job failed, please check complete logs. ExitCode: {ended.code}. Last few exceptions: none"
@@ -104,8 +104,8 @@ class _StartJobRun(StateTaskServiceCallback):
 
 
 class _AwsSdk(StateTaskServiceAwsSdk):
-    """As moto's, but for what Step Functions does and moto does not: the text of an object is passed on, and names
-    begin with a capital whatever the service calls them."""
+    """moto's own, plus what Step Functions does but moto does not: objects are passed on as text, and the names of
+    response fields are capitalized whatever the service calls them."""
 
     def _eval_service_task(self, env: Any, *arguments: Any, normalised_parameters: Any, **named: Any) -> None:
         given = normalised_parameters
@@ -120,7 +120,7 @@ class _AwsSdk(StateTaskServiceAwsSdk):
 
 @contextmanager
 def emr_serverless(runner: Runner) -> Iterator[None]:
-    """While the block lasts, moto's interpreter starts job runs by `runner`."""
+    """While the block runs, moto's interpreter runs jobs with `runner`."""
     known = state_task_factory.state_task_service_for
 
     class Task(_StartJobRun):
@@ -136,9 +136,9 @@ def emr_serverless(runner: Runner) -> Iterator[None]:
         yield
 
 
-def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str], folder: Path) -> Ended:
-    """Run what was asked for by the spark-submit of this machine, in a folder of its own, and wait until it ends."""
-    submit = asked["JobDriver"]["SparkSubmit"]
+def spark_submit(job: str, parameters: dict[str, Any], environment: dict[str, str], folder: Path) -> RunResult:
+    """Run the requested job with this machine's spark-submit, in a folder of its own, and wait for it."""
+    submit = parameters["JobDriver"]["SparkSubmit"]
     settings = [item for item in shlex.split(submit["SparkSubmitParameters"]) if item != "--conf"]
     driver = dict(item.removeprefix(DRIVER).split("=", 1) for item in settings if item.startswith(DRIVER))
     own = [item for item in settings if not item.startswith(ON_EMR)]
@@ -153,15 +153,15 @@ def spark_submit(job: str, asked: dict[str, Any], environment: dict[str, str], f
     done = subprocess.run(
         command,
         env={**inherited, **python, **wanted, **environment},
-        # not the checkout: a job leaves nothing in the folder in which it is started
+        # not the checkout: jobs must not depend on their working directory
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    return Ended(
+    return RunResult(
         done.returncode,
         done.stderr[-1000:] + done.stdout[-3000:],
-        f"{json.dumps(asked)} {done.args} {done.stdout} {done.stderr}",
+        f"{json.dumps(parameters)} {done.args} {done.stdout} {done.stderr}",
     )

@@ -1,4 +1,4 @@
-"""MLflow as a deployment runs it: the image's own start script, sign-on, PostgreSQL by TLS, artefacts in S3."""
+"""MLflow as a deployment runs it: the image's start script, basic auth, PostgreSQL over TLS, artefacts in S3."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START_SECONDS = 90
 
 
 def postgres_programs() -> Path | None:
-    """The folder of the newest PostgreSQL server here; None where there is none."""
+    """The program folder of the newest PostgreSQL installed here; None if there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     beside = shutil.which("postgres")
     return found[-1].parent if found else Path(beside).parent if beside else None
@@ -40,13 +40,13 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[dict[str, str]]:
-    """A server with an empty database `mlflow`, reached by TLS and password alone; the variables of serve.sh for it."""
+    """A server with an empty database `mlflow`, reachable only by TLS and password; yields serve.sh's variables."""
     folder = Path(tempfile.mkdtemp(prefix="encore-pg-"))
     password, port = secrets.token_hex(12), free_ports(1)[0]
-    # PostgreSQL refuses to be run by root; Debian's package makes a user for it
+    # PostgreSQL refuses to run as root; Debian's package creates a user for it
     user = "postgres" if os.getuid() == 0 else None
-    data, word = folder / "data", folder / "word"
-    word.write_text(password)
+    data, password_file = folder / "data", folder / "password"
+    password_file.write_text(password)
     _certificate(folder)
     if user:
         os.chmod(folder, 0o700)
@@ -60,9 +60,9 @@ def postgres(programs: Path) -> Iterator[dict[str, str]]:
             raise RuntimeError(f"{command[0]}: {done.stderr}{log.read_text() if log.exists() else ''}")
 
     try:
-        auth = ["--auth-host=scram-sha-256", "--auth-local=reject", f"--pwfile={word}"]
+        auth = ["--auth-host=scram-sha-256", "--auth-local=reject", f"--pwfile={password_file}"]
         run(str(programs / "initdb"), "-D", str(data), "-U", "encore", "--no-sync", *auth)
-        # no other way in than by TLS
+        # allow connections by TLS only
         (data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off -c ssl=on"
         options += f" -c ssl_cert_file={folder / 'crt'} -c ssl_key_file={folder / 'key'}"
@@ -79,8 +79,8 @@ def postgres(programs: Path) -> Iterator[dict[str, str]]:
 def _database(port: int, password: str) -> None:
     import psycopg2
 
-    place = {"host": "127.0.0.1", "port": port, "user": "encore", "password": password, "sslmode": "require"}
-    connection = psycopg2.connect(dbname="postgres", **place)
+    parameters = {"host": "127.0.0.1", "port": port, "user": "encore", "password": password, "sslmode": "require"}
+    connection = psycopg2.connect(dbname="postgres", **parameters)
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute("CREATE DATABASE mlflow")
@@ -88,13 +88,15 @@ def _database(port: int, password: str) -> None:
 
 
 def _certificate(folder: Path) -> None:
-    """A certificate of its own, for a day, with its key beside it."""
+    """Write a self-signed certificate, valid for a day, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
-    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1)
+    )
     pem = serialization.Encoding.PEM
-    (folder / "crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    (folder / "crt").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(pem))
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "key").write_bytes(private)
     os.chmod(folder / "key", 0o600)
@@ -102,7 +104,7 @@ def _certificate(folder: Path) -> None:
 
 @dataclass
 class MlflowServer:
-    """A server that can be stopped and started; its address, and the one user that it knows."""
+    """A server that can be stopped and restarted, with its URI and its only user."""
 
     uri: str
     username: str
@@ -114,7 +116,7 @@ class MlflowServer:
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
-        """Start it and wait until it answers. RuntimeError with the end of its log where it does not."""
+        """Start it and wait until it responds. RuntimeError with the end of its log if it does not."""
         log = self.folder / "log"
         with log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -132,7 +134,7 @@ class MlflowServer:
                     return
             time.sleep(0.2)
         self.stop()
-        raise RuntimeError(f"MLflow does not answer; its log ends:\n{log.read_text()[-4000:]}")
+        raise RuntimeError(f"MLflow does not respond; its log ends with:\n{log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         """Stop it and all its workers."""
@@ -145,7 +147,7 @@ class MlflowServer:
 
 @contextmanager
 def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
-    """MLflow with artefacts in a bucket, on PostgreSQL where that is installed, else on sqlite."""
+    """MLflow with artefacts in a bucket, on PostgreSQL if it is installed, else on SQLite."""
     programs, folder = postgres_programs(), Path(tempfile.mkdtemp(prefix="encore-mlflow-"))
     port = free_ports(1)[0]
     inherited = {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
@@ -177,7 +179,7 @@ def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
 
 @contextmanager
 def managed_mlflow(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
-    """MLflow without sign-on, whose callers put artefacts into the bucket themselves, on sqlite."""
+    """MLflow without authentication, on SQLite; clients write artefacts to the bucket themselves."""
     folder, port = Path(tempfile.mkdtemp(prefix="encore-mlflow-")), free_ports(1)[0]
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1", "--no-serve-artifacts"]
@@ -194,7 +196,7 @@ def managed_mlflow(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
 
 @contextmanager
 def secrets_manager() -> Iterator[str]:
-    """moto's account over HTTP, for processes other than this one: its address."""
+    """moto's mock account over HTTP, so that other processes can reach it; yields its URL."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:

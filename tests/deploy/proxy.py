@@ -1,4 +1,4 @@
-"""A proxy before a server that shows what is asked of it, and may refuse it in the server's place."""
+"""A reverse proxy that reports each request to a server, and can reject requests itself."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request: path and query as they were sent, headers by their names in small letters."""
+class Request:
+    """A request: path and query as sent, headers by lower-case name."""
 
     method: str
     target: str
@@ -27,15 +27,15 @@ class Asked:
 @contextmanager
 def forwarding(
     endpoint: str,
-    answered: Callable[[Asked, int], None],
+    on_response: Callable[[Request, int], None],
     unknown: list[str],
-    refuses: Callable[[Asked], str | None] = lambda _: None,
+    reject: Callable[[Request], str | None] = lambda _: None,
 ) -> Iterator[str]:
-    """A proxy before the server at `endpoint` for as long as the block lasts: its address.
+    """A proxy in front of the server at `endpoint` while the block runs; yields its URL.
 
-    `answered` is shown each request with the status of its answer. A ValueError of it is written into `unknown`, and
-    the answer is given all the same: a client whose connection breaks would ask again, and hide what is not known. What
-    `refuses` has a reason for is not handed on, and answered by it with 403.
+    `on_response` is called with each request and the status of its response. If it raises ValueError, the message is
+    added to `unknown` and the response is sent all the same: a client whose connection breaks would retry, and hide the
+    unknown request. Requests for which `reject` returns a reason are not forwarded, but answered with 403 and that.
     """
     origin = urlsplit(endpoint).netloc
 
@@ -43,37 +43,37 @@ def forwarding(
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: Any) -> None:
-            """What is asked is written down elsewhere."""
+            """Do not log: requests are recorded elsewhere."""
 
         def forward(self) -> None:
             if "chunked" in self.headers.get("Transfer-Encoding", ""):
                 body = b"".join(iter(self._chunk, b""))
             else:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            given = {name.lower(): value for name, value in self.headers.items() if name.lower() not in HOP}
-            given["content-length"] = str(len(body))
-            asked = Asked(self.command, self.path, given, body)
-            reason = refuses(asked)
+            headers = {name.lower(): value for name, value in self.headers.items() if name.lower() not in HOP}
+            headers["content-length"] = str(len(body))
+            request = Request(self.command, self.path, headers, body)
+            reason = reject(request)
             if reason is not None:
-                self._show(asked, 403)
-                self._answer(403, "Forbidden", [], reason.encode())
+                self._report(request, 403)
+                self._respond(403, "Forbidden", [], reason.encode())
                 return
-            # a signature covers the name of the host as the client knows it, so that goes on unchanged
+            # signatures cover the Host header as the client sent it, so forward it unchanged
             with closing(http.client.HTTPConnection(origin, timeout=60)) as connection:
-                connection.request(self.command, self.path, body, given)
-                answer = connection.getresponse()
-                content = answer.read()
-            self._show(asked, answer.status)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-            self._answer(answer.status, answer.reason, answer.getheaders(), content, length)
+                connection.request(self.command, self.path, body, headers)
+                response = connection.getresponse()
+                content = response.read()
+            self._report(request, response.status)
+            length = response.getheader("Content-Length") if self.command == "HEAD" else None
+            self._respond(response.status, response.reason, response.getheaders(), content, length)
 
-        def _show(self, asked: Asked, status: int) -> None:
+        def _report(self, request: Request, status: int) -> None:
             try:
-                answered(asked, status)
+                on_response(request, status)
             except ValueError as error:
                 unknown.append(str(error))
 
-        def _answer(
+        def _respond(
             self, status: int, reason: str, headers: list[tuple[str, str]], content: bytes, length: str | None = None
         ) -> None:
             self.send_response_only(status, reason)

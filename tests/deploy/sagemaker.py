@@ -1,4 +1,4 @@
-"""An MLflow server as SageMaker manages one: who calls signs each request by IAM, and MLflow itself stands behind."""
+"""An MLflow server like one managed by SageMaker: clients sign each request for IAM, and MLflow itself responds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from tests.deploy.mlflow_server import MlflowServer, managed_mlflow
-from tests.deploy.proxy import Asked, forwarding
+from tests.deploy.proxy import Request, forwarding
 from tests.s3server import S3Server
 
 REGION = "us-east-1"
@@ -34,69 +34,71 @@ ACTIONS = {
     "runs/set-tag": "SetTag",
     "runs/update": "UpdateRun",
 }
-"""What IAM calls the ends of MLflow's REST interface: the service authorization reference of SageMaker with MLflow."""
+"""IAM actions by MLflow REST endpoint, from the service authorization reference of SageMaker with MLflow."""
 
 
 @dataclass
-class Managed:
-    """The server as its callers see it: the endpoint in place of SageMaker's, the actions that were asked for, what was
-    refused, and requests of which it is not known what they take."""
+class ManagedServer:
+    """The server as clients see it: the endpoint that replaces SageMaker's, the actions requested, the rejected
+    requests, and requests whose action is unknown."""
 
     endpoint: str
     server: MlflowServer
     actions: set[str] = field(default_factory=set)
-    refusals: list[str] = field(default_factory=list)
+    rejections: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
 
-def action_of(asked: Asked) -> str:
-    """The action that a request takes. ValueError for a request that is not known here."""
-    found = re.fullmatch(r"/api/2\.0/mlflow/(.+)", urlsplit(asked.target).path)
+def action_of(request: Request) -> str:
+    """The action that a request needs. ValueError for an unknown request."""
+    found = re.fullmatch(r"/api/2\.0/mlflow/(.+)", urlsplit(request.target).path)
     if found is None or found[1] not in ACTIONS:
-        raise ValueError(f"{asked.method} {asked.target}: not known")
+        raise ValueError(f"{request.method} {request.target}: unknown request")
     return f"{SERVICE}:{ACTIONS[found[1]]}"
 
 
-def wanting(asked: Asked, key: str, secret: str) -> str | None:
-    """None where a request is for ARN and signed with that key for this service and region, else what is wrong with it.
+def rejection(request: Request, key: str, secret: str) -> str | None:
+    """None if a request is for ARN and signed with this key for this service and region, else what is wrong with it.
 
-    The signature is computed anew, by botocore, from what arrived.
+    botocore recomputes the signature from the request as it arrived.
     """
-    if asked.headers.get("x-mlflow-sm-tracking-server-arn") != ARN:
-        return "no ARN of a server that is here"
+    if request.headers.get("x-mlflow-sm-tracking-server-arn") != ARN:
+        return "not the ARN of this server"
     given = re.fullmatch(
         r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8})/([^/]+)/([^/]+)/aws4_request, "
         r"SignedHeaders=([^,]+), Signature=([0-9a-f]{64})",
-        asked.headers.get("authorization", ""),
+        request.headers.get("authorization", ""),
     )
     if given is None:
         return "not signed"
     if given[1] != key or given[3] != REGION or given[4] != SERVICE:
         return f"signed for {given[1]}, {given[3]}, {given[4]}"
-    if asked.headers.get("x-amz-content-sha256") != hashlib.sha256(asked.body).hexdigest():
-        return "the body is not that which was signed"
-    signed = {name: asked.headers[name] for name in given[5].split(";")}
-    request = AWSRequest(asked.method, f"http://{asked.headers['host']}{asked.target}", signed, asked.body)
-    request.context["timestamp"] = asked.headers["x-amz-date"]
+    if request.headers.get("x-amz-content-sha256") != hashlib.sha256(request.body).hexdigest():
+        return "the body differs from the signed one"
+    signed = {name: request.headers[name] for name in given[5].split(";")}
+    signed_request = AWSRequest(
+        request.method, f"http://{request.headers['host']}{request.target}", signed, request.body
+    )
+    signed_request.context["timestamp"] = request.headers["x-amz-date"]
     auth = SigV4Auth(Credentials(key, secret), SERVICE, REGION)
-    text = auth.string_to_sign(request, auth.canonical_request(request))
-    return None if auth.signature(text, request) == given[6] else "the signature is another one"
+    text = auth.string_to_sign(signed_request, auth.canonical_request(signed_request))
+    return None if auth.signature(text, signed_request) == given[6] else "the signature does not match"
 
 
 @contextmanager
-def sagemaker(s3: S3Server, bucket: str) -> Iterator[Managed]:
-    """Such a server, with artefacts in a bucket, into which its callers put them."""
+def sagemaker(s3: S3Server, bucket: str) -> Iterator[ManagedServer]:
+    """Such a server; clients write artefacts to `bucket` themselves."""
     with managed_mlflow(s3, bucket) as server:
-        found = Managed("", server)
+        found = ManagedServer("", server)
 
-        def answered(asked: Asked, _: int) -> None:
-            found.actions.add(action_of(asked))
+        def on_response(request: Request, _: int) -> None:
+            found.actions.add(action_of(request))
 
-        def refuses(asked: Asked) -> str | None:
-            why = wanting(asked, s3.access_key, s3.secret_key)
-            if why is not None:
-                found.refusals.append(f"{asked.method} {asked.target}: {why}")
-            return why
+        def reject(request: Request) -> str | None:
+            reason = rejection(request, s3.access_key, s3.secret_key)
+            if reason is not None:
+                found.rejections.append(f"{request.method} {request.target}: {reason}")
+            return reason
 
-        with forwarding(server.uri, answered, found.unknown, refuses) as found.endpoint:
+        with forwarding(server.uri, on_response, found.unknown, reject) as found.endpoint:
             yield found

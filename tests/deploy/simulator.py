@@ -1,4 +1,4 @@
-"""What IAM would say: allow where a statement allows and none denies. For the few operators that our policies use."""
+"""A minimal IAM policy simulator: a statement must allow and none may deny. Supports the operators that we use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPERATORS = {"StringLike", "StringLikeIfExists"}
 
 
 def matches(pattern: str, value: str) -> bool:
-    """IAM's wildcards: * and ?, and no brackets."""
+    """IAM's wildcards: * and ?, but no brackets."""
     return fnmatchcase(value, pattern.replace("[", "[[]"))
 
 
@@ -20,14 +20,14 @@ def listed(value: Any) -> list[str]:
 
 
 def applies(statement: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:
-    """Whether a statement speaks of this. ValueError for an operator that is not known here."""
+    """Whether a statement applies. ValueError for an unknown condition operator."""
     if not any(matches(pattern, action) for pattern in listed(statement["Action"])):
         return False
     if not any(matches(pattern, resource) for pattern in listed(statement["Resource"])):
         return False
     for operator, wanted in statement.get("Condition", {}).items():
         if operator not in OPERATORS:
-            raise ValueError(f"operator {operator} is not known")
+            raise ValueError(f"unknown operator {operator}")
         for key, patterns in wanted.items():
             if key not in context:
                 if not operator.endswith("IfExists"):
@@ -37,22 +37,22 @@ def applies(statement: dict[str, Any], action: str, resource: str, context: dict
     return True
 
 
-def decides(statements: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> bool:
+def is_allowed(statements: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> bool:
     """Whether the action is allowed."""
     effects = {one["Effect"] for one in statements if applies(one, action, resource, context)}
     return "Allow" in effects and "Deny" not in effects
 
 
-def refused(statements: list[dict[str, Any]], call: Call, arn: str = "arn:aws:s3:::") -> str | None:
-    """None where S3 would do what was asked, else what is wanting."""
+def denial(statements: list[dict[str, Any]], call: Call, arn: str = "arn:aws:s3:::") -> str | None:
+    """None if S3 would allow the call, else the permission that is missing."""
     bucket = f"{arn}{call.bucket}"
     if call.action == "s3:ListBucket":
         context = {} if call.prefix is None else {"s3:prefix": call.prefix}
-        return None if decides(statements, call.action, bucket, context) else f"{call.action} {bucket} {context}"
+        return None if is_allowed(statements, call.action, bucket, context) else f"{call.action} {bucket} {context}"
     resource = f"{bucket}/{call.key}"
-    if not decides(statements, call.action, resource, {}):
+    if not is_allowed(statements, call.action, resource, {}):
         return f"{call.action} {resource}"
-    # an object that is not there is a refusal to whoever may not list, and a request for it names no prefix
-    if call.missing and not decides(statements, "s3:ListBucket", bucket, {}):
-        return f"s3:ListBucket {bucket}, to be told that {call.key} is not there"
+    # S3 answers 403 for a missing object to callers that may not list, and such a request names no prefix
+    if call.missing and not is_allowed(statements, "s3:ListBucket", bucket, {}):
+        return f"s3:ListBucket {bucket}, to be told that {call.key} does not exist"
     return None

@@ -1,4 +1,4 @@
-"""The stacks as CloudFormation templates, made in this process without credentials, account or region."""
+"""The stacks as CloudFormation templates, synthesized in this process without credentials, account or region."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT / "deploy" / "cdk"))
 PSEUDO = {"AWS::Partition": "aws", "AWS::AccountId": "ACCOUNT", "AWS::Region": "REGION", "AWS::URLSuffix": "SUFFIX"}
 
 
-def _kept(prefix: str) -> Path:
-    """A new folder, removed as this process ends: what is in it is cached until then."""
+def _temporary_folder(prefix: str) -> Path:
+    """A new folder that is removed when this process ends, since its content is cached until then."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -33,15 +33,15 @@ def _kept(prefix: str) -> Path:
 
 @cache
 def assembly(stage: str, *choices: str) -> Path:
-    """The folder with the templates of a stage, with choices such as `ec2=true`. RuntimeError for a finding of nag."""
+    """The folder with the templates of a stage, with choices such as `ec2=true`. RuntimeError for a cdk-nag finding."""
     from aws_cdk import App
     from encore_cdk import FLAGS, build
 
-    from encore.aws.stage import stage_of
+    from encore.aws.stage import load_stage
 
-    folder = _kept("encore-cdk-")
+    folder = _temporary_folder("encore-cdk-")
     app = App(outdir=str(folder), context=FLAGS, analytics_reporting=False)
-    build(app, stage_of({"stage": stage, **dict(choice.split("=", 1) for choice in choices)}), package())
+    build(app, load_stage({"stage": stage, **dict(choice.split("=", 1) for choice in choices)}), package())
     app.synth()
     return folder
 
@@ -51,14 +51,14 @@ VERSION = "0123456789abcdef"
 
 @cache
 def package() -> Path:
-    """What stands for the application archive where only its place counts."""
-    folder = _kept("encore-package-")
+    """A placeholder for the application archive, for tests where only its location matters."""
+    folder = _temporary_folder("encore-package-")
     (folder / "manifest.json").write_text(json.dumps({"version": VERSION, "commit": "none", "files": {}}))
     return folder
 
 
 def templates(stage: str, *choices: str) -> dict[str, Template]:
-    """By the name of the stack, without stage: network, storage, ..."""
+    """Templates by the name of the stack without the stage: network, storage, ..."""
     paths = assembly(stage, *choices).glob("*.template.json")
     return {path.name.split(".")[0].rsplit("-", 1)[1]: json.loads(path.read_text()) for path in paths}
 
@@ -69,7 +69,7 @@ def of_type(template: Template, type_: str) -> list[dict[str, Any]]:
 
 
 def text(value: Any) -> str:
-    """A text that the template puts together, with pseudo parameters and names of resources in their places."""
+    """A string with its intrinsic functions resolved, using names for pseudo parameters and resources."""
     if isinstance(value, str):
         return value
     if "Fn::Join" in value:
@@ -81,11 +81,11 @@ def text(value: Any) -> str:
         return "|".join(value["Fn::GetAtt"])
     if "Fn::ImportValue" in value:
         return text(value["Fn::ImportValue"])
-    raise ValueError(f"not a text: {value}")
+    raise ValueError(f"not a string: {value}")
 
 
 def plain(value: Any) -> Any:
-    """A value with every text put together."""
+    """A value with all its strings resolved."""
     if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith(("Fn::", "Ref")):
         return text(value)
     if isinstance(value, dict):

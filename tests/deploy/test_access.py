@@ -1,4 +1,4 @@
-"""What roles allow, by a simulator of IAM: their own tables, and nothing on those that a job does not declare."""
+"""What roles allow, by an IAM simulator: access to declared tables, and to no others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from encore.aws.access import RAW, Buckets, cluster_statements, statements
 from encore.lake.tables import ALL, FRAMEWORK
 from encore.runtime.registry import EXTRA_JOBS, JOBS, node, upkeep
-from tests.deploy.proxy import Asked
+from tests.deploy.proxy import Request
 from tests.deploy.s3proxy import Call, calls_of
-from tests.deploy.simulator import refused
+from tests.deploy.simulator import denial
 
 WRITES = ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 
@@ -24,25 +24,25 @@ def policy(job: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
-def test_a_role_reads_and_writes_what_its_job_declares_and_nothing_else(job: str) -> None:
+def test_a_role_reads_and_writes_only_what_its_job_declares(job: str) -> None:
     mine, allowed = node(job), policy(job)
     written = {*mine.writes, *upkeep(job), *FRAMEWORK}
     for table in ALL:
         for key in (f"lake/{table.name}/part-0.parquet", f"lake/{table.name}/_delta_log/00000000000000000000.json"):
-            may_read = refused(allowed, Call("s3:GetObject", "lake", key)) is None
+            may_read = denial(allowed, Call("s3:GetObject", "lake", key)) is None
             assert may_read == (table in {*mine.reads, *written}), f"{job} reads {table.name}"
             for action in WRITES:
-                may_write = refused(allowed, Call(action, "lake", key)) is None
+                may_write = denial(allowed, Call(action, "lake", key)) is None
                 assert may_write == (table in written), f"{job} {action} {table.name}"
-        may_list = refused(allowed, Call("s3:ListBucket", "lake", prefix=f"lake/{table.name}/")) is None
+        may_list = denial(allowed, Call("s3:ListBucket", "lake", prefix=f"lake/{table.name}/")) is None
         assert may_list == (table in {*mine.reads, *written}), f"{job} lists {table.name}"
 
 
 @pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
-def test_a_role_has_its_own_corner_of_logs_and_of_what_is_set_aside(job: str) -> None:
+def test_a_role_has_its_own_prefixes_for_logs_and_scratch_files(job: str) -> None:
     allowed = policy(job)
-    assert refused(allowed, Call("s3:PutObject", "logs", f"outcomes/{job}/run/1.json")) is None
-    assert refused(allowed, Call("s3:PutObject", "lake", f"lake/_scratch/{job}-0a1b/x")) is None
+    assert denial(allowed, Call("s3:PutObject", "logs", f"outcomes/{job}/run/1.json")) is None
+    assert denial(allowed, Call("s3:PutObject", "lake", f"lake/_scratch/{job}-0a1b/x")) is None
     other = "report" if job != "report" else "recommend"
     for call in (
         Call("s3:PutObject", "logs", f"outcomes/{other}/run/1.json"),
@@ -52,20 +52,20 @@ def test_a_role_has_its_own_corner_of_logs_and_of_what_is_set_aside(job: str) ->
         Call("s3:PutObject", "raw", "playlists/mpd.slice.0-999.json"),
         Call("s3:GetObject", "elsewhere", f"lake/{other}"),
     ):
-        assert refused(allowed, call) is not None, call
+        assert denial(allowed, call) is not None, call
 
 
-def test_only_ingest_reads_raw_data_and_each_its_own() -> None:
+def test_only_ingest_jobs_read_raw_data_and_each_only_its_own() -> None:
     slices, features = Call("s3:GetObject", "raw", "playlists/a.json"), Call("s3:GetObject", "raw", "features/a.csv")
-    may = {job: [refused(policy(job), call) is None for call in (slices, features)] for job in JOBS}
+    may = {job: [denial(policy(job), call) is None for call in (slices, features)] for job in JOBS}
     assert may.pop("ingest_playlists") == [True, False]
     assert may.pop("ingest_features") == [False, True]
     assert set(map(tuple, may.values())) == {(False, False)}
 
 
 @pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
-def test_the_nodes_of_a_cluster_may_do_all_that_a_job_may(job: str) -> None:
-    nodes, allowed, asked = cluster_statements(BUCKETS), policy(job), 0
+def test_cluster_nodes_may_do_all_that_each_job_may(job: str) -> None:
+    nodes, allowed, n_allowed = cluster_statements(BUCKETS), policy(job), 0
     keys = [f"lake/{table.name}/{name}" for table in ALL for name in ("part-0.parquet", "_delta_log/0.json")]
     keys.append(f"lake/_scratch/{job}-0a1b/x")
     calls = [Call(action, "lake", key) for key in keys for action in ("s3:GetObject", *WRITES)]
@@ -78,15 +78,15 @@ def test_the_nodes_of_a_cluster_may_do_all_that_a_job_may(job: str) -> None:
     calls += [Call(action, "logs", f"{kind}/{job}/x") for kind in ("logs", "outcomes") for action in WRITES]
     calls.append(Call("s3:GetObject", "code", "v1/environment.tar.gz"))
     for call in calls:
-        if refused(allowed, call) is None:
-            asked += 1
-            assert refused(nodes, call) is None, call
-    assert asked > 10
+        if denial(allowed, call) is None:
+            n_allowed += 1
+            assert denial(nodes, call) is None, call
+    assert n_allowed > 10
 
 
-def test_the_nodes_of_a_cluster_write_neither_code_nor_raw_data_nor_elsewhere() -> None:
+def test_cluster_nodes_write_neither_code_nor_raw_data_nor_other_prefixes() -> None:
     nodes = cluster_statements(BUCKETS)
-    assert refused(nodes, Call("s3:PutObject", "logs", "cluster/j-1/node/i-1/daemon.log.gz")) is None
+    assert denial(nodes, Call("s3:PutObject", "logs", "cluster/j-1/node/i-1/daemon.log.gz")) is None
     for action in WRITES:
         for bucket, key in (
             ("code", "v1/environment.tar.gz"),
@@ -96,32 +96,32 @@ def test_the_nodes_of_a_cluster_write_neither_code_nor_raw_data_nor_elsewhere() 
             ("lake", "elsewhere/x"),
             ("logs", "elsewhere/x"),
         ):
-            assert refused(nodes, Call(action, bucket, key)) is not None, f"{action} {bucket}/{key}"
-    assert refused(nodes, Call("s3:DeleteObject", "logs", "outcomes/report/run/1.json")) is not None
-    assert refused(nodes, Call("s3:GetObject", "logs", "logs/report/run/stderr.gz")) is not None
+            assert denial(nodes, Call(action, bucket, key)) is not None, f"{action} {bucket}/{key}"
+    assert denial(nodes, Call("s3:DeleteObject", "logs", "outcomes/report/run/1.json")) is not None
+    assert denial(nodes, Call("s3:GetObject", "logs", "logs/report/run/stderr.gz")) is not None
     for bucket, prefix in (("lake", "elsewhere/"), ("raw", "elsewhere/"), ("code", "v1/"), ("logs", "logs/")):
-        assert refused(nodes, Call("s3:ListBucket", bucket, prefix=prefix)) is not None, f"{bucket}/{prefix}"
+        assert denial(nodes, Call("s3:ListBucket", bucket, prefix=prefix)) is not None, f"{bucket}/{prefix}"
 
 
-def test_the_simulator_knows_that_deny_wins_and_that_a_condition_holds() -> None:
+def test_the_simulator_evaluates_deny_and_conditions() -> None:
     allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
     deny = {"Effect": "Deny", "Action": ["s3:PutObject"], "Resource": "arn:aws:s3:::b/secret/*"}
-    assert refused([allow, deny], Call("s3:PutObject", "b", "secret/x")) is not None
-    assert refused([allow, deny], Call("s3:GetObject", "b", "secret/x")) is None
+    assert denial([allow, deny], Call("s3:PutObject", "b", "secret/x")) is not None
+    assert denial([allow, deny], Call("s3:GetObject", "b", "secret/x")) is None
     only = {**allow, "Condition": {"StringLike": {"s3:prefix": "mine/*"}}}
-    assert refused([only], Call("s3:ListBucket", "b", prefix="mine/x")) is None
-    assert refused([only], Call("s3:ListBucket", "b", prefix="other/x")) is not None
-    assert refused([only], Call("s3:ListBucket", "b")) is not None
+    assert denial([only], Call("s3:ListBucket", "b", prefix="mine/x")) is None
+    assert denial([only], Call("s3:ListBucket", "b", prefix="other/x")) is not None
+    assert denial([only], Call("s3:ListBucket", "b")) is not None
     known = {**only, "Condition": {"StringLikeIfExists": {"s3:prefix": "mine/*"}}}
-    assert refused([known], Call("s3:ListBucket", "b")) is None
-    with pytest.raises(ValueError, match="operator IpAddress is not known"):
-        refused([{**allow, "Condition": {"IpAddress": {"aws:SourceIp": "::1"}}}], Call("s3:GetObject", "b", "x"))
+    assert denial([known], Call("s3:ListBucket", "b")) is None
+    with pytest.raises(ValueError, match="unknown operator IpAddress"):
+        denial([{**allow, "Condition": {"IpAddress": {"aws:SourceIp": "::1"}}}], Call("s3:GetObject", "b", "x"))
 
 
-def test_an_object_that_is_not_there_is_said_only_to_those_who_may_list() -> None:
+def test_only_callers_that_may_list_are_told_that_an_object_is_missing() -> None:
     read = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"}
-    assert refused([read], Call("s3:GetObject", "b", "x")) is None
-    assert "to be told that x is not there" in str(refused([read], Call("s3:GetObject", "b", "x", missing=True)))
+    assert denial([read], Call("s3:GetObject", "b", "x")) is None
+    assert "to be told that x does not exist" in str(denial([read], Call("s3:GetObject", "b", "x", missing=True)))
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_an_object_that_is_not_there_is_said_only_to_those_who_may_list() -> Non
         ),
     ],
 )
-def test_requests_are_read_as_the_permissions_that_they_take(request_: Any, expected: list[Call]) -> None:
-    *asked, status = request_
-    assert calls_of(Asked(*asked), status) == expected
+def test_requests_map_to_the_permissions_that_they_need(request_: Any, expected: list[Call]) -> None:
+    *request, status = request_
+    assert calls_of(Request(*request), status) == expected
 
 
-def test_a_request_that_is_not_known_is_not_passed_over() -> None:
-    with pytest.raises(ValueError, match="not known"):
-        calls_of(Asked("GET", "/b?location", {}, b""), 200)
+def test_an_unknown_request_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown request"):
+        calls_of(Request("GET", "/b?location", {}, b""), 200)

@@ -1,4 +1,4 @@
-"""Tables and views as Athena has them: the same columns as Spark's views, the same rows on another engine."""
+"""Tables and views for Athena: the same columns as Spark's views, and the right rows on another SQL engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECOMMENDED = [{"model": "cosine", "pid": 7, "track_ids": [0, 1], "scores": [0.5
 
 
 def rows_of(table: Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows with nothing in the columns that are not given."""
+    """Rows with nulls in the columns that are not given."""
     return pa.Table.from_pylist([{**dict.fromkeys(table.names), **row} for row in rows], schema=arrow_schema(table))
 
 
@@ -45,19 +45,19 @@ def engine() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def test_views_have_the_names_and_columns_of_sparks() -> None:
+def test_views_have_the_same_names_and_columns_as_in_spark() -> None:
     assert set(VIEWS) == set(tables.VIEWS) == set(VIEW_COLUMNS)
     for name, query in tables.VIEWS.items():
         # the outermost SELECT comes first in the text
         chosen = " ".join(query.split("FROM (SELECT")[0].split())
-        places = [re.search(rf"\b{column}(,|$)", chosen) for column in VIEW_COLUMNS[name]]
-        assert all(places), name
+        matches = [re.search(rf"\b{column}(,|$)", chosen) for column in VIEW_COLUMNS[name]]
+        assert all(matches), name
         assert len(chosen.split(", ")) - chosen.count("(h.test, ") == len(VIEW_COLUMNS[name])
-        starts = [place.start() for place in places if place]
+        starts = [match.start() for match in matches if match]
         assert starts == sorted(starts)
 
 
-def test_playlist_tracks_counts_places_from_0(engine: duckdb.DuckDBPyConnection) -> None:
+def test_playlist_tracks_counts_positions_from_0(engine: duckdb.DuckDBPyConnection) -> None:
     found = engine.execute(f"SELECT pid, pos, track_id FROM ({VIEWS['playlist_tracks']}) ORDER BY 1, 2").fetchall()
     assert found == [(7, 0, 2), (7, 1, 0), (7, 2, 2)]
 
@@ -67,13 +67,13 @@ def test_holdout_tracks_has_both_parts(engine: duckdb.DuckDBPyConnection) -> Non
     assert found == [("test", 0, 0), ("train", 0, 2)]
 
 
-def test_recommended_tracks_counts_ranks_from_1_and_knows_hits(engine: duckdb.DuckDBPyConnection) -> None:
+def test_recommended_tracks_counts_ranks_from_1_and_flags_hits(engine: duckdb.DuckDBPyConnection) -> None:
     query = f"SELECT rank, track_id, score, hit FROM ({VIEWS['recommended_tracks']}) ORDER BY 1"
     assert engine.execute(query).fetchall() == [(1, 0, 0.5, True), (2, 1, 0.25, False)]
 
 
 @pytest.mark.parametrize("name", list(VIEWS))
-def test_columns_in_glue_are_those_that_the_query_gives(engine: duckdb.DuckDBPyConnection, name: str) -> None:
+def test_columns_in_glue_match_the_query_result(engine: duckdb.DuckDBPyConnection, name: str) -> None:
     result = engine.execute(VIEWS[name])
     types = {"BIGINT": "bigint", "INTEGER": "int", "VARCHAR": "string", "FLOAT": "float", "BOOLEAN": "boolean"}
     assert result.description is not None
@@ -85,9 +85,9 @@ def test_columns_in_glue_are_those_that_the_query_gives(engine: duckdb.DuckDBPyC
     assert {column["type"] for column in about["columns"]} <= {"bigint", "integer", "varchar", "real", "boolean"}
 
 
-def test_the_picture_in_the_documentation_is_the_generated_one() -> None:
-    from encore.aws.picture import architecture
+def test_the_diagram_in_the_documentation_is_the_generated_one() -> None:
+    from encore.aws.diagram import architecture
     from encore.runtime.registry import extra_nodes, nodes
 
     text = (ROOT / "deploy" / "docs" / "aws-stacks.md").read_text()
-    assert architecture(nodes(), extra_nodes()) in text, "write it anew: encore graph --aws"
+    assert architecture(nodes(), extra_nodes()) in text, "regenerate it: encore graph --aws"

@@ -1,6 +1,6 @@
-"""The application archive: what is in it, that it is the same each time, and that a job runs from it.
+"""The application archive: its content, that builds are reproducible, and that a job runs from it.
 
-How it is made is tested on a small one, which takes a second.
+How it is built is tested on a small archive, which takes a second.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.deploy.conftest import COMMIT, packaged
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def whole(test: Callable[..., None]) -> Callable[..., None]:
-    """A test of the archive as it is sent, which takes minutes to build."""
+def full_archive(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test of the real archive, which takes minutes to build."""
     return pytest.mark.slow(pytest.mark.timeout(1200)(test))
 
 
@@ -40,7 +40,7 @@ def digest(path: Path) -> str:
 
 
 def content_of(archive: Path) -> str:
-    """The digest of an archive's content, read from the archive itself."""
+    """The digest of an archive's content, computed from the archive itself."""
     found = hashlib.sha256()
     with tarfile.open(archive) as tar:
         for entry in tar:
@@ -56,8 +56,8 @@ def names(package: Path) -> list[str]:
         return archive.getnames()
 
 
-@whole
-def test_the_manifest_says_what_is_there(package: Path) -> None:
+@full_archive
+def test_the_manifest_describes_the_files(package: Path) -> None:
     manifest = json.loads((package / "manifest.json").read_text())
     files = {str(path.relative_to(package)): path for path in package.rglob("*") if path.is_file()}
     del files["manifest.json"]
@@ -66,17 +66,17 @@ def test_the_manifest_says_what_is_there(package: Path) -> None:
     }
     assert {f"jobs/{job}.py" for job in (*JOBS, *EXTRA_JOBS)} <= set(files)
     assert manifest["commit"] == COMMIT
-    # other content, other name; how it was compressed is no part of it
+    # the version depends on the content, but not on its compression
     jobs = {name: about["sha256"] for name, about in manifest["files"].items() if name.startswith("jobs/")}
     named = json.dumps([content_of(package / "environment.tar.gz"), jobs], sort_keys=True)
     assert manifest["version"] == hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
-@whole
-def test_it_has_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> None:
+@full_archive
+def test_it_contains_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> None:
     site = "lib/python3.11/site-packages"
     assert {
-        f"{site}/encore/runtime/job.py",
+        f"{site}/encore/runtime/runner.py",
         f"{site}/encore/COMMIT",
         "conf/base.yaml",
         "conf/emr.yaml",
@@ -91,9 +91,9 @@ def test_it_has_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> Non
     assert [name for name in names if name.endswith(".jar") or name.startswith("conf/deploy")] == []
 
 
-@whole
-def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, proved: Callable[[str], None]) -> None:
-    """Built again, from a checkout elsewhere whose files are newer, with another umask."""
+@full_archive
+def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, verified: Callable[[str], None]) -> None:
+    """Build it again from a checkout in another folder, with newer files and another umask."""
     other = tmp_path / "checkout"
     for name in ("lib", "jobs", "conf", "deploy"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "cdk")
@@ -107,21 +107,21 @@ def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, prov
     assert (again / "manifest.json").read_text() == first
     assert digest(again / "environment.tar.gz") == digest(package / "environment.tar.gz")
     size = (package / "environment.tar.gz").stat().st_size / 1e6
-    proved(f"the application archive, {size:,.0f} MB, built twice in different places: the same bytes")
+    verified(f"the application archive, {size:,.0f} MB, built twice in different folders: identical bytes")
 
 
-@whole
-def test_a_job_runs_from_it_by_spark_submit_with_pyspark_outside(
-    package: Path, generated: Path, tmp_path: Path, proved: Callable[[str], None]
+@full_archive
+def test_a_job_runs_from_it_by_spark_submit_with_an_external_pyspark(
+    package: Path, generated: Path, tmp_path: Path, verified: Callable[[str], None]
 ) -> None:
     with tarfile.open(package / "environment.tar.gz") as archive:
         archive.extractall(tmp_path / "elsewhere", filter="fully_trusted")
     python = tmp_path / "elsewhere" / "bin" / "python"
     alone = subprocess.run([python, "-c", "import encore, pyspark"], capture_output=True, text=True, check=False)
-    assert "No module named 'pyspark'" in alone.stderr, "it comes with Spark, not with the archive"
-    kept = ("JAVA_HOME", "LANG", "LD_LIBRARY_PATH")
+    assert "No module named 'pyspark'" in alone.stderr, "pyspark comes with Spark, not with the archive"
+    inherited = ("JAVA_HOME", "LANG", "LD_LIBRARY_PATH")
     spark = Path(pyspark.__file__).parent
-    variables = {name: os.environ[name] for name in kept if name in os.environ}
+    variables = {name: os.environ[name] for name in inherited if name in os.environ}
     variables |= {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SPARK_HOME": str(spark)}
     variables |= {"PYSPARK_PYTHON": str(python), "PYSPARK_DRIVER_PYTHON": str(python)}
     command = [str(spark / "bin" / "spark-submit"), "--master", "local[2]", "--conf", "spark.ui.enabled=false"]
@@ -133,11 +133,11 @@ def test_a_job_runs_from_it_by_spark_submit_with_pyspark_outside(
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert len(recompute.table(tmp_path / "lake", "playlists")) == 300
-    assert "mlflow_failed" in done.stdout, "nobody listens there, and the job ends well all the same"
-    proved("a job from the unpacked archive by spark-submit, pyspark outside of it, in no checkout")
+    assert "mlflow_failed" in done.stdout, "nothing listens on that port, and the job succeeds all the same"
+    verified("a job ran from the unpacked archive by spark-submit, with an external pyspark and no checkout")
 
 
-# a small archive: one package, which is at hand, and what of Encore says the commit ----------------------------------
+# a small archive: one local package, and the module of Encore that finds the commit ---------------------------------
 
 
 def wheel(folder: Path) -> Path:
@@ -171,7 +171,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(checkout: Path, tmp_path: Path) -> Run:
-    """Call package.py of the small checkout, without a network; the archive is in `out`."""
+    """Run package.py of the small checkout without a network; the archive goes to `out`."""
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(checkout / "deploy" / "package.py"), "--out", str(tmp_path / "out"), *arguments]
@@ -198,7 +198,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return loaded(ROOT, monkeypatch)
 
 
-def test_it_is_built_once_and_anew_where_it_is_not_whole_or_that_is_asked(run: Run, tmp_path: Path) -> None:
+def test_it_is_rebuilt_only_if_it_is_incomplete_or_on_request(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = run()
     assert first.returncode == 0, first.stderr
@@ -221,7 +221,7 @@ def test_it_is_built_once_and_anew_where_it_is_not_whole_or_that_is_asked(run: R
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing is left beside it"
 
 
-def test_all_that_it_is_made_of_counts_and_nothing_else(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_input_digest_covers_all_inputs_and_nothing_else(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = loaded(checkout, monkeypatch)
     seen = [module.inputs_of(COMMIT, "/usr/bin/python3.11")]
     (checkout / "lib" / "encore" / "__pycache__").mkdir()
@@ -250,27 +250,27 @@ def test_all_that_it_is_made_of_counts_and_nothing_else(checkout: Path, monkeypa
     assert len(set(seen)) == len(seen) == 11
 
 
-def test_packages_that_cannot_be_had_are_said_and_leave_the_last_archive(
+def test_packages_that_cannot_be_installed_are_reported_and_the_old_archive_is_kept(
     run: Run, checkout: Path, tmp_path: Path
 ) -> None:
     assert run().returncode == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     requirements = checkout / "deploy" / "requirements-emr.txt"
     wrong = requirements.read_text().partition("sha256:")[0] + f"sha256:{'0' * 64}\n"
-    for text, said in ((wrong, "Hash mismatch"), (f"absent==1.0 --hash=sha256:{'0' * 64}\n", "absent")):
+    for text, message in ((wrong, "Hash mismatch"), (f"absent==1.0 --hash=sha256:{'0' * 64}\n", "absent")):
         requirements.write_text(text)
         done = run()
         assert done.returncode == 4
-        assert done.stderr.startswith("encore: the packages of deploy/requirements-emr.txt cannot be had:\n")
-        assert said in done.stderr
+        assert done.stderr.startswith("encore: cannot install the packages of deploy/requirements-emr.txt:\n")
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "out", wheel(tmp_path).name]
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "manifest.json", ""])
-def test_what_is_no_archive_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
-    """Neither a folder with something in it, be it another program's manifest, nor a file."""
+def test_a_path_that_is_not_an_archive_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
+    """Neither a folder with other content, even another program's manifest, nor a file."""
     path = tmp_path / "out" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"version": "48.0.0", "artifacts": {}}')
@@ -278,13 +278,12 @@ def test_what_is_no_archive_is_not_replaced(run: Run, tmp_path: Path, name: str)
         done = run(*arguments)
         assert done.returncode == 2
         assert done.stderr == (
-            f"encore: {tmp_path / 'out'} holds something else than an archive, and would be replaced: "
-            "name another folder\n"
+            f"encore: {tmp_path / 'out'} is not an archive and will not be replaced: choose another folder\n"
         )
     assert path.read_text() == '{"version": "48.0.0", "artifacts": {}}'
 
 
-def test_the_last_archive_comes_back_where_the_new_one_cannot_take_its_place(
+def test_the_old_archive_is_restored_if_the_new_one_cannot_be_moved_into_place(
     module: ModuleType, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -294,14 +293,14 @@ def test_the_last_archive_comes_back_where_the_new_one_cannot_take_its_place(
     assert (tmp_path / "out" / "manifest.json").read_text() == "the last"
 
 
-def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
+def test_an_empty_folder_is_accepted(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert run().returncode == 0
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-def test_the_commit_is_that_of_the_checkout_it_is_called_from(checkout: Path, run: Run, tmp_path: Path) -> None:
-    """Not of the Encore that is installed beside it."""
+def test_the_commit_is_that_of_the_checkout_being_packaged(checkout: Path, run: Run, tmp_path: Path) -> None:
+    """Not that of the installed Encore."""
     text = "def commit_of(root):\n    return f'{root.name} of its own'\n"
     (checkout / "lib" / "encore" / "runtime" / "provenance.py").write_text(text)
     assert run().returncode == 0
@@ -323,7 +322,7 @@ def tree_of(folder: Path) -> Path:
     return tree
 
 
-def test_files_that_share_their_bytes_are_packed_as_files(module: ModuleType, tmp_path: Path) -> None:
+def test_hard_links_are_packed_as_regular_files(module: ModuleType, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     module._pack(tree_of(tmp_path), archive)
     with tarfile.open(archive) as tar:
@@ -342,13 +341,13 @@ def test_files_that_share_their_bytes_are_packed_as_files(module: ModuleType, tm
     assert {(entry.uid, entry.gid, entry.mtime, entry.uname) for entry in entries.values()} == {(0, 0, 0, "")}
 
 
-def test_the_version_is_of_the_content_however_it_is_compressed(
+def test_the_version_depends_on_the_content_and_not_on_its_compression(
     module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree, archives = tree_of(tmp_path), [tmp_path / "a.tar.gz", tmp_path / "b.tar.gz"]
     first = module._pack(tree, archives[0])
     assert first == content_of(archives[0])
-    # what another zlib would do
+    # stands in for another zlib
     monkeypatch.setattr(module, "LEVEL", 1)
     assert module._pack(tree, archives[1]) == first
     assert digest(archives[0]) != digest(archives[1])
@@ -372,10 +371,10 @@ def test_the_version_is_of_the_content_however_it_is_compressed(
     assert len({*named, module.version_of(seen[1], {"jobs/one.py": "1"})}) == 3
 
 
-def test_a_module_of_ours_that_does_not_compile_is_named_and_a_package_s_is_not(
+def test_compile_errors_are_reported_for_our_modules_but_not_for_packages(
     module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # the checkout may be called encore too
+    # the checkout itself may be named encore
     packages = tmp_path / "encore" / "environment" / "lib" / "python3.11" / "site-packages"
     for name in ("a_template", "encore", "z_good"):
         (packages / name).mkdir(parents=True)
@@ -387,27 +386,27 @@ def test_a_module_of_ours_that_does_not_compile_is_named_and_a_package_s_is_not(
     with pytest.raises(SystemExit) as caught:
         module._compile(packages)
     assert caught.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("encore: a module does not compile:\n")
-    assert "encore/wrong.py" in said
-    assert "SyntaxError" in said
-    assert "a_template" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("encore: a module does not compile:\n")
+    assert "encore/wrong.py" in stderr
+    assert "SyntaxError" in stderr
+    assert "a_template" not in stderr
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
-        ("echo \"*** Error compiling 'a.py'...\"; kill -9 $$", "with -9"),
-        ("echo No module named compileall >&2; exit 1", "with 1:\nNo module named compileall"),
+        ("echo \"*** Error compiling 'a.py'...\"; kill -9 $$", "with exit code -9"),
+        ("echo No module named compileall >&2; exit 1", "with exit code 1:\nNo module named compileall"),
     ],
 )
-def test_a_compiler_that_breaks_off_is_said(
+def test_a_crash_of_compileall_is_reported(
     module: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     script: str,
-    said: str,
+    message: str,
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
@@ -416,4 +415,4 @@ def test_a_compiler_that_breaks_off_is_said(
     with pytest.raises(SystemExit) as caught:
         module._compile(tmp_path / "environment" / "lib" / "python3.11" / "site-packages")
     assert caught.value.code == 1
-    assert f"encore: compileall broke off {said}" in capsys.readouterr().err
+    assert f"encore: compileall failed {message}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is rendered for this machine, for EMR Serverless and for a cluster, held as files: a change of them is seen."""
+"""Rendered commands and requests for this machine, EMR Serverless and a cluster, compared with golden files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from encore.aws import render
-from encore.aws.states import definition, filled, placeholders, sized
+from encore.aws.states import default_limits, definition, placeholders, substitute
 from encore.aws.submit import request
 from encore.config import Config, load_config
 from encore.errors import ConfigError
@@ -19,7 +19,7 @@ from encore.runtime.registry import nodes
 
 GOLDEN = Path(__file__).with_name("golden")
 
-PLACES = [
+LOCATIONS = [
     "lake.path=s3://my-lake/lake",
     "raw.playlists=s3://my-raw/playlists/",
     "raw.features=s3://my-raw/features/",
@@ -34,48 +34,50 @@ PLACES = [
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a developer has set changes no golden file."""
+    """Clear a developer's own settings, which would change what is rendered."""
     for name in list(os.environ):
         if name.startswith(("ENCORE_", "MLFLOW_TRACKING_URI")):
             monkeypatch.delenv(name)
 
 
 def emr(*more: str) -> Config:
-    return load_config("emr", [*PLACES, *more])
+    return load_config("emr", [*LOCATIONS, *more])
 
 
-def same_as_file(name: str, found: str) -> None:
-    """Compare with a file; GOLDEN=write in the environment writes it instead, to be looked at in the diff."""
+def assert_matches_golden(name: str, found: str) -> None:
+    """Compare with a golden file; GOLDEN=write in the environment rewrites it, to be reviewed in the diff."""
     path = GOLDEN / name
     if os.environ.get("GOLDEN") == "write":
         path.write_text(found)
-    assert found == path.read_text(), f"{path} differs: GOLDEN=write takes what is rendered now"
+    assert found == path.read_text(), f"{path} differs: GOLDEN=write accepts what is rendered now"
 
 
 def readable(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def test_a_line_of_this_machine() -> None:
+def test_a_local_command() -> None:
     config = load_config("local", ["lake.path=my/lake", "raw.playlists=my/raw", "spark.master=local[2]"])
-    asked = render.submission("split_holdout", config, "run-1", force=True)
-    same_as_file("local.txt", " \\\n  ".join(map(shlex.quote, render.local(asked, config.spark.master))) + "\n")
+    submission = render.make_submission("split_holdout", config, "run-1", force=True)
+    assert_matches_golden(
+        "local.txt", " \\\n  ".join(map(shlex.quote, render.local_command(submission, config.spark.master))) + "\n"
+    )
 
 
-def test_a_run_of_emr_serverless() -> None:
-    same_as_file("emr-serverless.json", readable(request("recommend", emr(), "emr-serverless", "run-1")))
+def test_an_emr_serverless_job_run() -> None:
+    assert_matches_golden("emr-serverless.json", readable(request("recommend", emr(), "emr-serverless", "run-1")))
 
 
-def test_a_step_of_a_cluster() -> None:
-    same_as_file("emr-ec2.json", readable(request("recommend", emr(), "emr-ec2", "run-1")))
+def test_an_emr_step() -> None:
+    assert_matches_golden("emr-ec2.json", readable(request("recommend", emr(), "emr-ec2", "run-1")))
 
 
-def test_a_task_of_the_state_machine() -> None:
-    machine = definition(nodes(), limits=sized())
-    full = filled(machine, {name: f"<{name}>" for name in placeholders(machine)})
+def test_a_state_machine_task() -> None:
+    machine = definition(nodes(), limits=default_limits())
+    full = substitute(machine, {name: f"<{name}>" for name in placeholders(machine)})
     found = [state for state in _states(full) if _entry(state).endswith("/recommend.py")]
     assert len(found) == 1
-    same_as_file("state.json", readable(found[0]["Parameters"]))
+    assert_matches_golden("state.json", readable(found[0]["Parameters"]))
 
 
 def _entry(state: dict[str, Any]) -> str:
@@ -90,27 +92,29 @@ def _states(value: Any) -> list[dict[str, Any]]:
     return [state for inner in value for state in _states(inner)] if isinstance(value, list) else []
 
 
-def test_what_a_job_is_given_is_the_configuration_that_was_meant() -> None:
-    """The arguments, read as the job reads them, give the same configuration but for what stays behind."""
+def test_arguments_reproduce_the_configuration() -> None:
+    """Arguments parsed as a job parses them give the same configuration, except for settings that are not sent."""
     config = emr("recommend.k=17", "features.columns={tempo: bpm}", "vectors.weights={tempo: 0.5}", "report.top=3")
-    arguments = render.submission("recommend", config, "run-1").arguments()
+    arguments = render.make_submission("recommend", config, "run-1").arguments()
     env, settings = arguments[1], json.loads(arguments[arguments.index("--set-json") + 1])
     read = load_config(env, settings)
-    meant = config.model_dump()
+    expected = config.model_dump()
     for name in ("application", "role", "cluster", "code", "logs"):
-        meant["emr"][name] = None
-    assert read.model_dump() == meant
+        expected["emr"][name] = None
+    assert read.model_dump() == expected
 
 
-def test_what_is_secret_is_not_sent() -> None:
+def test_secrets_are_not_sent() -> None:
     with pytest.raises(ConfigError, match=r"tracking.uri holds a login") as caught:
-        render.submission("recommend", emr("tracking.login=null", "tracking.uri=https://me:word@mlflow"), "run-1")
+        render.make_submission("recommend", emr("tracking.login=null", "tracking.uri=https://me:word@mlflow"), "run-1")
     assert "word" not in str(caught.value)
-    sent = " ".join(render.submission("recommend", emr("tracking.uri=https://me:word@mlflow"), "run-1").arguments())
-    assert "word" not in sent, "with a secret that is named, no address is sent at all"
+    sent = " ".join(
+        render.make_submission("recommend", emr("tracking.uri=https://me:word@mlflow"), "run-1").arguments()
+    )
+    assert "word" not in sent, "if a secret is named, no address is sent at all"
 
 
-def test_spark_and_delta_are_those_of_emr() -> None:
+def test_spark_and_delta_come_from_emr() -> None:
     for target in ("emr-serverless", "emr-ec2"):
         text = json.dumps(request("recommend", emr(), target, "run-1"))
         assert "spark.jars.packages" not in text
@@ -127,7 +131,7 @@ def test_spark_and_delta_are_those_of_emr() -> None:
         ("emr-ec2", ["emr.code=null"], "emr.code not set"),
     ],
 )
-def test_a_place_that_is_not_set_is_named(target: str, missing: list[str], expected: str) -> None:
+def test_a_missing_setting_is_named(target: str, missing: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         request("recommend", emr(*missing), target, "run-1")
     assert "--stage" in str(caught.value.remedy)

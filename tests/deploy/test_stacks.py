@@ -1,4 +1,4 @@
-"""What the stacks make, read from their templates. That they are made at all means that cdk-nag found nothing."""
+"""The stacks' templates. That they are synthesized at all means that cdk-nag found nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from encore.aws.access import Buckets, cluster_statements, statements, tracking_statements
 from encore.aws.athena import VIEWS, glue_columns
 from encore.aws.deployment import ROLE_OUTPUT, STACKS
-from encore.aws.stage import UnknownStage, stage_of
-from encore.aws.states import camel, definition, placeholders, sized
+from encore.aws.stage import StageError, load_stage
+from encore.aws.states import camel, default_limits, definition, placeholders
 from encore.lake.tables import ALL, BY_NAME
 from encore.runtime.registry import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from tests.conftest import ROOT
@@ -27,7 +27,7 @@ from tests.deploy.synth import VERSION, Template, assembly, of_type, plain, temp
 
 @pytest.fixture(scope="session")
 def prod() -> dict[str, Template]:
-    """One synthesis for all tests here: it takes seconds."""
+    """Synthesized once for all tests here, since it takes seconds."""
     return templates("prod")
 
 
@@ -41,7 +41,7 @@ def test_there_is_no_account_and_no_region_in_any_template(prod: dict[str, Templ
         )
 
 
-def test_buckets_are_versioned_encrypted_private_and_by_tls_alone(prod: dict[str, Template]) -> None:
+def test_buckets_are_versioned_encrypted_private_and_tls_only(prod: dict[str, Template]) -> None:
     buckets = of_type(prod["storage"], "AWS::S3::Bucket") + of_type(prod["mlflow"], "AWS::S3::Bucket")
     assert len(buckets) == 7
     for bucket in buckets:
@@ -50,26 +50,26 @@ def test_buckets_are_versioned_encrypted_private_and_by_tls_alone(prod: dict[str
         )
         assert bucket["BucketEncryption"]
     versioned = [bucket for bucket in buckets if bucket.get("VersioningConfiguration") == {"Status": "Enabled"}]
-    assert len(versioned) == 6, "all but that of access logs"
+    assert len(versioned) == 6, "all but the access log bucket"
     policies = of_type(prod["storage"], "AWS::S3::BucketPolicy") + of_type(prod["mlflow"], "AWS::S3::BucketPolicy")
     denied = [one for policy in policies for one in policy["PolicyDocument"]["Statement"] if one["Effect"] == "Deny"]
     assert len([one for one in denied if one["Condition"].get("Bool") == {"aws:SecureTransport": "false"}]) == 7
 
 
-def test_nothing_empties_what_is_kept(prod: dict[str, Template]) -> None:
+def test_nothing_empties_buckets_that_are_kept(prod: dict[str, Template]) -> None:
     for stack in ("storage", "mlflow"):
         assert of_type(prod[stack], "Custom::S3AutoDeleteObjects") == []
         kept = [one for one in prod[stack]["Resources"].values() if one["Type"] == "AWS::S3::Bucket"]
         assert {one["DeletionPolicy"] for one in kept} == {"Retain"}
 
 
-def test_nothing_of_the_lake_expires_by_age_but_what_was_set_aside(prod: dict[str, Template]) -> None:
+def test_only_scratch_files_in_the_lake_expire_by_age(prod: dict[str, Template]) -> None:
     (lake,) = [one for one in of_type(prod["storage"], "AWS::S3::Bucket") if "-lake-" in text(one["BucketName"])]
     rules = lake["LifecycleConfiguration"]["Rules"]
     assert [rule["Prefix"] for rule in rules if "ExpirationInDays" in rule] == ["lake/_scratch/"]
 
 
-def test_glue_knows_every_table_with_the_comments_of_its_declaration(prod: dict[str, Template]) -> None:
+def test_glue_has_every_table_with_the_comments_of_its_declaration(prod: dict[str, Template]) -> None:
     made = {one["TableInput"]["Name"]: one["TableInput"] for one in of_type(prod["storage"], "AWS::Glue::Table")}
     assert set(made) == set(BY_NAME) | set(VIEWS)
     for table in ALL:
@@ -94,12 +94,16 @@ def test_glue_knows_every_table_with_the_comments_of_its_declaration(prod: dict[
 
 
 def formats(entry: dict[str, Any]) -> tuple[str | None, str | None, str]:
-    """How Hive would read and write a table or view of Glue."""
-    kept = entry["StorageDescriptor"]
-    return kept.get("InputFormat"), kept.get("OutputFormat"), kept["SerdeInfo"]["SerializationLibrary"]
+    """The Hive formats and SerDe of a Glue table or view."""
+    descriptor = entry["StorageDescriptor"]
+    return (
+        descriptor.get("InputFormat"),
+        descriptor.get("OutputFormat"),
+        descriptor["SerdeInfo"]["SerializationLibrary"],
+    )
 
 
-def test_there_is_one_role_a_job_and_it_may_do_what_is_derived(prod: dict[str, Template]) -> None:
+def test_each_job_has_a_role_with_the_derived_permissions(prod: dict[str, Template]) -> None:
     lake, raw, code, logs = (
         f"arn:aws:s3:::encore-prod-{name}-ACCOUNT-REGION" for name in ("lake", "raw", "code", "logs")
     )
@@ -120,7 +124,7 @@ def test_there_is_one_role_a_job_and_it_may_do_what_is_derived(prod: dict[str, T
         assert "aws:SourceAccount" in str(trust["Condition"])
 
 
-def test_each_role_may_read_the_login_of_mlflow_and_no_other_secret(prod: dict[str, Template]) -> None:
+def test_each_role_may_read_mlflows_login_and_no_other_secret(prod: dict[str, Template]) -> None:
     login = plain(prod["mlflow"]["Outputs"]["TrackingLogin"]["Value"])
     allowed: dict[str, list[dict[str, Any]]] = {}
     for policy in of_type(prod["compute"], "AWS::IAM::Policy"):
@@ -132,15 +136,15 @@ def test_each_role_may_read_the_login_of_mlflow_and_no_other_secret(prod: dict[s
     }
     with_login = {role for role, found in reading.items() if found}
     assert len(with_login) == len({*JOBS, *EXTRA_JOBS})
-    assert all(role.startswith("Role") for role in with_login), "the function that uploads code reads none"
-    places = {json.dumps(one["Resource"]) for found in reading.values() for one in found}
-    assert len(places) == 1
+    assert all(role.startswith("Role") for role in with_login), "the upload function reads no secret"
+    resources = {json.dumps(one["Resource"]) for found in reading.values() for one in found}
+    assert len(resources) == 1
     assert login in prod["mlflow"]["Resources"]
-    assert login in places.pop()
+    assert login in resources.pop()
 
 
 def listed(statement: dict[str, Any]) -> dict[str, Any]:
-    """A statement in one form: a list of one and the one itself mean the same."""
+    """A normalized statement: a single value and a list of one mean the same."""
     found = {
         name: [statement[name]] if isinstance(statement[name], str) else statement[name]
         for name in ("Action", "Resource")
@@ -154,11 +158,11 @@ def listed(statement: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_machine_is_the_generated_one_with_every_placeholder_filled(prod: dict[str, Template]) -> None:
+def test_the_state_machine_is_the_generated_one_with_every_placeholder_substituted(prod: dict[str, Template]) -> None:
     (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
-    expected = definition(nodes(), extra=extra_nodes(), limits=sized())
+    expected = definition(nodes(), extra=extra_nodes(), limits=default_limits())
     assert json.loads(machine["DefinitionString"]) == expected
-    assert "--conf spark.executor.memory=4g" in machine["DefinitionString"], "sizes are those of conf/emr.yaml"
+    assert "--conf spark.executor.memory=4g" in machine["DefinitionString"], "sizes come from conf/emr.yaml"
     assert set(machine["DefinitionSubstitutions"]) == placeholders(expected)
     assert machine["LoggingConfiguration"]["Level"] == "ALL"
     (_, role) = next(
@@ -171,39 +175,39 @@ def test_the_machine_is_the_generated_one_with_every_placeholder_filled(prod: di
     assert passed[0]["Condition"] == {"StringEquals": {"iam:PassedToService": "emr-serverless.amazonaws.com"}}
 
 
-def test_the_schedules_start_it_in_a_time_zone_once_and_with_a_queue_for_what_failed(prod: dict[str, Template]) -> None:
+def test_schedules_have_a_time_zone_a_unique_execution_name_and_a_dead_letter_queue(prod: dict[str, Template]) -> None:
     schedules = {text(one["Name"]): one for one in of_type(prod["orchestration"], "AWS::Scheduler::Schedule")}
     assert set(schedules) == {"encore-prod-nightly", "encore-prod-maintenance"}
     for schedule in schedules.values():
         target = schedule["Target"]
         assert schedule["ScheduleExpressionTimezone"] == "Etc/UTC"
         assert schedule["State"] == "ENABLED"
-        assert "<aws.scheduler.execution-id>" in text(target["Input"]), "a start tried again has the same name"
+        assert "<aws.scheduler.execution-id>" in text(target["Input"]), "a retried start has the same name"
         assert target["DeadLetterConfig"]
-    asked = json.loads(text(schedules["encore-prod-maintenance"]["Target"]["Input"]))
-    assert json.loads(asked["Input"]) == {"only": list(EXTRA_JOBS)}
+    target_input = json.loads(text(schedules["encore-prod-maintenance"]["Target"]["Input"]))
+    assert json.loads(target_input["Input"]) == {"only": list(EXTRA_JOBS)}
 
 
-def test_code_is_uploaded_into_a_folder_of_its_own_version_and_jobs_start_from_there(
+def test_code_is_uploaded_to_a_folder_per_version_from_which_jobs_start(
     prod: dict[str, Template],
 ) -> None:
     (made,) = of_type(prod["compute"], "Custom::CDKBucketDeployment")
     assert (made["DestinationBucketKeyPrefix"], made["Prune"]) == (VERSION, False)
     (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
-    place = plain(machine["DefinitionSubstitutions"]["CodePrefix"])
-    assert place == f"s3://encore-prod-code-ACCOUNT-REGION/{VERSION}"
-    assert plain(prod["compute"]["Outputs"]["CodePath"]["Value"]) == place
+    location = plain(machine["DefinitionSubstitutions"]["CodePrefix"])
+    assert location == f"s3://encore-prod-code-ACCOUNT-REGION/{VERSION}"
+    assert plain(prod["compute"]["Outputs"]["CodePath"]["Value"]) == location
 
 
-def test_a_submission_finds_in_the_outputs_all_that_it_needs(prod: dict[str, Template]) -> None:
-    """`encore submit --stage` reads them by these names; a cluster is there only where one was asked for."""
+def test_the_outputs_contain_all_that_a_submission_needs(prod: dict[str, Template]) -> None:
+    """`encore submit --stage` reads them by these names; there is only a cluster if the choice `ec2` is set."""
     made = {name for stack in STACKS for name in prod[stack].get("Outputs", {})}
     assert {"LakePath", "RawBucket", "LogBucket", "TrackingLogin", "ApplicationId", "CodePath"} <= made
     assert {f"{ROLE_OUTPUT}{camel(job)}" for job in (*JOBS, *EXTRA_JOBS)} <= made
     assert "ClusterId" not in made
 
 
-def test_someone_is_told_when_it_fails_is_late_does_not_start_or_is_silent(prod: dict[str, Template]) -> None:
+def test_alarms_cover_failed_late_unstarted_and_missing_executions(prod: dict[str, Template]) -> None:
     alarms = of_type(prod["orchestration"], "AWS::CloudWatch::Alarm")
     assert {text(one["AlarmName"]).rsplit("-", 1)[1] for one in alarms} == {
         "Failed",
@@ -216,12 +220,14 @@ def test_someone_is_told_when_it_fails_is_late_does_not_start_or_is_silent(prod:
     assert silent["TreatMissingData"] == "breaching"
 
 
-def test_alarms_may_tell_the_topic_and_nobody_else_may_by_its_policy(prod: dict[str, Template]) -> None:
-    """A topic with a policy of its own has lost the one that lets the account's alarms in."""
+def test_the_topic_policy_lets_only_alarms_publish(prod: dict[str, Template]) -> None:
+    """A topic with its own policy loses the default one, which admits the account's alarms."""
     (policy,) = of_type(prod["orchestration"], "AWS::SNS::TopicPolicy")
-    told = plain(policy["PolicyDocument"]["Statement"])
+    policy_statements = plain(policy["PolicyDocument"]["Statement"])
     allowed = [
-        (one["Principal"], one["Action"], one["Condition"], one["Resource"]) for one in told if one["Effect"] == "Allow"
+        (one["Principal"], one["Action"], one["Condition"], one["Resource"])
+        for one in policy_statements
+        if one["Effect"] == "Allow"
     ]
     (topic,) = [text(one["Topics"][0]) for one in [policy]]
     assert allowed == [
@@ -234,8 +240,8 @@ def test_alarms_may_tell_the_topic_and_nobody_else_may_by_its_policy(prod: dict[
     ]
 
 
-def test_the_dashboard_asks_for_metrics_by_all_the_dimensions_that_they_have(prod: dict[str, Template]) -> None:
-    """By other dimensions than those under which it was published a metric is another one, and empty."""
+def test_the_dashboard_queries_metrics_with_all_their_dimensions(prod: dict[str, Template]) -> None:
+    """A query with other dimensions than those it was published under names a different metric, which is empty."""
     (dashboard,) = of_type(prod["orchestration"], "AWS::CloudWatch::Dashboard")
     widgets = {
         one["properties"]["title"]: one["properties"] for one in json.loads(text(dashboard["DashboardBody"]))["widgets"]
@@ -250,7 +256,7 @@ def test_the_dashboard_asks_for_metrics_by_all_the_dimensions_that_they_have(pro
         assert search["expression"] == f"SEARCH('{dimensions} MetricName=\"{name}\" {wanted}', 'Sum', 60)"
 
 
-def test_a_person_finds_the_machine_and_the_topic_in_the_outputs(prod: dict[str, Template]) -> None:
+def test_the_outputs_name_the_state_machine_and_the_topic(prod: dict[str, Template]) -> None:
     outputs = {name: text(one["Value"]) for name, one in prod["orchestration"]["Outputs"].items()}
     resources = prod["orchestration"]["Resources"]
     found = {name: resources[outputs[name]]["Type"] for name in ("StateMachineArn", "FailuresTopicArn")}
@@ -258,8 +264,8 @@ def test_a_person_finds_the_machine_and_the_topic_in_the_outputs(prod: dict[str,
 
 
 @pytest.mark.slow
-def test_all_of_a_stage_that_takes_tags_has_the_stages(prod: dict[str, Template]) -> None:
-    """What takes tags is as CloudFormation's own schemas say it."""
+def test_every_taggable_resource_of_a_stage_has_its_tag(prod: dict[str, Template]) -> None:
+    """CloudFormation's own schemas say which resources can be tagged."""
     from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 
     for stack in set(prod) - {"delivery"}:
@@ -268,14 +274,14 @@ def test_all_of_a_stage_that_takes_tags_has_the_stages(prod: dict[str, Template]
             if resource["Type"].startswith("Custom::"):
                 continue
             schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
-            takes = schema.get("tagging", {}).get("taggable", "Tags" in schema["properties"])
-            has = "encore:stage" in json.dumps(resource.get("Properties"))
-            assert has or not takes, f"{stack}: {name}"
-            tagged += has
+            taggable = schema.get("tagging", {}).get("taggable", "Tags" in schema["properties"])
+            has_tag = "encore:stage" in json.dumps(resource.get("Properties"))
+            assert has_tag or not taggable, f"{stack}: {name}"
+            tagged += has_tag
         assert tagged, stack
 
 
-def test_the_application_is_of_the_release_stops_when_idle_and_is_bounded(prod: dict[str, Template]) -> None:
+def test_the_application_has_the_release_an_idle_timeout_and_a_maximum_capacity(prod: dict[str, Template]) -> None:
     (application,) = of_type(prod["compute"], "AWS::EMRServerless::Application")
     assert application["ReleaseLabel"] == "emr-spark-8.1.0"
     assert application["MaximumCapacity"]["Cpu"] == "200 vCPU"
@@ -285,7 +291,7 @@ def test_the_application_is_of_the_release_stops_when_idle_and_is_bounded(prod: 
     assert of_type(prod["compute"], "AWS::EMR::Cluster") == []
 
 
-def test_mlflow_is_private_speaks_tls_and_keeps_passwords_out_of_its_settings(prod: dict[str, Template]) -> None:
+def test_mlflow_is_private_uses_tls_and_gets_passwords_from_secrets(prod: dict[str, Template]) -> None:
     (balancer,) = of_type(prod["mlflow"], "AWS::ElasticLoadBalancingV2::LoadBalancer")
     assert balancer["Scheme"] == "internal"
     (listener,) = of_type(prod["mlflow"], "AWS::ElasticLoadBalancingV2::Listener")
@@ -302,12 +308,12 @@ def test_mlflow_is_private_speaks_tls_and_keeps_passwords_out_of_its_settings(pr
     assert task["RuntimePlatform"] == {"CpuArchitecture": "X86_64", "OperatingSystemFamily": "LINUX"}
     images = json.loads((assembly("prod") / "encore-prod-mlflow.assets.json").read_text())["dockerImages"]
     (source,) = (one["source"] for one in images.values())
-    assert source["platform"] == "linux/amd64", "whatever builds it"
+    assert source["platform"] == "linux/amd64", "whatever machine builds it"
     assert source["dockerBuildArgs"] == {"BASE": "python:3.11-slim"}
     assert "FROM ${BASE}" in (ROOT / "deploy" / "cdk" / "mlflow" / "Dockerfile").read_text()
 
 
-def test_artefacts_are_kept_as_the_lake_is(prod: dict[str, Template]) -> None:
+def test_the_artefact_bucket_is_configured_like_the_lake(prod: dict[str, Template]) -> None:
     (bucket,) = of_type(prod["mlflow"], "AWS::S3::Bucket")
     (lake,) = [one for one in of_type(prod["storage"], "AWS::S3::Bucket") if "-lake-" in text(one["BucketName"])]
     rules = [
@@ -320,7 +326,7 @@ def test_artefacts_are_kept_as_the_lake_is(prod: dict[str, Template]) -> None:
     assert {name: bucket[name] for name in same} == {name: lake[name] for name in same}
 
 
-def test_production_waits_for_a_person(prod: dict[str, Template]) -> None:
+def test_production_waits_for_approval(prod: dict[str, Template]) -> None:
     (pipeline,) = of_type(prod["delivery"], "AWS::CodePipeline::Pipeline")
     stages = {one["Name"]: one["Actions"] for one in pipeline["Stages"]}
     assert list(stages) == ["Source", "Test", "Package", "Dev", "Staging", "Prod"]
@@ -329,8 +335,8 @@ def test_production_waits_for_a_person(prod: dict[str, Template]) -> None:
     assert all(one["ActionTypeId"]["Category"] != "Approval" for name in ("Dev", "Staging") for one in stages[name])
 
 
-def test_the_pipeline_may_use_a_connection_of_either_name(prod: dict[str, Template]) -> None:
-    """Those made since July 2024 have the service's new name in their ARN, and in the action that is asked for."""
+def test_the_pipeline_may_use_a_connection_under_either_service_name(prod: dict[str, Template]) -> None:
+    """Connections created since July 2024 have the service's new name in their ARN, and need the action under it."""
     (fetch,) = next(
         stage["Actions"]
         for stage in of_type(prod["delivery"], "AWS::CodePipeline::Pipeline")[0]["Stages"]
@@ -348,13 +354,13 @@ def test_the_pipeline_may_use_a_connection_of_either_name(prod: dict[str, Templa
     assert text(uses["Resource"]) == text(fetch["Configuration"]["ConnectionArn"])
 
 
-def test_the_pipeline_deploys_what_is_committed_and_never_itself(prod: dict[str, Template]) -> None:
+def test_the_pipeline_deploys_committed_choices_and_never_itself(prod: dict[str, Template]) -> None:
     projects = {one["Name"]: one for one in of_type(prod["delivery"], "AWS::CodeBuild::Project")}
     steps = {name: json.loads(one["Source"]["BuildSpec"]) for name, one in projects.items()}
     (deploy,) = [one for one in steps["encore-deploy"]["phases"]["build"]["commands"] if one.startswith("make deploy")]
     assert "CHOICES" not in deploy
-    # what a shell makes of it, in a folder with a file that the pattern would match
-    ran = subprocess.run(
+    # how a shell expands it, in a folder with a file that the pattern would match
+    expanded = subprocess.run(
         [
             "bash",
             "-c",
@@ -365,24 +371,24 @@ def test_the_pipeline_deploys_what_is_committed_and_never_itself(prod: dict[str,
         text=True,
         check=True,
     )
-    asked = ran.stdout.split()
-    assert asked == ["deploy", "STAGE=dev", "STACKS=encore-dev-*", "PACKAGED=yes"]
-    for stacks, expected in ((asked[2:], "deploy 'encore-dev-*' --require"), ([], "deploy '--all' --require")):
-        told = subprocess.run(
+    arguments = expanded.stdout.split()
+    assert arguments == ["deploy", "STAGE=dev", "STACKS=encore-dev-*", "PACKAGED=yes"]
+    for stacks, expected in ((arguments[2:], "deploy 'encore-dev-*' --require"), ([], "deploy '--all' --require")):
+        dry_run = subprocess.run(
             ["make", "--no-print-directory", "-n", "deploy", "PACKAGED=yes", *stacks],
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert expected in told.stdout
+        assert expected in dry_run.stdout
     assert steps["encore-package"]["artifacts"] == {
         "files": ["**/*"],
         "exclude-paths": [".venv/**/*", ".cache/**/*", "build/cdk.out/**/*", "data/**/*"],
     }
 
 
-def test_only_the_project_that_builds_an_image_has_dockers_rights(prod: dict[str, Template]) -> None:
+def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Template]) -> None:
     projects = of_type(prod["delivery"], "AWS::CodeBuild::Project")
     assert {one["Name"]: one["Environment"]["PrivilegedMode"] for one in projects} == {
         "encore-test": False,
@@ -410,24 +416,24 @@ def test_only_the_project_that_builds_an_image_has_dockers_rights(prod: dict[str
         ({"timezone": "Europe/Bern"}, "timezone=Europe/Bern: a time zone such as Europe/Berlin expected"),
         ({"domain": "here"}, "domain=here: a domain such as encore.internal expected"),
         ({"repository": "encore"}, "repository=encore: owner/name expected"),
-        ({"branch": ""}, "branch=: a text expected"),
+        ({"branch": ""}, "branch=: non-empty text expected"),
     ],
 )
-def test_a_stage_or_a_choice_that_there_is_not_is_one_sentence(choices: dict[str, str], expected: str) -> None:
-    with pytest.raises(UnknownStage) as caught:
-        stage_of(choices)
+def test_an_unknown_stage_or_choice_is_a_one_line_error(choices: dict[str, str], expected: str) -> None:
+    with pytest.raises(StageError) as caught:
+        load_stage(choices)
     assert str(caught.value).startswith(expected)
 
 
-def test_a_choice_wins_over_the_file_and_a_stage_over_what_all_share() -> None:
-    assert stage_of({}).name == "dev"
-    chosen = stage_of({"stage": "prod", "ec2": "true", "timezone": "Europe/Berlin", "hour": "23", "max_vcpu": 8})
+def test_the_context_overrides_the_file_and_a_stage_overrides_common_values() -> None:
+    assert load_stage({}).name == "dev"
+    chosen = load_stage({"stage": "prod", "ec2": "true", "timezone": "Europe/Berlin", "hour": "23", "max_vcpu": 8})
     assert (chosen.ec2, chosen.timezone, chosen.hour, chosen.max_vcpu) == (True, "Europe/Berlin", 23, 8)
-    assert (chosen.keep, chosen.nightly, chosen.mlflow) == (True, True, "fargate"), "what was not chosen is the file's"
+    assert (chosen.keep, chosen.nightly, chosen.mlflow) == (True, True, "fargate"), "other choices come from the file"
 
 
 def own_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of stages in a conf/ of this test's own."""
+    """The stages file in a private copy of conf/."""
     shutil.copytree(ROOT / "conf", folder / "conf")
     monkeypatch.setenv("ENCORE_CONF_DIR", str(folder / "conf"))
     return folder / "conf" / "deploy" / "stages.yaml"
@@ -441,20 +447,20 @@ def own_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("  nightly: true\nprod:", "  nightli: true\nprod:", "staging: no choice 'nightli'; one of: keep, "),
         ("  hour: 2 ", "  hour: 25 ", "dev: hour=25: at most 23 expected"),
         ("  hour: 2 ", "  # hour: 2 ", "dev: hour: missing"),
-        ("prod:\n", "prod:\n  branch: mine\n", "prod: branch: there is one pipeline for all stages; move it to common"),
+        ("prod:\n", "prod:\n  branch: mine\n", "prod: branch: all stages share one pipeline; move it to common"),
         ("prod:\n", "prod: none\nother:\n", "prod: a mapping of choices expected, 'none' found"),
     ],
 )
-def test_a_file_of_stages_that_is_wrong(
+def test_an_invalid_stages_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, expected: str
 ) -> None:
-    """It is told whatever stage is asked for: the pipeline would come to the others later."""
+    """An error is reported whatever stage is requested, since the pipeline deploys the others later."""
     path = own_stages(tmp_path, monkeypatch)
-    assert stage_of({"stage": "staging"}).name == "staging"
+    assert load_stage({"stage": "staging"}).name == "staging"
     assert path.read_text().count(old) == 1
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(UnknownStage) as caught:
-        stage_of({"stage": "staging"})
+    with pytest.raises(StageError) as caught:
+        load_stage({"stage": "staging"})
     assert str(caught.value).startswith(f"{path}: {expected}")
 
 
@@ -463,7 +469,7 @@ def test_a_team_commits_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text_ = path.read_text().replace("OWNER/encore", "us/encore").replace("prod:\n", "prod:\n  mlflow: sagemaker\n")
     path.write_text(text_)
     assert {
-        stage: (one.repository, one.mlflow) for stage in ("dev", "prod") if (one := stage_of({"stage": stage}))
+        stage: (one.repository, one.mlflow) for stage in ("dev", "prod") if (one := load_stage({"stage": stage}))
     } == {
         "dev": ("us/encore", "fargate"),
         "prod": ("us/encore", "sagemaker"),
@@ -481,13 +487,13 @@ CHOICES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
-def test_every_stage_and_choice_is_made_without_findings_and_passes_cfn_lint(
-    choices: tuple[str, ...], proved: Callable[[str], None]
+def test_every_stage_and_choice_passes_cdk_nag_and_cfn_lint(
+    choices: tuple[str, ...], verified: Callable[[str], None]
 ) -> None:
     paths = sorted(assembly(*choices).glob("*.template.json"))
     assert len(paths) == 6
     command = [str(Path(sys.executable).with_name("cfn-lint")), "--format", "parseable"]
-    # W3005: dependencies that are written down twice, which the CDK does by itself and which do no harm
+    # W3005: redundant DependsOn, which the CDK itself adds and which does no harm
     done = subprocess.run(
         [*command, "--ignore-checks", "W3005", "--template", *map(str, paths)],
         capture_output=True,
@@ -495,11 +501,13 @@ def test_every_stage_and_choice_is_made_without_findings_and_passes_cfn_lint(
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
-    proved(f"{' '.join(choices)}: {len(paths)} stacks made without credentials; cdk-nag and cfn-lint find nothing")
+    verified(
+        f"{' '.join(choices)}: {len(paths)} stacks synthesized without credentials; cdk-nag and cfn-lint find nothing"
+    )
 
 
 @pytest.mark.slow
-def test_choices_change_what_they_say() -> None:
+def test_choices_take_effect() -> None:
     made = templates("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin")
     (application,) = of_type(made["compute"], "AWS::EMRServerless::Application")
     assert {one["Key"] for one in application["InitialCapacity"]} == {"Driver", "Executor"}
@@ -514,7 +522,7 @@ def test_choices_change_what_they_say() -> None:
 
 
 @pytest.mark.slow
-def test_each_role_may_log_in_to_the_server_that_sagemaker_manages_and_put_artefacts() -> None:
+def test_each_role_may_call_the_managed_mlflow_server_and_put_artefacts() -> None:
     made = templates("dev", "mlflow=sagemaker")
     server = made["mlflow"]["Outputs"]
     (arn,) = [text(one["Value"]) for name, one in server.items() if "ServerTrackingServerArn" in name]
@@ -550,11 +558,11 @@ def test_each_role_may_log_in_to_the_server_that_sagemaker_manages_and_put_artef
 
 
 @pytest.mark.slow
-def test_the_nodes_of_a_cluster_are_what_emr_takes_and_may_do_what_is_derived() -> None:
+def test_cluster_nodes_have_a_valid_profile_and_the_derived_permissions() -> None:
     compute = templates("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin")["compute"]
     (profile,) = of_type(compute, "AWS::IAM::InstanceProfile")
     (role,) = [text(one) for one in profile["Roles"]]
-    assert text(profile["InstanceProfileName"]) == role, "EMR takes no profile of another name"
+    assert text(profile["InstanceProfileName"]) == role, "EMR requires the profile to have the role's name"
     (cluster,) = of_type(compute, "AWS::EMR::Cluster")
     assert cluster["StepConcurrencyLevel"] == 1, "two nodes hold one driver and one executor"
     allowed = [
@@ -579,13 +587,13 @@ def test_the_nodes_of_a_cluster_are_what_emr_takes_and_may_do_what_is_derived() 
 
 
 @pytest.mark.slow
-def test_a_stage_that_is_not_kept_can_be_removed_whole() -> None:
-    """A bucket that holds something, and what its stack is to retain, would stay and stand in the way of the next."""
+def test_a_stage_that_keeps_no_data_can_be_deleted_completely() -> None:
+    """Non-empty buckets and retained resources would be left over, and block the next deployment."""
     for stack, template in templates("dev").items():
-        staying = [
+        retained = [
             name for name, one in template["Resources"].items() if one.get("DeletionPolicy") in ("Retain", "Snapshot")
         ]
-        assert staying == [], stack
+        assert retained == [], stack
         buckets = [name for name, one in template["Resources"].items() if one["Type"] == "AWS::S3::Bucket"]
         emptied = [text(one["BucketName"]) for one in of_type(template, "Custom::S3AutoDeleteObjects")]
         assert sorted(emptied) == sorted(buckets), stack
@@ -606,5 +614,5 @@ def test_a_finding_of_cdk_nag_fails_the_synthesis() -> None:
         app.synth()
 
 
-def test_names_of_placeholders_are_those_of_jobs() -> None:
+def test_camel_case_of_job_names() -> None:
     assert camel("build_track_vectors") == "BuildTrackVectors"

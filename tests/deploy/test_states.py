@@ -1,4 +1,4 @@
-"""The state machine's definition, as text: its shape, and that every way through it leads somewhere."""
+"""The definition of the state machine: its structure, and that every transition has a target."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from statelint.linter import Linter
 
-from encore.aws.states import camel, definition, filled, placeholders
+from encore.aws.states import camel, definition, placeholders, substitute
 from encore.lake.tables import HOLDOUT, PLAYLISTS, TRACK_VECTORS, TRACKS
 from encore.runtime import graph
 from encore.runtime.registry import JOBS, nodes
 
 
 def machines(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A machine and those within it: branches, and what Map does for each item."""
+    """A state machine and those nested in it: branches, and the item processors of Map states."""
     yield machine
     for state in machine["States"].values():
         for inner in [*state.get("Branches", ()), *([state["ItemProcessor"]] if "ItemProcessor" in state else [])]:
@@ -25,13 +25,13 @@ def machines(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def targets(state: dict[str, Any]) -> set[str]:
-    """The states that may follow."""
+    """The states that may follow a state."""
     found = {state[name] for name in ("Next", "Default") if name in state}
     return found | {rule["Next"] for name in ("Catch", "Choices") for rule in state.get(name, ())}
 
 
 def problems(machine: dict[str, Any]) -> list[str]:
-    """What leads nowhere, what nothing leads to, and names that are there twice."""
+    """Dead ends, unreachable states, and duplicate names."""
     found, names = [], []
     for inner in machines(machine):
         states, seen, todo = inner["States"], set(), [inner["StartAt"]]
@@ -47,37 +47,37 @@ def problems(machine: dict[str, Any]) -> list[str]:
             todo += targets(states[name])
             ends = states[name].get("End") or states[name]["Type"] in ("Succeed", "Fail")
             if not ends and not targets(states[name]):
-                found.append(f"{name} leads nowhere")
-        found += [f"{name} is not reached" for name in states if name not in seen]
-    return found + [f"{name} is there twice" for name in set(names) if names.count(name) > 1]
+                found.append(f"{name} has no successor")
+        found += [f"{name} is unreachable" for name in states if name not in seen]
+    return found + [f"{name} is duplicated" for name in set(names) if names.count(name) > 1]
 
 
 def states_of(machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: state for inner in machines(machine) for name, state in inner["States"].items()}
 
 
-def test_every_way_through_the_line_leads_somewhere_and_the_language_is_kept() -> None:
+def test_every_transition_has_a_target_and_statelint_passes() -> None:
     machine = definition(nodes())
     assert problems(machine) == []
     assert Linter.validate(machine) == []
 
 
-@pytest.mark.parametrize("way", ["Catch", "Next", "Default"])
-def test_a_way_that_leads_nowhere_is_found_by_our_check(way: str) -> None:
+@pytest.mark.parametrize("transition", ["Catch", "Next", "Default"])
+def test_a_transition_without_a_target_is_found(transition: str) -> None:
     machine = definition(nodes())
     for state in states_of(machine).values():
-        if way in state:
-            if way == "Catch":
+        if transition in state:
+            if transition == "Catch":
                 state["Catch"][0]["Next"] = "nowhere"
             else:
-                state[way] = "nowhere"
+                state[transition] = "nowhere"
             break
     assert "no state nowhere" in problems(machine)
     assert Linter.validate(machine) != []
 
 
-def test_jobs_wait_for_those_whose_tables_they_read_and_for_no_others() -> None:
-    """Read from the definition itself: what is before what in its branches."""
+def test_jobs_wait_only_for_the_jobs_whose_tables_they_read() -> None:
+    """Derived from the definition itself: which jobs precede which in its branches."""
     after: dict[str, set[str]] = {name: set() for name in JOBS}
 
     def walk(machine: dict[str, Any], before: set[str]) -> set[str]:
@@ -93,8 +93,8 @@ def test_jobs_wait_for_those_whose_tables_they_read_and_for_no_others() -> None:
                 name = state.get("Next")
         return done
 
-    line = definition(nodes())["States"]["The line"]
-    assert walk(line["Branches"][0], set()) == set(JOBS)
+    pipeline = definition(nodes())["States"]["Run pipeline"]
+    assert walk(pipeline["Branches"][0], set()) == set(JOBS)
     needs = {name: {one for one, _, other in graph.edges(nodes()) if other == name} for name in JOBS}
     assert all(needs[name] <= after[name] for name in JOBS)
     assert {frozenset(pair) for pair in itertools.combinations(JOBS, 2) if not linked(after, *pair)} == {
@@ -102,11 +102,11 @@ def test_jobs_wait_for_those_whose_tables_they_read_and_for_no_others() -> None:
     }
 
 
-def test_a_lock_that_changes_hands_while_it_is_taken_over_is_looked_at_again() -> None:
-    """Its holder let it go, or the put was done and its answer lost: neither is another run at work."""
+def test_a_lock_that_changes_hands_during_a_takeover_is_looked_up_again() -> None:
+    """Its holder released it, or the response to our own put was lost: neither means that another run is going."""
     states = definition(nodes())["States"]
-    assert [rule["Next"] for rule in states["Take the lock over"]["Catch"]] == ["Take the lock"]
-    assert ":mine" in states["Take the lock"]["Parameters"]["ConditionExpression"]
+    assert [rule["Next"] for rule in states["Take over lock"]["Catch"]] == ["Acquire lock"]
+    assert ":mine" in states["Acquire lock"]["Parameters"]["ConditionExpression"]
 
 
 def linked(after: dict[str, set[str]], one: str, other: str) -> bool:
@@ -121,8 +121,8 @@ def closure(needs: dict[str, set[str]]) -> dict[str, set[str]]:
     return found
 
 
-def test_a_graph_that_is_not_of_series_and_parallels_alone_is_still_in_order() -> None:
-    """a and b first; c needs a alone, d needs both: no cut is exact."""
+def test_a_graph_that_is_not_series_parallel_keeps_its_order() -> None:
+    """a and b come first; c needs only a, d needs both: no cut is exact."""
     made = [
         graph.Node("a", (), (PLAYLISTS,)),
         graph.Node("b", (), (TRACKS,)),
@@ -132,41 +132,41 @@ def test_a_graph_that_is_not_of_series_and_parallels_alone_is_still_in_order() -
     assert graph.compose(made) == graph.Series((graph.Parallel(("a", "b")), graph.Parallel(("c", "d"))))
 
 
-def test_a_graph_in_pieces_runs_side_by_side() -> None:
+def test_disconnected_parts_of_a_graph_run_in_parallel() -> None:
     made = [graph.Node("a", (), (PLAYLISTS,)), graph.Node("b", (), (TRACKS,)), graph.Node("c", (TRACKS,), ())]
     assert graph.compose(made) == graph.Parallel(("a", graph.Series(("b", "c"))))
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_each_job_has_its_role_a_limit_and_someone_who_is_told(job: str) -> None:
+def test_each_job_has_a_role_a_time_limit_and_a_notification(job: str) -> None:
     states = states_of(definition(nodes()))
     task = states[job]
     assert task["Resource"].endswith(":emr-serverless:startJobRun.sync")
     assert task["Parameters"]["ExecutionRoleArn"] == f"${{Role{camel(job)}}}"
     assert task["TimeoutSeconds"] > 60 * task["Parameters"]["ExecutionTimeoutMinutes"]
-    assert task["Catch"] == [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": f"{job}: why"}]
+    assert task["Catch"] == [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": f"{job}: read outcome"}]
     assert {error.split(".")[1] for error in task["Retry"][0]["ErrorEquals"]} >= {"ThrottlingException"}
     assert all("States." not in error for error in task["Retry"][0]["ErrorEquals"]), "a failed run is not for Retry"
-    message = states[f"{job}: tell"]["Parameters"]["Message"]
+    message = states[f"{job}: notify"]["Parameters"]["Message"]
     assert {"job", "run_id.$", "reason.$", "log.$"} <= set(message)
 
 
-def test_placeholders_are_filled_or_refused() -> None:
+def test_every_placeholder_needs_a_value() -> None:
     machine = definition(nodes())
     names = placeholders(machine)
     assert {f"Role{camel(job)}" for job in JOBS} <= names
-    full = filled(machine, dict.fromkeys(names, "x"))
+    full = substitute(machine, dict.fromkeys(names, "x"))
     assert placeholders(full) == set()
     with pytest.raises(KeyError, match="Lake"):
-        filled(machine, dict.fromkeys(names - {"Lake"}, "x"))
+        substitute(machine, dict.fromkeys(names - {"Lake"}, "x"))
 
 
-def test_extra_jobs_come_last_and_only_when_named() -> None:
+def test_extra_jobs_come_last_and_only_run_when_named() -> None:
     extra = graph.Node("maintain", (), ())
     machine = definition(nodes(), extra=[extra])
     states = states_of(machine)
     assert problems(machine) == []
     assert "maintain" not in states["All jobs"]["Result"]
-    assert "maintain" in str(states["Is it a job"]["Choices"])
-    line = machine["States"]["The line"]["Branches"][0]["States"]
-    assert line["maintain?"]["Default"] == "After maintain"
+    assert "maintain" in str(states["Check job name"]["Choices"])
+    pipeline = machine["States"]["Run pipeline"]["Branches"][0]["States"]
+    assert pipeline["maintain?"]["Default"] == "After maintain"

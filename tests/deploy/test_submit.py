@@ -1,4 +1,4 @@
-"""A submission that is followed to its end, and all that can be wrong with one, against boto3's own stubs."""
+"""Submissions to EMR, and everything that can go wrong with them, against boto3's stubs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from encore.aws.account import aws_error
-from encore.aws.deployment import STACKS, settings_of
-from encore.aws.stage import UnknownStage
-from encore.aws.submit import MISSED, Clients, JobFailed, submit
+from encore.aws.deployment import STACKS, stage_settings
+from encore.aws.stage import StageError
+from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
 from encore.cli.app import app
 from encore.cli.aws import deployment_findings, submit_job
 from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 from tests.conftest import ROOT
-from tests.deploy.test_render import PLACES
+from tests.deploy.test_render import LOCATIONS
 
 REGION = "eu-central-1"
 ARN = f"arn:aws:emr-serverless:{REGION}:{'0' * 12}:/applications/00application"
@@ -44,7 +44,7 @@ LOGS = [
 
 @pytest.fixture(autouse=True)
 def account(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys of no account, and no way to one."""
+    """Dummy keys, and no other source of credentials."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "ENCORE_", "MLFLOW_TRACKING_URI")):
             monkeypatch.delenv(name)
@@ -52,17 +52,17 @@ def account(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_REGION", REGION)
-    # it keeps the keys that it found first
+    # the default session keeps the keys that it found first
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
-# one for all tests: it keeps the descriptions of services, which take seconds to read
+# one for all tests: it caches the service descriptions, which take seconds to load
 SESSION = boto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing", region_name=REGION)
 
 
 @dataclass
 class Stubs:
-    """Stubbed clients: calls are answered in the order in which they are told."""
+    """Stubbed clients: calls must come in the order in which their responses were added."""
 
     s3: Any
     emr: Any
@@ -92,41 +92,41 @@ def _stubs(service: str) -> Iterator[tuple[Stubs, Stubber, Stubber]]:
 
 
 def config(*more: str) -> Config:
-    return load_config("emr", [*PLACES, *more])
+    return load_config("emr", [*LOCATIONS, *more])
 
 
-def places_are_there(s3: Stubber) -> None:
+def locations_exist(s3: Stubber) -> None:
     for bucket in ("my-lake", "my-raw", "my-logs"):
         s3.add_response("head_bucket", {"BucketRegion": REGION}, {"Bucket": bucket})
     for name in ("environment.tar.gz", "manifest.json"):
         s3.add_response("head_object", {}, {"Bucket": "my-code", "Key": f"0123456789abcdef/{name}"})
 
 
-def has(s3: Stubber, key: str, content: bytes | None) -> None:
-    asked = {"Bucket": "my-logs", "Key": key}
+def object_contains(s3: Stubber, key: str, content: bytes | None) -> None:
+    expected_params = {"Bucket": "my-logs", "Key": key}
     if content is None:
-        s3.add_client_error("get_object", "NoSuchKey", http_status_code=404, expected_params=asked)
+        s3.add_client_error("get_object", "NoSuchKey", http_status_code=404, expected_params=expected_params)
     else:
-        s3.add_response("get_object", {"Body": StreamingBody(io.BytesIO(content), len(content))}, asked)
+        s3.add_response("get_object", {"Body": StreamingBody(io.BytesIO(content), len(content))}, expected_params)
 
 
-def application(emr: Stubber, state: str = "STARTED", starts: bool = True) -> None:
+def application_is(emr: Stubber, state: str = "STARTED", starts: bool = True) -> None:
     times = {"createdAt": 0, "updatedAt": 0}
     found = {"applicationId": "00application", "arn": ARN, "releaseLabel": "r", "type": "SPARK", **times}
     found |= {"state": state, "autoStartConfiguration": {"enabled": starts}}
     emr.add_response("get_application", {"application": found}, {"applicationId": "00application"})
 
 
-def started(emr: Stubber) -> None:
+def start_succeeds(emr: Stubber) -> None:
     anything = dict.fromkeys(
         ("applicationId", "executionRoleArn", "name", "executionTimeoutMinutes", "tags", "jobDriver"), ANY
     )
     answer = {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN}
-    asked = {**anything, "configurationOverrides": ANY, "clientToken": TOKEN}
-    emr.add_response("start_job_run", answer, asked)
+    expected_params = {**anything, "configurationOverrides": ANY, "clientToken": TOKEN}
+    emr.add_response("start_job_run", answer, expected_params)
 
 
-def becomes(emr: Stubber, state: str, details: str = "so it goes") -> None:
+def job_run_is(emr: Stubber, state: str, details: str = "some details") -> None:
     found: dict[str, Any] = {"applicationId": "00application", "jobRunId": "run-id", "arn": ARN, "createdBy": ROLE}
     found |= {
         "createdAt": 0,
@@ -139,49 +139,51 @@ def becomes(emr: Stubber, state: str, details: str = "so it goes") -> None:
     emr.add_response("get_job_run", run, {"applicationId": "00application", "jobRunId": "run-id"})
 
 
-def follow(made: Stubs, target: str = "emr-serverless", *more: str) -> list[str]:
-    said: list[str] = []
+def run_submit(made: Stubs, target: str = "emr-serverless", *more: str) -> list[str]:
+    messages: list[str] = []
     submit(
         "recommend",
         config(*more),
         target,
         "run-1",
-        on_state=said.append,
-        speak=made.clients(),
-        seconds=0,
+        on_state=messages.append,
+        clients=made.clients(),
+        poll_seconds=0,
         token=TOKEN,
     )
-    return said
+    return messages
 
 
-Three = tuple[Stubs, Stubber, Stubber]
+Stubbed = tuple[Stubs, Stubber, Stubber]
 
 
-def test_a_run_is_followed_until_it_has_ended_well(serverless: Three) -> None:
+def test_a_run_is_polled_until_it_succeeds(serverless: Stubbed) -> None:
     made, s3, emr = serverless
-    places_are_there(s3)
-    application(emr)
-    started(emr)
+    locations_exist(s3)
+    application_is(emr)
+    start_succeeds(emr)
     for state in ("SUBMITTED", "RUNNING", "RUNNING", "SUCCESS"):
-        becomes(emr, state)
-    words = ("started", "submitted: so it goes", "running: so it goes", "success")
-    assert follow(made) == [f"job run run-id: {word}" for word in words]
+        job_run_is(emr, state)
+    messages = ("started", "submitted: some details", "running: some details", "success")
+    assert run_submit(made) == [f"job run run-id: {message}" for message in messages]
 
 
-def test_a_job_that_fails_says_why_in_its_own_words_with_its_own_code_and_the_log(serverless: Three) -> None:
+def test_a_failed_job_is_reported_with_its_own_reason_exit_code_and_log(serverless: Stubbed) -> None:
     made, s3, emr = serverless
-    places_are_there(s3)
-    application(emr)
-    started(emr)
-    becomes(emr, "FAILED", "Job failed. ExitCode: 3.")
-    has(s3, LOGS[0], gzip.compress(b"x" * 9000 + b"\nthe JVM's end"))
-    has(s3, LOGS[1], gzip.compress(b"x" * 9000 + b"\nthe end of it"))
-    has(s3, OUTCOME, json.dumps({"code": 3, "reason": "slice 7 is cut", "remedy": "fetch it again"}).encode())
+    locations_exist(s3)
+    application_is(emr)
+    start_succeeds(emr)
+    job_run_is(emr, "FAILED", "Job failed. ExitCode: 3.")
+    object_contains(s3, LOGS[0], gzip.compress(b"x" * 9000 + b"\nthe JVM's end"))
+    object_contains(s3, LOGS[1], gzip.compress(b"x" * 9000 + b"\nthe end of it"))
+    object_contains(
+        s3, OUTCOME, json.dumps({"code": 3, "reason": "slice 7 is cut", "remedy": "fetch it again"}).encode()
+    )
     with pytest.raises(JobFailed, match="recommend: slice 7 is cut") as caught:
-        follow(made)
+        run_submit(made)
     assert (caught.value.exit_code, caught.value.remedy) == (3, "fetch it again")
     assert "the JVM's end" in caught.value.log
-    assert caught.value.log.endswith("the end of it"), "what Python says is in standard output"
+    assert caught.value.log.endswith("the end of it"), "Python's output is in standard output"
     assert len(caught.value.log) < 5000
 
 
@@ -192,76 +194,83 @@ def test_a_job_that_fails_says_why_in_its_own_words_with_its_own_code_and_the_lo
         ("FAILED", "Job failed: executor heartbeat timed out", 75, "job run run-id failed: Job failed"),
         ("FAILED", "Job failed. ExitCode: 3. Last", 3, "job run run-id failed: Job failed"),
         ("FAILED", "Job failed. ExitCode: 137. Last", 75, "job run run-id failed: Job failed"),
-        ("CANCELLED", "Job timed out: execution timeout exceeded", 4, "was ended before it was done: Job timed out"),
+        (
+            "CANCELLED",
+            "Job timed out: execution timeout exceeded",
+            4,
+            "was cancelled before it finished: Job timed out",
+        ),
     ],
 )
-def test_a_job_that_left_no_word(serverless: Three, state: str, details: str, code: int, expected: str) -> None:
+def test_a_failed_job_without_an_outcome(
+    serverless: Stubbed, state: str, details: str, code: int, expected: str
+) -> None:
     made, s3, emr = serverless
-    places_are_there(s3)
-    application(emr)
-    started(emr)
-    becomes(emr, state, details)
+    locations_exist(s3)
+    application_is(emr)
+    start_succeeds(emr)
+    job_run_is(emr, state, details)
     for log in LOGS:
-        has(s3, log, None)
-    has(s3, OUTCOME, None)
+        object_contains(s3, log, None)
+    object_contains(s3, OUTCOME, None)
     with pytest.raises(JobFailed, match=expected) as caught:
-        follow(made)
+        run_submit(made)
     assert caught.value.exit_code == code
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize(
     ("state", "starts", "expected"),
-    [("STOPPED", False, "stopped, and it does not start by itself"), ("TERMINATED", True, "terminated")],
+    [("STOPPED", False, "stopped, and automatic start is disabled"), ("TERMINATED", True, "terminated")],
 )
-def test_an_application_that_takes_no_runs(serverless: Three, state: str, starts: bool, expected: str) -> None:
+def test_an_application_that_accepts_no_runs(serverless: Stubbed, state: str, starts: bool, expected: str) -> None:
     made, s3, emr = serverless
-    places_are_there(s3)
-    application(emr, state, starts)
+    locations_exist(s3)
+    application_is(emr, state, starts)
     with pytest.raises(EnvironmentMissing, match=expected) as caught:
-        follow(made)
+        run_submit(made)
     assert caught.value.remedy
 
 
-def test_one_that_is_stopped_and_starts_by_itself_is_well(serverless: Three) -> None:
+def test_a_stopped_application_with_automatic_start_is_accepted(serverless: Stubbed) -> None:
     made, s3, emr = serverless
-    places_are_there(s3)
-    application(emr, "STOPPED")
-    started(emr)
-    becomes(emr, "SUCCESS")
-    assert follow(made)[-1] == "job run run-id: success"
+    locations_exist(s3)
+    application_is(emr, "STOPPED")
+    start_succeeds(emr)
+    job_run_is(emr, "SUCCESS")
+    assert run_submit(made)[-1] == "job run run-id: success"
 
 
 @pytest.mark.parametrize(
     ("code", "status", "kind", "expected"),
     [
-        ("ServiceQuotaExceededException", 402, TransientError, "out of quota"),
+        ("ServiceQuotaExceededException", 402, TransientError, "quota exceeded"),
         ("ThrottlingException", 429, TransientError, "ThrottlingException"),
         ("ResourceNotFoundException", 404, InputError, "00application: does not exist"),
-        ("AccessDeniedException", 403, EnvironmentMissing, "access refused"),
+        ("AccessDeniedException", 403, EnvironmentMissing, "access denied"),
         ("ExpiredTokenException", 403, EnvironmentMissing, "credentials have expired"),
         ("UnrecognizedClientException", 403, EnvironmentMissing, "does not know these credentials"),
     ],
 )
-def test_what_the_service_refuses_is_a_sentence_and_a_remedy(
-    serverless: Three, code: str, status: int, kind: type[EncoreError], expected: str
+def test_service_errors_become_a_sentence_and_a_remedy(
+    serverless: Stubbed, code: str, status: int, kind: type[EncoreError], expected: str
 ) -> None:
     made, s3, emr = serverless
-    places_are_there(s3)
-    application(emr)
-    emr.add_client_error("start_job_run", code, "said by AWS", http_status_code=status)
+    locations_exist(s3)
+    application_is(emr)
+    emr.add_client_error("start_job_run", code, "a message", http_status_code=status)
     with pytest.raises(kind, match=expected) as caught:
-        follow(made)
+        run_submit(made)
     assert "00application" in str(caught.value)
     assert caught.value.remedy
     assert caught.value.exit_code != 0
 
 
-def test_a_bucket_that_is_missing_or_in_another_region_is_said_before_anything_starts(serverless: Three) -> None:
+def test_a_bucket_that_is_missing_or_in_another_region_is_reported_before_anything_starts(serverless: Stubbed) -> None:
     made, s3, _ = serverless
     s3.add_client_error("head_bucket", "404", http_status_code=404)
     with pytest.raises(InputError, match=r"s3://my-lake/lake: the bucket my-lake: does not exist"):
-        follow(made)
+        run_submit(made)
     s3.add_client_error(
         "head_bucket",
         "301",
@@ -269,65 +278,65 @@ def test_a_bucket_that_is_missing_or_in_another_region_is_said_before_anything_s
         response_meta={"HTTPHeaders": {"x-amz-bucket-region": "us-west-2"}},
     )
     with pytest.raises(
-        InputError, match="the bucket my-lake is in us-west-2, jobs would run in eu-central-1"
+        InputError, match="the bucket my-lake is in us-west-2, but jobs would run in eu-central-1"
     ) as caught:
-        follow(made)
+        run_submit(made)
     assert "AWS_REGION=us-west-2" in str(caught.value.remedy)
     s3.add_response("head_bucket", {"BucketRegion": "us-west-2"})
     with pytest.raises(InputError, match="is in us-west-2"):
-        follow(made)
+        run_submit(made)
 
 
-def test_code_that_was_not_uploaded(serverless: Three) -> None:
+def test_code_that_was_not_uploaded(serverless: Stubbed) -> None:
     made, s3, _ = serverless
     for _ in range(3):
         s3.add_response("head_bucket", {"BucketRegion": REGION})
     s3.add_client_error("head_object", "404", http_status_code=404)
     with pytest.raises(InputError, match=r"environment\.tar\.gz: there is no application archive") as got:
-        follow(made)
+        run_submit(made)
     assert "make package" in str(got.value.remedy)
 
 
 @pytest.mark.parametrize("target", ["emr-serverless", "emr-ec2"])
 def test_ctrl_c_cancels_the_run(request: pytest.FixtureRequest, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, s3, emr = request.getfixturevalue({"emr-serverless": "serverless", "emr-ec2": "cluster"}[target])
-    places_are_there(s3)
+    locations_exist(s3)
     if target == "emr-serverless":
-        application(emr)
-        started(emr)
-        becomes(emr, "RUNNING")
-        asked = {"applicationId": "00application", "jobRunId": "run-id"}
-        emr.add_response("cancel_job_run", asked, asked)
+        application_is(emr)
+        start_succeeds(emr)
+        job_run_is(emr, "RUNNING")
+        expected_params = {"applicationId": "00application", "jobRunId": "run-id"}
+        emr.add_response("cancel_job_run", expected_params, expected_params)
     else:
-        waits(emr)
+        cluster_is(emr)
         emr.add_response("add_job_flow_steps", {"StepIds": ["s-1"]})
-        step(emr, "RUNNING")
+        step_is(emr, "RUNNING")
         emr.add_response(
             "cancel_steps",
             {"CancelStepsInfoList": []},
             {"ClusterId": "j-CLUSTER", "StepIds": ["s-1"], "StepCancellationOption": "SEND_INTERRUPT"},
         )
 
-    def interrupted(_: float) -> None:
+    def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("encore.aws.submit.time.sleep", interrupted)
+    monkeypatch.setattr("encore.aws.submit.time.sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        follow(made, target)
+        run_submit(made, target)
 
 
-def places_and_a_start(s3: Stubber, emr: Stubber) -> None:
-    places_are_there(s3)
-    application(emr)
-    started(emr)
+def locations_and_a_start(s3: Stubber, emr: Stubber) -> None:
+    locations_exist(s3)
+    application_is(emr)
+    start_succeeds(emr)
 
 
-def test_ctrl_c_while_it_is_being_started_cancels_it_too(serverless: Three, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for again by the same token, EMR Serverless says which run it was."""
+def test_ctrl_c_during_the_start_cancels_the_run(serverless: Stubbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requested again with the same token, EMR Serverless returns the id of the run."""
     made, s3, emr = serverless
-    places_and_a_start(s3, emr)
-    asked = {"applicationId": "00application", "jobRunId": "run-id"}
-    emr.add_response("cancel_job_run", asked, asked)
+    locations_and_a_start(s3, emr)
+    expected_params = {"applicationId": "00application", "jobRunId": "run-id"}
+    emr.add_response("cancel_job_run", expected_params, expected_params)
     begin, calls = made.emr.start_job_run, []
 
     def start(**given: Any) -> Any:
@@ -338,16 +347,16 @@ def test_ctrl_c_while_it_is_being_started_cancels_it_too(serverless: Three, monk
 
     monkeypatch.setattr(made.emr, "start_job_run", start)
     with pytest.raises(KeyboardInterrupt):
-        follow(made)
+        run_submit(made)
     assert calls[0] == calls[1]
 
 
-def test_ctrl_c_while_a_step_is_being_added_cancels_the_step_with_its_outcome(
-    cluster: Three, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_while_a_step_is_being_added_cancels_the_step_with_its_outcome_url(
+    cluster: Stubbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, s3, emr = cluster
-    places_are_there(s3)
-    waits(emr)
+    locations_exist(s3)
+    cluster_is(emr)
     others = {"Id": "s-0", "Name": "recommend run-1", "Config": {"Args": ["--outcome", "s3://my-logs/other.json"]}}
     mine = {**others, "Id": "s-1", "Config": {"Args": ["--outcome", f"s3://my-logs/{OUTCOME}"]}}
     emr.add_response("list_steps", {"Steps": [others, mine]})
@@ -357,134 +366,138 @@ def test_ctrl_c_while_a_step_is_being_added_cancels_the_step_with_its_outcome(
         {"ClusterId": "j-CLUSTER", "StepIds": ["s-1"], "StepCancellationOption": "SEND_INTERRUPT"},
     )
 
-    def interrupted(**_: Any) -> None:
+    def interrupt(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(made.emr, "add_job_flow_steps", interrupted)
+    monkeypatch.setattr(made.emr, "add_job_flow_steps", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        follow(made, "emr-ec2")
+        run_submit(made, "emr-ec2")
 
 
-def test_a_run_that_cannot_be_cancelled_is_said_to_go_on(serverless: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_cancelled_is_reported_as_possibly_running(
+    serverless: Stubbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, s3, emr = serverless
-    places_and_a_start(s3, emr)
-    becomes(emr, "RUNNING")
+    locations_and_a_start(s3, emr)
+    job_run_is(emr, "RUNNING")
     emr.add_client_error("cancel_job_run", "AccessDeniedException", "no", 403)
 
-    def interrupted(_: float) -> None:
+    def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("encore.aws.submit.time.sleep", interrupted)
-    said: list[str] = []
+    monkeypatch.setattr("encore.aws.submit.time.sleep", interrupt)
+    messages: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        submit("recommend", config(), "emr-serverless", "run-1", on_state=said.append, speak=made.clients(),
+        submit("recommend", config(), "emr-serverless", "run-1", on_state=messages.append, clients=made.clients(),
                token=TOKEN)  # fmt: skip
-    assert "could not be cancelled, and may still run" in said[-1]
+    assert "could not be cancelled, and may still be running" in messages[-1]
 
 
-def test_a_look_that_fails_by_what_passes_is_taken_again(serverless: Three) -> None:
+def test_a_poll_that_fails_with_a_transient_error_is_repeated(serverless: Stubbed) -> None:
     made, s3, emr = serverless
-    places_and_a_start(s3, emr)
-    becomes(emr, "RUNNING")
+    locations_and_a_start(s3, emr)
+    job_run_is(emr, "RUNNING")
     emr.add_client_error("get_job_run", "ThrottlingException", "slowly", 400)
-    becomes(emr, "SUCCESS")
-    assert "not to be seen for now: job run run-id: AWS says ThrottlingException" in follow(made)[2]
+    job_run_is(emr, "SUCCESS")
+    assert "cannot be read at the moment: job run run-id: AWS returned ThrottlingException" in run_submit(made)[2]
 
 
-@pytest.mark.parametrize(("error", "times"), [("ThrottlingException", MISSED + 1), ("ExpiredTokenException", 1)])
-def test_a_run_that_can_be_seen_no_more_is_not_to_be_started_again(serverless: Three, error: str, times: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "times"), [("ThrottlingException", MAX_FAILED_POLLS + 1), ("ExpiredTokenException", 1)]
+)
+def test_losing_sight_of_a_run_does_not_ask_for_a_retry(serverless: Stubbed, error: str, times: int) -> None:
     made, s3, emr = serverless
-    places_and_a_start(s3, emr)
+    locations_and_a_start(s3, emr)
     for _ in range(times):
         emr.add_client_error("get_job_run", error, "no", 400)
-    with pytest.raises(JobFailed, match=f"how it goes cannot be seen: .*{error[:7]}|have expired") as caught:
-        follow(made)
+    with pytest.raises(JobFailed, match=f"its state cannot be read: .*{error[:7]}|have expired") as caught:
+        run_submit(made)
     assert caught.value.exit_code == 4
     assert "get-job-run --application-id 00application --job-run-id run-id" in str(caught.value.remedy)
 
 
-def test_an_outcome_that_may_not_be_read_is_not_taken_for_none(serverless: Three) -> None:
+def test_an_unreadable_outcome_is_not_taken_for_a_missing_one(serverless: Stubbed) -> None:
     made, s3, emr = serverless
-    places_and_a_start(s3, emr)
-    becomes(emr, "FAILED", "Job failed. ExitCode: 3. Last")
+    locations_and_a_start(s3, emr)
+    job_run_is(emr, "FAILED", "Job failed. ExitCode: 3. Last")
     for _ in range(2):
         s3.add_client_error("get_object", "AccessDenied", "no", 403)
-    with pytest.raises(JobFailed, match="its own word cannot be read: s3://my-logs/outcomes") as caught:
-        follow(made)
+    with pytest.raises(JobFailed, match="its outcome cannot be read: s3://my-logs/outcomes") as caught:
+        run_submit(made)
     assert caught.value.exit_code == 3
-    assert "it cannot be read" in caught.value.log
+    assert "the log cannot be read" in caught.value.log
 
 
-def test_words_that_were_cut_are_read_as_far_as_they_go(serverless: Three) -> None:
+def test_truncated_logs_are_shown_and_truncated_outcomes_ignored(serverless: Stubbed) -> None:
     made, s3, emr = serverless
-    places_and_a_start(s3, emr)
-    becomes(emr, "FAILED", "Worker lost.")
+    locations_and_a_start(s3, emr)
+    job_run_is(emr, "FAILED", "Worker lost.")
     for log in LOGS:
-        has(s3, log, gzip.compress(b"".join(f"{i} ".encode() for i in range(9999)))[:-4000])
-    has(s3, OUTCOME, b'{"code": 3, "rea')
+        object_contains(s3, log, gzip.compress(b"".join(f"{i} ".encode() for i in range(9999)))[:-4000])
+    object_contains(s3, OUTCOME, b'{"code": 3, "rea')
     with pytest.raises(JobFailed, match=r"failed: Worker lost\.$") as caught:
-        follow(made)
+        run_submit(made)
     assert caught.value.exit_code == 75
     assert caught.value.log
 
 
-def test_a_step_that_runs_too_long_is_cancelled(cluster: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_exceeds_the_time_limit_is_cancelled(cluster: Stubbed, monkeypatch: pytest.MonkeyPatch) -> None:
     made, s3, emr = cluster
-    places_are_there(s3)
-    waits(emr)
+    locations_exist(s3)
+    cluster_is(emr)
     emr.add_response("add_job_flow_steps", {"StepIds": ["s-1"]})
     for state in ("PENDING", "RUNNING", "RUNNING"):
-        step(emr, state)
+        step_is(emr, state)
     emr.add_response("cancel_steps", {"CancelStepsInfoList": []})
-    has(s3, "cluster/j-CLUSTER/steps/s-1/stderr.gz", None)
-    has(s3, OUTCOME, None)
+    object_contains(s3, "cluster/j-CLUSTER/steps/s-1/stderr.gz", None)
+    object_contains(s3, OUTCOME, None)
     clock = iter([0.0, 0.0, 301.0])
     monkeypatch.setattr("encore.aws.submit.time.monotonic", lambda: next(clock))
-    with pytest.raises(JobFailed, match="it took more than 5 minutes") as caught:
-        follow(made, "emr-ec2", "emr.minutes=5")
+    with pytest.raises(JobFailed, match="it ran for more than 5 minutes") as caught:
+        run_submit(made, "emr-ec2", "emr.minutes=5")
     assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize(
     "setting", ["lake.path=data/lake", "raw.playlists=/slices", "raw.features=f.csv", "emr.code=c", "emr.logs=/tmp/l"]
 )
-def test_a_place_of_this_machine_is_refused_before_anything_is_asked(serverless: Three, setting: str) -> None:
+def test_a_local_path_is_rejected_before_any_request(serverless: Stubbed, setting: str) -> None:
     name, _, value = setting.partition("=")
-    with pytest.raises(ConfigError, match=f"{name}: emr-serverless takes an s3:// place, {value} found"):
-        follow(serverless[0], "emr-serverless", setting)
+    with pytest.raises(ConfigError, match=f"{name}: emr-serverless needs an s3:// location, {value} found"):
+        run_submit(serverless[0], "emr-serverless", setting)
 
 
-def waits(emr: Stubber, state: str = "WAITING") -> None:
+def cluster_is(emr: Stubber, state: str = "WAITING") -> None:
     found = {"Cluster": {"Id": "j-CLUSTER", "Status": {"State": state}, "LogUri": "s3n://my-logs/cluster/"}}
     emr.add_response("describe_cluster", found, {"ClusterId": "j-CLUSTER"})
 
 
-def step(emr: Stubber, state: str, why: str = "") -> None:
+def step_is(emr: Stubber, state: str, why: str = "") -> None:
     status = {"State": state, "FailureDetails": {"Reason": why}} if why else {"State": state}
     emr.add_response("describe_step", {"Step": {"Id": "s-1", "Status": status}})
 
 
-def test_a_step_is_followed_and_its_log_shown(cluster: Three) -> None:
+def test_a_step_is_polled_and_its_log_shown(cluster: Stubbed) -> None:
     made, s3, emr = cluster
-    places_are_there(s3)
-    waits(emr)
+    locations_exist(s3)
+    cluster_is(emr)
     emr.add_response("add_job_flow_steps", {"StepIds": ["s-1"]})
     for state in ("PENDING", "RUNNING"):
-        step(emr, state)
-    step(emr, "FAILED", "Unknown Error.")
-    has(s3, "cluster/j-CLUSTER/steps/s-1/stderr.gz", gzip.compress(b"it went wrong"))
-    has(s3, OUTCOME, None)
+        step_is(emr, state)
+    step_is(emr, "FAILED", "Unknown Error.")
+    object_contains(s3, "cluster/j-CLUSTER/steps/s-1/stderr.gz", gzip.compress(b"it went wrong"))
+    object_contains(s3, OUTCOME, None)
     with pytest.raises(JobFailed, match="step s-1 failed: Unknown Error") as caught:
-        follow(made, "emr-ec2")
+        run_submit(made, "emr-ec2")
     assert caught.value.log == "it went wrong"
 
 
-def test_a_cluster_that_is_gone(cluster: Three) -> None:
+def test_a_terminated_cluster(cluster: Stubbed) -> None:
     made, s3, emr = cluster
-    places_are_there(s3)
-    waits(emr, "TERMINATED")
+    locations_exist(s3)
+    cluster_is(emr, "TERMINATED")
     with pytest.raises(EnvironmentMissing, match="EMR cluster j-CLUSTER: terminated"):
-        follow(made, "emr-ec2")
+        run_submit(made, "emr-ec2")
 
 
 @pytest.mark.parametrize(
@@ -495,7 +508,7 @@ def test_a_cluster_that_is_gone(cluster: Three) -> None:
         (EndpointConnectionError(endpoint_url="https://x"), TransientError, "AWS does not answer"),
     ],
 )
-def test_errors_before_a_service_answers(error: Any, kind: type[EncoreError], expected: str) -> None:
+def test_errors_without_a_response(error: Any, kind: type[EncoreError], expected: str) -> None:
     found = aws_error("bucket b", error)
     assert isinstance(found, kind)
     assert expected in str(found)
@@ -511,7 +524,7 @@ def test_the_command_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     command = ["submit", "recommend", "--target", "emr-serverless"]
-    done = CliRunner().invoke(app, [*command, *(part for place in PLACES for part in ("--set", place))])
+    done = CliRunner().invoke(app, [*command, *(part for place in LOCATIONS for part in ("--set", place))])
     assert done.exit_code == 4
     assert "no AWS credentials found" in done.stderr
     done = CliRunner().invoke(app, [*command, "--stage", "dev"])
@@ -528,17 +541,17 @@ def test_the_command_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["submit", "recommend", "--target", "emr-ec2", "--stage", "prd"], 2, "no stage 'prd'; one of: dev"),
         (["deploy", "doctor", "--stage", "prd"], 2, "no stage 'prd'; one of: dev, staging, prod"),
         (["deploy", "doctor", "-c", "max_vcpu=many"], 2, "max_vcpu=many: a whole number expected"),
-        (["deploy", "doctor", "-c", "stage=prod"], 2, "-c stage=prod: name=value of a choice expected"),
-        (["deploy", "doctor", "-c", "domain"], 2, "-c domain: name=value of a choice expected"),
+        (["deploy", "doctor", "-c", "stage=prod"], 2, "-c stage=prod: a choice as name=value expected"),
+        (["deploy", "doctor", "-c", "domain"], 2, "-c domain: a choice as name=value expected"),
     ],
 )
-def test_what_cannot_be_meant(arguments: list[str], code: int, expected: str) -> None:
+def test_invalid_arguments(arguments: list[str], code: int, expected: str) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == code
     assert expected in done.stderr
 
 
-def test_a_stage_s_outputs_become_settings_and_those_that_are_given_win(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stack_outputs_become_settings_and_given_settings_take_precedence(capsys: pytest.CaptureFixture[str]) -> None:
     formation = SESSION.client("cloudformation")
     made = {
         "storage": {"LakePath": "s3://made-lake/lake", "RawBucket": "made-raw", "LogBucket": "made-logs"},
@@ -565,21 +578,21 @@ def test_a_stage_s_outputs_become_settings_and_those_that_are_given_win(capsys: 
             err=out,
             clients=lambda _: formation,
         )
-    asked = json.loads(capsys.readouterr().out)
-    assert (asked["applicationId"], asked["executionRoleArn"]) == ("00made", "arn:role")
-    arguments = asked["jobDriver"]["sparkSubmit"]["entryPointArguments"]
+    parameters = json.loads(capsys.readouterr().out)
+    assert (parameters["applicationId"], parameters["executionRoleArn"]) == ("00made", "arn:role")
+    arguments = parameters["jobDriver"]["sparkSubmit"]["entryPointArguments"]
     sent = json.loads(arguments[arguments.index("--set-json") + 1])
     expected = {'lake.path="s3://made-lake/lake"', 'raw.features="s3://mine/"', "recommend.k=7"}
     expected |= {f's3.region="{REGION}"'}
     assert expected | {'tracking.login="arn:secret"'} <= set(sent)
 
 
-def test_a_stage_that_was_not_deployed_here() -> None:
+def test_a_stage_that_is_not_deployed_in_this_region() -> None:
     formation = SESSION.client("cloudformation")
     with Stubber(formation) as stub:
         stub.add_client_error("describe_stacks", "ValidationError", "Stack encore-dev-storage does not exist", 400)
-        with pytest.raises(InputError, match="stack encore-dev-storage: is not in eu-central-1") as caught:
-            settings_of("dev", "recommend", lambda _: formation)
+        with pytest.raises(InputError, match="stack encore-dev-storage: does not exist in eu-central-1") as caught:
+            stage_settings("dev", "recommend", lambda _: formation)
     assert "make deploy STAGE=dev" in str(caught.value.remedy)
 
 
@@ -589,8 +602,8 @@ def test_a_stage_whose_deployment_failed_lacks_an_output() -> None:
         for name in STACKS:
             described = {"StackName": name, "CreationTime": 0, "StackStatus": "ROLLBACK_COMPLETE"}
             stub.add_response("describe_stacks", {"Stacks": [described]})
-        with pytest.raises(InputError, match="stage dev: none of its stacks has an output LakePath"):
-            settings_of("dev", "recommend", lambda _: formation)
+        with pytest.raises(InputError, match="stage dev: none of its stacks has the output LakePath"):
+            stage_settings("dev", "recommend", lambda _: formation)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +614,7 @@ def test_a_stage_whose_deployment_failed_lacks_an_output() -> None:
         ({"AWS_CONFIG_FILE": "broken"}, "Unable to parse config file"),
     ],
 )
-def test_settings_of_aws_that_are_wrong_are_one_sentence(
+def test_invalid_aws_settings_are_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str | None], expected: str
 ) -> None:
     (tmp_path / "broken").write_text("[default\n")
@@ -614,23 +627,23 @@ def test_settings_of_aws_that_are_wrong_are_one_sentence(
         else:
             monkeypatch.setenv(name, value)
     command = ["submit", "recommend", "--target", "emr-serverless"]
-    done = CliRunner().invoke(app, [*command, *(part for place in PLACES for part in ("--set", place))])
+    done = CliRunner().invoke(app, [*command, *(part for place in LOCATIONS for part in ("--set", place))])
     assert done.exit_code == 4, done.output
     assert expected in done.stderr
 
 
-def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["submit", "recommend", "--target", "emr-serverless", "--set", "s3.endpoint=nonsense"]
-    done = CliRunner().invoke(app, [*command, *(part for place in PLACES for part in ("--set", place))])
+    done = CliRunner().invoke(app, [*command, *(part for place in LOCATIONS for part in ("--set", place))])
     assert done.exit_code == 2, done.output
     assert "s3.endpoint: an address such as https://host:port expected, 'nonsense' found" in done.stderr
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
-def test_a_local_submission_ends_with_the_code_of_the_job(
+def test_a_local_submission_ends_with_the_exit_code_of_the_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, code: int
 ) -> None:
-    """Also from another folder, and where spark-submit is beside the interpreter and not on the PATH."""
+    """Also from another folder, and if spark-submit is next to the interpreter but not on the PATH."""
     program = tmp_path / "spark-submit"
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n{script}\n')
     program.chmod(0o755)
@@ -642,7 +655,7 @@ def test_a_local_submission_ends_with_the_code_of_the_job(
     assert str(ROOT / "jobs" / "recommend.py") in (tmp_path / "given").read_text()
 
 
-class TestTheDoctor:
+class TestDeployDoctor:
     @pytest.fixture(autouse=True)
     def docker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CDK_DOCKER", "sh")
@@ -650,32 +663,32 @@ class TestTheDoctor:
     def test_without_docker(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CDK_DOCKER", "no-such-program")
         found = {one.what: one for one in self.findings(tmp_path)}
-        assert found["Docker"].fact == "no program no-such-program"
+        assert found["Docker"].fact == "no-such-program is not on the PATH"
         assert found["Docker"].remedy
 
-    def test_what_may_not_be_looked_at_is_not_said_to_be_missing(self, tmp_path: Path) -> None:
+    def test_denied_access_is_not_reported_as_missing(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, refused=True)}
-        assert "access refused (AccessDenied)" in found["CDK bootstrap"].fact
+        assert "access denied (AccessDenied)" in found["CDK bootstrap"].fact
         assert "bootstrap" not in str(found["CDK bootstrap"].remedy)
-        assert "access refused" in found["certificate"].fact
-        assert "access refused" in found["EMR Serverless application"].fact
+        assert "access denied" in found["certificate"].fact
+        assert "access denied" in found["EMR Serverless application"].fact
 
-    def test_a_bootstrap_that_failed(self, tmp_path: Path) -> None:
+    def test_a_failed_bootstrap(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, bootstrap="ROLLBACK_COMPLETE")}
         assert found["CDK bootstrap"].fact == "the stack CDKToolkit is ROLLBACK_COMPLETE"
         assert found["CDK bootstrap"].remedy
 
-    def test_an_application_that_runs_takes_no_changes(self, tmp_path: Path) -> None:
+    def test_a_running_application_accepts_no_changes(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, state="STARTED")}
         assert found["EMR Serverless application"].fact == "00application is started"
         assert "stop-application --application-id 00application" in str(found["EMR Serverless application"].remedy)
         assert found["EMR Serverless application"].warning
 
-    def test_an_archive_whose_manifest_was_cut(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_archive_with_a_truncated_manifest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_REGION")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
         (tmp_path / "manifest.json").write_text('{"version"')
-        assert "not JSON" in next(iter(deployment_findings("dev", [], tmp_path))).fact
+        assert "not valid JSON" in next(iter(deployment_findings("dev", [], tmp_path))).fact
 
     def test_without_an_archive_and_a_region(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_REGION")
@@ -685,22 +698,22 @@ class TestTheDoctor:
         assert all(one.remedy for one in found)
 
     def test_an_unknown_stage(self, tmp_path: Path) -> None:
-        with pytest.raises(UnknownStage):
+        with pytest.raises(StageError):
             list(deployment_findings("prd", [], tmp_path))
 
-    def test_an_account_in_which_all_is_there(self, tmp_path: Path) -> None:
+    def test_an_account_that_is_ready(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path)}
         assert [one for one in found.values() if one.remedy] == []
         assert found["AWS account"].fact == "ACCOUNT, as user/me"
         assert found["application archive"].fact == "version v1 of commit 0123456789ab"
         assert found["certificate"].fact == "issued, for *.encore.internal"
 
-    def test_what_is_wanting_has_its_remedy(self, tmp_path: Path) -> None:
+    def test_every_shortcoming_has_a_remedy(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, certificate="PENDING_VALIDATION", quota=16)}
         assert found["certificate"].remedy
         assert not found["certificate"].warning
-        assert "16 at a time, 32 are allowed" in found["quota of vCPUs"].fact
-        assert found["quota of vCPUs"].warning
+        assert "16 vCPUs in the account, the stage may use 32" in found["vCPU quota"].fact
+        assert found["vCPU quota"].warning
 
     def findings(
         self,
@@ -724,7 +737,7 @@ class TestTheDoctor:
                 stubs["cloudformation"].add_client_error("describe_stacks", "AccessDenied", "no", 403)
             else:
                 stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [one]})
-        application(stubs["emr-serverless"], state)
+        application_is(stubs["emr-serverless"], state)
         for name in ("/encore/dev/mlflow-certificate", "/encore/git-connection"):
             if refused:
                 stubs["ssm"].add_client_error("get_parameter", "AccessDeniedException", "no", 403)

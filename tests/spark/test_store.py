@@ -310,7 +310,7 @@ def test_a_range_that_is_emptied_is_a_commit_too(store: Store) -> None:
 
 
 def test_files_with_rows_that_break_the_declaration_are_not_committed(store: Store) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"model": "a", "pid": 1, "track_ids": [1, 2], "scores": [0.5]},
         {"model": "a", "pid": None, "track_ids": [1], "scores": [0.5]},
     ]

@@ -1,4 +1,4 @@
-"""What benchmarks report, without a clock: spreads, verdicts, files, limits."""
+"""Benchmark reports, without a clock: spreads, verdicts, files, memory limits."""
 
 from __future__ import annotations
 
@@ -49,31 +49,31 @@ def test_a_figure_is_the_median_with_its_extremes() -> None:
         figure("a", "s", [])
 
 
-def test_the_spread_of_a_ratio_is_what_both_allow() -> None:
+def test_the_spread_of_a_ratio_covers_both_spreads() -> None:
     found = ratio("r", figure("a", "s", [8.0, 10.0, 12.0]), figure("b", "s", [1.0, 2.0, 4.0]))
     assert (found.value, found.low, found.high) == (5.0, 2.0, 12.0)
     assert found.better == "higher"
 
 
-def test_a_change_within_the_noise_is_none_and_one_beyond_has_a_direction() -> None:
+def test_only_a_change_beyond_the_noise_has_a_direction() -> None:
     slow, fast, near = figure("a", "s", [10.0, 10.1]), figure("a", "s", [5.0, 5.1]), figure("a", "s", [10.05, 10.2])
     assert verdict(slow, fast) == "better"
     assert verdict(fast, slow) == "worse"
     assert verdict(slow, near) == "same"
     rate = [replace(one, better="higher") for one in (slow, fast)]
     assert verdict(*rate) == "worse"
-    assert verdict(figure("a", "s", [10.0]), figure("a", "s", [10.9])) == "same", "measured once: a tenth either way"
+    assert verdict(figure("a", "s", [10.0]), figure("a", "s", [10.9])) == "same", "measured once: 10 % either way"
     assert verdict(slow, replace(fast, work="half of it")) == "other work"
 
 
-def test_reports_of_other_sizes_do_not_compare_and_other_machines_are_doubtful() -> None:
+def test_reports_of_different_sizes_do_not_compare_and_different_machines_are_warned_about() -> None:
     with pytest.raises(BenchError, match="quick"):
         compare(report(), report(quick=True))
     _, doubts = compare(report(), report(cores=8, checks=(Check("topk.x.agrees", False, "off"),)))
     assert doubts == ["cores: 2 and 8", "B: topk.x.agrees failed: off"]
 
 
-def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_report_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
     made = report(figure("a", "s", [1.0, 2.0]), checks=(Check("c", True, "d"),))
     write_json(tmp_path / "r.json", made.as_json())
     assert read_report(tmp_path / "r.json") == made
@@ -83,18 +83,18 @@ def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
     assert found_of({"figures": [], "checks": [], "facts": {}}) == Found()
 
 
-def test_numbers_for_people() -> None:
+def test_number_formatting() -> None:
     assert [shown(value) for value in (0.0, 12345.6, 123.4, 1.2345, 0.01234)] == ["0", "12,346", "123", "1.23", "0.012"]
     assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
 
 
-def test_what_steers_a_librarys_kernels_is_taken_out() -> None:
+def test_variables_that_affect_library_kernels_are_removed() -> None:
     kept, removed = clean_environment({"OPENBLAS_CORETYPE": "x", "OMP_NUM_THREADS": "1", "PATH": "p"})
     assert kept == {"PATH": "p"}
     assert removed == ["OMP_NUM_THREADS", "OPENBLAS_CORETYPE"]
 
 
-def test_memory_is_that_of_the_process_and_its_children_by_kind() -> None:
+def test_memory_is_summed_over_the_process_tree_by_kind() -> None:
     child = subprocess.Popen(["sleep", "5"])
     try:
         found, measure = tree_memory(child.pid)
@@ -110,7 +110,7 @@ def test_memory_is_that_of_the_process_and_its_children_by_kind() -> None:
     assert (peaks.total, peaks.by_kind) == (6, {"jvm": 5, "python": 4})
 
 
-def test_a_limit_is_for_the_command_and_all_it_starts() -> None:
+def test_a_memory_limit_applies_to_the_command_and_its_children() -> None:
     assert [parse_size(text) for text in ("8g", "512M", "4k")] == [8 << 30, 512 << 20, 4096]
     with pytest.raises(BenchError, match="8g or 512m expected, '8' found"):
         parse_size("8")
@@ -122,12 +122,12 @@ def test_a_limit_is_for_the_command_and_all_it_starts() -> None:
             little = subprocess.run([*prefix, "true"], check=False).returncode
             much = subprocess.run([*prefix, "python3", "-c", greedy], check=False).returncode
     except BenchError:
-        pytest.skip("no control group may be made here")
+        pytest.skip("control groups cannot be created here")
     assert little == 0
     assert much != 0
 
 
-def test_a_run_of_the_line_as_figures() -> None:
+def test_the_figures_of_a_pipeline_run() -> None:
     jobs = [{"job": "ingest_playlists", "seconds": 3.0, "shuffled_rows": 5}]
     jobs += [{"job": "recommend", "seconds": 4.0, "shuffled_rows": 0}]
     ran = Ran(seconds=10.0, memory={"all": 2_000_000_000}, disk=30, input=20, done=True, jobs=jobs)
@@ -141,10 +141,10 @@ def test_a_run_of_the_line_as_figures() -> None:
     assert growth(1000, ran, 2000, replace(ran, seconds=21.0))["line.growth.1000_2000"].value == 2.1
 
 
-def test_curves_are_drawn_in_order_of_what_they_grow_with(tmp_path: Path) -> None:
+def test_curve_points_are_sorted_by_size(tmp_path: Path) -> None:
     names = [f"curve.{letter}{n}" for letter in bench_command.CURVES for n in (100, 20, 3)]
     figures = [figure(name, "ms/query", [float(i + 1)]) for i, name in enumerate(names)]
     assert bench_command._curve(figures, "k") == [(3, 6.0), (20, 5.0), (100, 4.0)]
     bench_command._plot(figures, tmp_path / "curves.png")
     pixels = image.imread(tmp_path / "curves.png")[:, :, :3]
-    assert float(pixels.min()) < 0.5, "something is drawn"
+    assert float(pixels.min()) < 0.5, "the plot is not blank"

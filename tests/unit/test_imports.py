@@ -99,7 +99,7 @@ def imports(module: str, *, run_at_import: bool = False) -> frozenset[str]:
 def reached(module: str) -> dict[str, tuple[str, ...]]:
     """Everything that importing a module imports, each with the way to it; packages on the way count."""
     ways: dict[str, tuple[str, ...]] = {}
-    todo = [(module, (module,))]
+    todo: list[tuple[str, tuple[str, ...]]] = [(module, (module,))]
     while todo:
         name, way = todo.pop()
         if name in ways:

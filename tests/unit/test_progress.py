@@ -101,7 +101,8 @@ def test_a_terminal_gets_a_bar_on_standard_error(
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     with meter("generate", "playlists", total) as shown:
         shown.update(4)
@@ -110,7 +111,7 @@ def test_a_terminal_gets_a_bar_on_standard_error(
         (task,) = shown.bar.tasks
         assert (task.completed, task.total) == (4, total)
         assert "playlists/s" in task.fields["rate"]
-    assert "generate" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "generate" in terminal.getvalue()
     assert capsys.readouterr().out == ""
 
 

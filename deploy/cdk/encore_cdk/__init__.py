@@ -21,13 +21,13 @@ FLAGS = {
     "@aws-cdk/aws-s3:serverAccessLogsUseBucketPolicy": True,
     "@aws-cdk/core:target-partitions": ["aws"],
 }
-"""How the CDK is to behave where it has changed its mind: the same for the command and for tests."""
+"""Feature flags of the CDK, the same for the command and for tests."""
 
 
 def build(app: App, stage: Stage, package: Path) -> None:
-    """All stacks of a stage, and the pipeline. No account, no region: these are of whoever deploys.
+    """All stacks of a stage, and the delivery pipeline, for whatever account and region the caller deploys to.
 
-    `package`: the folder with the application archive that the stage is to run.
+    `package`: the folder with the application archive that the stage will run.
     """
     Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
     name = f"encore-{stage.name}"

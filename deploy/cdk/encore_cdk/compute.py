@@ -1,4 +1,4 @@
-"""Where jobs run: EMR Serverless, and an EMR cluster on EC2 where that is asked for. One role a job."""
+"""Where jobs run: EMR Serverless and, optionally, an EMR cluster on EC2. Each job has its own role."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from encore.aws.stage import PREWARMED, Stage
 from encore.aws.states import camel
 from encore.runtime.registry import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import ARTEFACTS, MlflowStack
-from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, argued, shown, wildcards
+from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
 from encore_cdk.storage import PREFIX, StorageStack, bucket_arn, bucket_name
 
 EMR_TAG = "for-use-with-amazon-emr-managed-policies"
-"""What EMR's own policy for clusters is held to."""
+"""The tag to which EMR's managed policies for clusters restrict access."""
 
 
 class ComputeStack(Stack):
-    """What jobs run on, their code, and what each may touch. `package`: the folder that `make package` makes."""
+    """What jobs run on, their code, and the role of each. `package`: the folder that `make package` builds."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ComputeStack(Stack):
             type="SPARK",
             architecture="X86_64",
             maximum_capacity=limit,
-            initial_capacity=_waiting() if stage.prewarmed else None,
+            initial_capacity=_prewarmed_workers() if stage.prewarmed else None,
             auto_start_configuration=serverless.CfnApplication.AutoStartConfigurationProperty(enabled=True),
             auto_stop_configuration=serverless.CfnApplication.AutoStopConfigurationProperty(
                 enabled=True, idle_timeout_minutes=15
@@ -66,7 +66,7 @@ class ComputeStack(Stack):
                 security_group_ids=[network.jobs.security_group_id], subnet_ids=subnets
             ),
         )
-        # by a name that says what it is: it stands in the policy of the state machine
+        # exported under a readable name, since it appears in the policy of the state machine
         self.application_id = self.export_value(
             self.application.attr_application_id, name=f"encore-{stage.name}-application-id"
         )
@@ -75,18 +75,18 @@ class ComputeStack(Stack):
         self.roles: dict[str, iam.Role] = {}
         for job in [*nodes(), *extra_nodes()]:
             self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
-            # the job reads the login itself: it stands in no command line
-            _may_track(self.roles[job.name], mlflow)
+            # the job reads the login itself, so that it appears on no command line
+            _grant_tracking(self.roles[job.name], mlflow)
             CfnOutput(self, f"{ROLE_OUTPUT}{camel(job.name)}", value=self.roles[job.name].role_arn)
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
             self._cluster(stage, network, storage, mlflow, buckets)
 
     def _code(self, stage: Stage, package: Path) -> str:
-        """Upload the application archive into a folder named by its content, and return that folder's s3:// address.
+        """Upload the application archive to a folder named after its content, and return that folder's s3:// URL.
 
-        Folders of earlier versions stay: a run that has begun with one ends with it, and a deployment of an older
-        commit finds its own.
+        Folders of earlier versions are kept: a run that has started with a version ends with it, and deploying an older
+        commit finds its version in place.
         """
         version = json.loads((package / "manifest.json").read_text())["version"]
         bucket = s3.Bucket.from_bucket_name(self, "CodeBucket", bucket_name(stage, "code"))
@@ -97,7 +97,7 @@ class ComputeStack(Stack):
             destination_bucket=bucket,
             destination_key_prefix=version,
             prune=False,
-            # the archive twice, packed and unpacked, in a function of its own
+            # the upload runs in a Lambda function of its own, which holds the archive packed and unpacked
             memory_limit=1024,
             ephemeral_storage_size=Size.gibibytes(2),
             log_group=logs_.LogGroup(
@@ -106,20 +106,20 @@ class ComputeStack(Stack):
         )
         function = self.node.find_child(_uploader(self))
         basic = "Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
-        argued(
+        acknowledge(
             function,
             {
-                f"AwsSolutions-IAM4[{basic}]": "Of the CDK's own function for uploads: it writes its log",
-                "AwsSolutions-L1": "The runtime of the CDK's own function is the CDK's choice, and follows it",
+                f"AwsSolutions-IAM4[{basic}]": "For the CDK's own upload function, which writes its log",
+                "AwsSolutions-L1": "The CDK chooses the runtime of its own function, and updates it",
             },
         )
-        wildcards(
+        acknowledge_wildcards(
             function,
-            "Of the CDK's own function: it reads what the deployment uploaded, and writes into the bucket of the code",
+            "For the CDK's own function: it reads the deployment's assets and writes to the code bucket",
             *SHARED_BUCKET,
             *SHARED_BUCKET_WRITE,
             "Resource::arn:<AWS::Partition>:s3:::cdk-hnb659fds-assets-<AWS::AccountId>-<AWS::Region>/*",
-            f"Resource::{shown(bucket_arn(stage, 'code'))}/*",
+            f"Resource::{nag_arn(bucket_arn(stage, 'code'))}/*",
         )
         path = f"s3://{bucket.bucket_name}/{version}"
         CfnOutput(self, "CodePath", value=path)
@@ -140,7 +140,7 @@ class ComputeStack(Stack):
         role = iam.Role(
             self,
             f"Role{camel(job)}",
-            description=f"Encore: what {job} may touch",
+            description=f"Encore: what {job} may access",
             assumed_by=iam.ServicePrincipal("emr-serverless.amazonaws.com", conditions=source),
             inline_policies={
                 "tables": iam.PolicyDocument(
@@ -148,14 +148,14 @@ class ComputeStack(Stack):
                 )
             },
         )
-        why = "Objects in a folder that is the job's own, or of a table that it declares; listing is held to these"
-        wildcards(role, why, *_wildcards_of(allowed))
+        why = "Objects in the job's own folders and of the tables that it declares; listing is restricted to these"
+        acknowledge_wildcards(role, why, *_wildcards_of(allowed))
         return role
 
     def _cluster(
         self, stage: Stage, network: NetworkStack, storage: StorageStack, mlflow: MlflowStack, buckets: Buckets
     ) -> None:
-        """A small cluster that ends itself when idle, for steps of `encore submit --target emr-ec2`."""
+        """A small cluster that terminates itself when idle, for steps from `encore submit --target emr-ec2`."""
         service = iam.Role(
             self,
             "ClusterService",
@@ -163,16 +163,18 @@ class ComputeStack(Stack):
             managed_policies=[iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AmazonEMRServicePolicy_v2")],
         )
         managed = "Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonEMRServicePolicy_v2"
-        why = "The policy that EMR requires; it is held to resources with EMR's tag"
-        argued(service, {f"AwsSolutions-IAM4[{managed}]": why})
+        why = "The policy that EMR requires; it is restricted to resources with EMR's tag"
+        acknowledge(service, {f"AwsSolutions-IAM4[{managed}]": why})
         Tags.of(network.vpc).add(EMR_TAG, "true")
         node_role = iam.Role(self, "ClusterNodes", assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"))
         allowed = cluster_statements(buckets)
         for statement in allowed:
             node_role.add_to_policy(iam.PolicyStatement.from_json(statement))
-        _may_track(node_role, mlflow)
-        why = "All jobs share the nodes of a cluster, and so one role: the union of theirs. Serverless parts them"
-        wildcards(node_role, why, *_wildcards_of(allowed))
+        _grant_tracking(node_role, mlflow)
+        why = (
+            "All jobs share the cluster's nodes, and thus one role, the union of theirs. On Serverless each has its own"
+        )
+        acknowledge_wildcards(node_role, why, *_wildcards_of(allowed))
         service.add_to_policy(
             iam.PolicyStatement(
                 actions=["iam:PassRole"],
@@ -183,7 +185,7 @@ class ComputeStack(Stack):
         profile = iam.CfnInstanceProfile(
             self,
             "ClusterProfile",
-            # EMR takes no profile whose name is not its role's
+            # EMR requires the profile to have the name of its role
             instance_profile_name=node_role.role_name,
             roles=[node_role.role_name],
         )
@@ -208,49 +210,49 @@ class ComputeStack(Stack):
                 master_instance_fleet=_fleet(1, "m7i.xlarge", "m6i.xlarge", spot=False),
                 core_instance_fleet=_fleet(2, "r7i.xlarge", "r6i.xlarge", spot=not stage.keep),
             ),
-            # containers of 14 GB: two nodes hold one driver and one executor
+            # with containers of 14 GB, two nodes hold one driver and one executor
             step_concurrency_level=1,
             visible_to_all_users=True,
             tags=[CfnTag(key=EMR_TAG, value="true")],
         )
         CfnOutput(self, "ClusterId", value=self.cluster.ref)
-        argued(
+        acknowledge(
             self.cluster,
             {
                 "AwsSolutions-EMR2": "Logs go to S3 (log_uri)",
-                "AwsSolutions-EMR4": "Data are in S3, encrypted there; nothing stays on a cluster's disks",
-                "AwsSolutions-EMR5": "No client speaks to the cluster: steps come by EMR's API",
-                "AwsSolutions-EMR6": "There is no SSH: no key is given, and no port is open; sessions go by SSM",
+                "AwsSolutions-EMR4": "Data is stored in S3, encrypted; nothing is kept on the cluster's disks",
+                "AwsSolutions-EMR5": "No client connects to the cluster: steps are added through EMR's API",
+                "AwsSolutions-EMR6": "There is no SSH access: no key is set and no port is open; sessions use SSM",
             },
         )
 
 
 def _wildcards_of(allowed: list[dict[str, Any]]) -> list[str]:
-    """Resources with a wildcard in statements, as cdk-nag writes them."""
+    """Resources with a wildcard in the statements, as cdk-nag writes them."""
     found = {resource for statement in allowed for resource in statement["Resource"] if "*" in resource}
-    return [f"Resource::{shown(resource)}" for resource in sorted(found)]
+    return [f"Resource::{nag_arn(resource)}" for resource in sorted(found)]
 
 
-def _may_track(role: iam.Role, mlflow: MlflowStack) -> None:
-    """Let a role read where MLflow is, and its login; where the role is the login, let it in."""
+def _grant_tracking(role: iam.Role, mlflow: MlflowStack) -> None:
+    """Let a role read the secret with MLflow's address and login and, if SageMaker manages MLflow, call the server."""
     mlflow.login.grant_read(role)
     if mlflow.managed is None:
         return
-    for statement in tracking_statements(mlflow.managed, mlflow.kept):
+    for statement in tracking_statements(mlflow.managed, mlflow.artefacts_arn):
         role.add_to_policy(iam.PolicyStatement.from_json(statement))
-    wildcards(role, ARTEFACTS, f"Resource::{shown(mlflow.kept)}/*")
+    acknowledge_wildcards(role, ARTEFACTS, f"Resource::{nag_arn(mlflow.artefacts_arn)}/*")
 
 
 def _uploader(stack: Stack) -> str:
-    """The name of the construct that the CDK makes for its function that uploads: one a stack and size of it."""
+    """Id of the CDK's own upload function: it creates one for each stack and memory size."""
     (found,) = (
         child.node.id for child in stack.node.children if child.node.id.startswith("Custom::CDKBucketDeployment")
     )
     return found
 
 
-def _waiting() -> list[serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty]:
-    """Workers that wait while the application is started: a driver, and its executors."""
+def _prewarmed_workers() -> list[serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty]:
+    """Workers that are kept ready while the application is started: a driver and its executors."""
     worker = serverless.CfnApplication.WorkerConfigurationProperty(cpu="4 vCPU", memory="16 GB", disk="20 GB")
     return [
         serverless.CfnApplication.InitialCapacityConfigKeyValuePairProperty(

@@ -1,4 +1,4 @@
-"""From a commit to production: test, package, deploy to dev, then staging, a person's word, then prod."""
+"""From a commit to production: test, package, deploy to dev and staging, wait for approval, deploy to prod."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from encore.aws.stage import Stage
-from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, argued, wildcards
+from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, acknowledge, acknowledge_wildcards
 
 
 class DeliveryStack(Stack):
-    """One pipeline for all stages of an account."""
+    """The delivery pipeline, one for all stages in an account."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: delivery")
@@ -25,7 +25,7 @@ class DeliveryStack(Stack):
             self,
             "Key",
             enable_key_rotation=True,
-            description="Encore: what is built",
+            description="Encore: build artifacts",
             removal_policy=RemovalPolicy.DESTROY,
         )
         bucket = self._bucket = s3.Bucket(
@@ -39,7 +39,10 @@ class DeliveryStack(Stack):
             removal_policy=RemovalPolicy.DESTROY,
             auto_delete_objects=True,
         )
-        argued(bucket, {"AwsSolutions-S1": "What pipelines pass from step to step, for 30 days; CloudTrail has who"})
+        acknowledge(
+            bucket,
+            {"AwsSolutions-S1": "Artifacts passed between actions, kept for 30 days; CloudTrail records access"},
+        )
         source, packed = pipeline.Artifact("Source"), pipeline.Artifact("Package")
         owner, _, repository = stage.repository.partition("/")
         connection = ssm.StringParameter.value_for_string_parameter(self, "/encore/git-connection")
@@ -52,11 +55,11 @@ class DeliveryStack(Stack):
             output=source,
         )
         test = self._project("Test", ["make test", "make deploy-check"])
-        # what is built has no .git: the commit is what the pipeline fetched
+        # the source artifact has no .git folder, so pass on the commit that the pipeline fetched
         commit = "export ENCORE_GIT_COMMIT=$CODEBUILD_RESOLVED_SOURCE_VERSION"
         package = self._project("Package", [f"{commit} && make package"], files=["**/*"])
         deployer = self._deployer()
-        made = pipeline.Pipeline(
+        delivery = pipeline.Pipeline(
             self,
             "Pipeline",
             pipeline_name="encore",
@@ -83,18 +86,22 @@ class DeliveryStack(Stack):
                         actions.ManualApprovalAction(
                             action_name="Approve",
                             run_order=1,
-                            additional_information="Did the run of staging end well, with metrics as expected?",
+                            additional_information="Did the run in staging succeed, with the expected metrics?",
                         ),
                         self._deploy("prod", deployer, packed),
                     ],
                 ),
             ],
         )
-        # the CDK allows it by the service's former name alone; what counts is the name in the connection's ARN
-        fetcher = made.node.find_child("Source").node.find_child("Fetch").node.find_child("CodePipelineActionRole")
-        assert isinstance(fetcher, iam.Role)
-        fetcher.add_to_policy(iam.PolicyStatement(actions=["codeconnections:UseConnection"], resources=[connection]))
-        self._argue(made, *SHARED_BUCKET_WRITE)
+        # the CDK only grants the action under the service's former name; IAM checks the name in the connection's ARN
+        source_role = (
+            delivery.node.find_child("Source").node.find_child("Fetch").node.find_child("CodePipelineActionRole")
+        )
+        assert isinstance(source_role, iam.Role)
+        source_role.add_to_policy(
+            iam.PolicyStatement(actions=["codeconnections:UseConnection"], resources=[connection])
+        )
+        self._acknowledge(delivery, *SHARED_BUCKET_WRITE)
 
     def _project(
         self, name: str, commands: list[str], files: list[str] | None = None, *, docker: bool = False
@@ -107,7 +114,7 @@ class DeliveryStack(Stack):
             },
         }
         if files:
-            # what the next step makes anew, or has no use for
+            # what later actions recreate or do not need
             unwanted = [f"{folder}/**/*" for folder in (".venv", ".cache", "build/cdk.out", "data")]
             steps["artifacts"] = {"files": files, "exclude-paths": unwanted}
         project = build.PipelineProject(
@@ -121,32 +128,32 @@ class DeliveryStack(Stack):
             environment=build.BuildEnvironment(
                 build_image=build.LinuxBuildImage.STANDARD_7_0,
                 compute_type=build.ComputeType.LARGE,
-                # Docker's daemon wants it: for the project that builds MLflow's image, and for no other
+                # the Docker daemon needs it: only for the project that builds MLflow's image
                 privileged=docker,
             ),
         )
         group = f"/aws/codebuild/<{_logical(project)}>:*"
         logs = f"Resource::arn:<AWS::Partition>:logs:<AWS::Region>:<AWS::AccountId>:log-group:{group}"
-        self._argue(project, *(SHARED_BUCKET_WRITE if files else ()), logs)
+        self._acknowledge(project, *(SHARED_BUCKET_WRITE if files else ()), logs)
         return project
 
-    def _argue(self, construct: Construct, *more: str) -> None:
+    def _acknowledge(self, construct: Construct, *more: str) -> None:
         built = f"Resource::<{_logical(self._bucket)}.Arn>/*"
-        why = "What a pipeline passes on, and streams of logs, have names that are made as it runs"
-        wildcards(construct, why, *SHARED_BUCKET, *SHARED_KEY, built, *more)
+        why = "Artifacts and log streams get their names while the pipeline runs"
+        acknowledge_wildcards(construct, why, *SHARED_BUCKET, *SHARED_KEY, built, *more)
 
     def _deployer(self) -> build.PipelineProject:
-        """It may do nothing itself but take on the roles that `cdk bootstrap` made, which deploy."""
-        # the stage's stacks and not this one: a pipeline that changes itself stops on its way
+        """The project that deploys. It may only assume the roles created by `cdk bootstrap`, which then deploy."""
+        # the stage's stacks but not this one: a pipeline that updates itself stops halfway
         commands = [
             'test -n "$STAGE"',
             "make setup",
             'make deploy STAGE="$STAGE" STACKS="encore-$STAGE-*" PACKAGED=yes',
         ]
         project = self._project("Deploy", commands, docker=True)
-        wildcards(
+        acknowledge_wildcards(
             project,
-            "Roles of `cdk bootstrap`, whose names carry its qualifier; the condition holds them to these",
+            "Roles of `cdk bootstrap`, whose names contain its qualifier; a condition restricts the grant to them",
             "Resource::arn:<AWS::Partition>:iam::<AWS::AccountId>:role/cdk-*",
         )
         project.add_to_role_policy(
@@ -173,7 +180,7 @@ class DeliveryStack(Stack):
 
 
 def _logical(construct: Construct) -> str:
-    """The name by which the template knows what a construct makes."""
+    """The logical id of a construct's resource in the template."""
     child = construct.node.default_child
     assert isinstance(child, CfnElement)
     name: str = Stack.of(construct).resolve(child.logical_id)

@@ -1,4 +1,4 @@
-"""MLflow: a tracking server on Fargate with PostgreSQL, or one that SageMaker manages. Private either way."""
+"""MLflow: a tracking server on Fargate with PostgreSQL, or one managed by SageMaker; private either way."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from encore.aws.stage import Stage
-from encore_cdk.nag import argued, shown, wildcards
+from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
-from encore_cdk.storage import StorageStack, bucket_arn, private_bucket, superseded
+from encore_cdk.storage import StorageStack, bucket_arn, expire_noncurrent, private_bucket
 
 IMAGE = Path(__file__).resolve().parents[1] / "mlflow"
 DATABASE_PORT = 5433
-"""Not PostgreSQL's own: scans look there first."""
+"""Not PostgreSQL's default port, which scanners try first."""
 MANAGED_VERSION = "3.0"
-"""One that SageMaker offers; without it a new server would be of whatever is newest that day."""
-ARTEFACTS = "Artefacts of a bucket that is for nothing else, whose names MLflow makes"
-"""Why there is a wildcard behind their folder."""
+"""A version that SageMaker offers; unpinned, a new server would get whatever is newest at the time."""
+ARTEFACTS = "Artefacts in a dedicated bucket, under names that MLflow generates"
+"""Why policies have a wildcard for the artefact folder."""
 
 
 class MlflowStack(Stack):
-    """The tracking server. `login` is the secret with its address, user and password, which jobs read.
+    """The tracking server. `login` is the secret with its address, user name and password, which jobs read.
 
-    `managed` is the ARN of the server where SageMaker manages it: a job's role is its sign-on then, and the job itself
-    puts artefacts into the folder `kept`, an ARN too.
+    `managed` is the ARN of the server if SageMaker manages it: jobs then authenticate by their IAM role, and write
+    artefacts directly to the folder with the ARN `artefacts_arn`.
     """
 
     def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: MLflow")
         self._stage = stage
         self.managed: str | None = None
-        self.kept = f"{bucket_arn(stage, 'artefacts')}/artefacts"
-        self.artefacts = private_bucket(self, stage, "Artefacts", [superseded(30)], storage.access_logs)
+        self.artefacts_arn = f"{bucket_arn(stage, 'artefacts')}/artefacts"
+        self.artefacts = private_bucket(self, stage, "Artefacts", [expire_noncurrent(30)], storage.access_logs)
         self.login = self._managed() if stage.mlflow == "sagemaker" else self._fargate(network, storage)
         CfnOutput(self, "TrackingLogin", value=self.login.secret_arn)
 
     def _managed(self) -> secrets.Secret:
-        """A server of SageMaker's: sign-on is IAM's, and the URI is the server's ARN (plugin sagemaker-mlflow)."""
+        """A server managed by SageMaker: IAM authenticates, and its ARN is the URI (plugin sagemaker-mlflow)."""
         role = iam.Role(self, "ServerRole", assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"))
-        self._may_keep_artefacts(role)
+        self._grant_artefacts(role)
         server = sagemaker.CfnMlflowTrackingServer(
             self,
             "Server",
@@ -69,32 +69,33 @@ class MlflowStack(Stack):
         login = secrets.Secret(
             self,
             "Login",
-            description="Encore: the address of MLflow; sign-on is by role",
+            description="Encore: address of MLflow, which authenticates by IAM role",
             secret_object_value={"uri": SecretValue.unsafe_plain_text(server.attr_tracking_server_arn)},
         )
-        argued(login, {"AwsSolutions-SMG4": "It holds an address and no password"})
+        acknowledge(login, {"AwsSolutions-SMG4": "It holds an address, not a password"})
         return login
 
     def _fargate(self, network: NetworkStack, storage: StorageStack) -> secrets.Secret:
         stage, vpc, name = self._stage, network.vpc, f"mlflow.{self._stage.domain}"
+        # CloudFormation replaces a security group whose description changes: leave these as they are
         balancer_group = ec2.SecurityGroup(self, "BalancerGroup", vpc=vpc, description="MLflow: HTTPS from the VPC")
         server_group = ec2.SecurityGroup(self, "ServerGroup", vpc=vpc, description="MLflow: the balancer alone")
         database_group = ec2.SecurityGroup(
             self, "DatabaseGroup", vpc=vpc, description="MLflow: the server alone", allow_all_outbound=False
         )
         balancer_group.add_ingress_rule(ec2.Peer.ipv4(vpc.vpc_cidr_block), ec2.Port.tcp(443), "HTTPS from the VPC")
-        argued(
+        acknowledge(
             balancer_group,
-            {"AwsSolutions-EC23": "The range is the VPC's, which cdk-nag cannot read: it is made with it"},
+            {"AwsSolutions-EC23": "The range is the VPC's own, which cdk-nag cannot resolve before deployment"},
         )
-        server_group.add_ingress_rule(balancer_group, ec2.Port.tcp(5000), "from the balancer")
+        server_group.add_ingress_rule(balancer_group, ec2.Port.tcp(5000), "from the load balancer")
         database_group.add_ingress_rule(server_group, ec2.Port.tcp(DATABASE_PORT), "from the server")
         database = self._database(network, database_group)
 
         login = secrets.Secret(
             self,
             "Login",
-            description="Encore: address of MLflow; its first user, which is that of the jobs",
+            description="Encore: address of MLflow, and its first user, whom jobs log in as",
             generate_secret_string=secrets.SecretStringGenerator(
                 secret_string_template=json.dumps({"uri": f"https://{name}", "username": "encore"}),
                 generate_string_key="password",
@@ -102,23 +103,30 @@ class MlflowStack(Stack):
                 password_length=32,
             ),
         )
-        argued(login, {"AwsSolutions-SMG4": "MLflow keeps its users itself: changed there and here by one command"})
-        pages = secrets.Secret(
+        acknowledge(
+            login,
+            {"AwsSolutions-SMG4": "MLflow stores its users itself, so a password is changed in both places at once"},
+        )
+        session_key = secrets.Secret(
             self,
             "Pages",
-            description="Encore: key of the sessions of MLflow's pages",
+            description="Encore: session key of MLflow's web pages",
             generate_secret_string=secrets.SecretStringGenerator(exclude_punctuation=True, password_length=48),
         )
-        argued(pages, {"AwsSolutions-SMG4": "A new key ends all sessions; it is changed when that is wanted"})
+        acknowledge(
+            session_key, {"AwsSolutions-SMG4": "A new key ends all sessions, so it is changed only when that is wanted"}
+        )
         cluster = ecs.Cluster(self, "Cluster", vpc=vpc, container_insights_v2=ecs.ContainerInsights.ENABLED)
-        # the image is built for the machine that runs it, whatever the machine that builds it
+        # the image is for the platform that runs it, whatever machine builds it
         platform = ecs.RuntimePlatform(
             cpu_architecture=ecs.CpuArchitecture.X86_64, operating_system_family=ecs.OperatingSystemFamily.LINUX
         )
         task = ecs.FargateTaskDefinition(self, "Task", cpu=1024, memory_limit_mib=3072, runtime_platform=platform)
-        self._may_keep_artefacts(task.task_role)
-        argued(task, {"AwsSolutions-ECS2": "Names of bucket and database; passwords come from the secrets store"})
-        wildcards(task, "Asking for the token with which images are fetched knows no resource", "Resource::*")
+        self._grant_artefacts(task.task_role)
+        acknowledge(
+            task, {"AwsSolutions-ECS2": "Names of the bucket and the database; passwords come from Secrets Manager"}
+        )
+        acknowledge_wildcards(task, "ecr:GetAuthorizationToken does not support resources", "Resource::*")
         assert database.secret is not None
         task.add_container(
             "mlflow",
@@ -145,7 +153,7 @@ class MlflowStack(Stack):
                 "DB_PASSWORD": ecs.Secret.from_secrets_manager(database.secret, "password"),
                 "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(login, "username"),
                 "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(login, "password"),
-                "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(pages),
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(session_key),
             },
             port_mappings=[ecs.PortMapping(container_port=5000)],
         )
@@ -171,9 +179,9 @@ class MlflowStack(Stack):
             drop_invalid_header_fields=True,
             deletion_protection=stage.keep,
         )
-        # delivery of these logs wants the region's account of the balancers, which an app without a region cannot name
-        argued(
-            balancer, {"AwsSolutions-ELB2": "Inside the VPC alone; its flow log and MLflow's own log say who called"}
+        # access logs need the region's load balancer account, which is unknown to an app without a region
+        acknowledge(
+            balancer, {"AwsSolutions-ELB2": "Internal to the VPC, whose flow log and MLflow's own log record requests"}
         )
         certificate = ssm.StringParameter.value_for_string_parameter(self, f"/encore/{stage.name}/mlflow-certificate")
         listener = balancer.add_listener(
@@ -202,17 +210,17 @@ class MlflowStack(Stack):
         )
         return login
 
-    def _may_keep_artefacts(self, role: iam.IRole) -> None:
+    def _grant_artefacts(self, role: iam.IRole) -> None:
         role.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"],
-                resources=[f"{self.kept}/*"],
+                resources=[f"{self.artefacts_arn}/*"],
             )
         )
         role.add_to_principal_policy(
             iam.PolicyStatement(actions=["s3:ListBucket"], resources=[bucket_arn(self._stage, "artefacts")])
         )
-        wildcards(role, ARTEFACTS, f"Resource::{shown(self.kept)}/*")
+        acknowledge_wildcards(role, ARTEFACTS, f"Resource::{nag_arn(self.artefacts_arn)}/*")
 
     def _database(self, network: NetworkStack, group: ec2.SecurityGroup) -> rds.DatabaseInstance:
         stage = self._stage
@@ -240,12 +248,12 @@ class MlflowStack(Stack):
             auto_minor_version_upgrade=True,
             parameters={"rds.force_ssl": "1"},
         )
-        argued(
+        acknowledge(
             database,
             {
-                "AwsSolutions-SMG4": "MLflow reads the password as it starts: a rotation would lock it out until then",
-                "AwsSolutions-RDS3": "Outside of prod a day without MLflow is a warning: the metrics are in Delta too",
-                "AwsSolutions-RDS10": "Outside of prod a stack may be thrown away as a whole",
+                "AwsSolutions-SMG4": "MLflow reads the password at startup: rotation would lock it out until a restart",
+                "AwsSolutions-RDS3": "Outside prod an MLflow outage is acceptable: the metrics are in Delta too",
+                "AwsSolutions-RDS10": "Outside prod the whole stack may be deleted",
             },
         )
         return database

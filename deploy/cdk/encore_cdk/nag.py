@@ -1,4 +1,4 @@
-"""Findings of cdk-nag that are not mended, each with its reason, at the place that it is about."""
+"""Acknowledgment of cdk-nag findings that are not fixed, each with a reason, where the resource is defined."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from aws_cdk import Acknowledgment, Aws, Validations
 from constructs import IConstruct
 
 
-def argued(construct: IConstruct, reasons: dict[str, str]) -> None:
-    """Say of rules why a construct, and what is in it, does not keep them."""
+def acknowledge(construct: IConstruct, reasons: dict[str, str]) -> None:
+    """Acknowledge that a construct, with its children, breaks rules, each for a reason."""
     for rule, reason in reasons.items():
         Validations.of(construct).acknowledge(Acknowledgment(id=f"AwsSolutions::{rule}", reason=reason))
 
 
-def wildcards(construct: IConstruct, why: str, *found: str) -> None:
-    """Argue wildcards of policies: each `Action::...` or `Resource::...`, as cdk-nag writes it, by itself."""
-    argued(construct, {f"AwsSolutions-IAM5[{finding}]": why for finding in found})
+def acknowledge_wildcards(construct: IConstruct, reason: str, *findings: str) -> None:
+    """Acknowledge wildcards in policies; `findings` are `Action::...` or `Resource::...`, as cdk-nag writes them."""
+    acknowledge(construct, {f"AwsSolutions-IAM5[{finding}]": reason for finding in findings})
 
 
-def shown(arn: str) -> str:
-    """An ARN as cdk-nag writes it: account, region and partition by their names in the template."""
+def nag_arn(arn: str) -> str:
+    """An ARN as cdk-nag writes it: with the names of pseudo parameters for partition, account and region."""
     pseudo = {Aws.PARTITION: "<AWS::Partition>", Aws.ACCOUNT_ID: "<AWS::AccountId>", Aws.REGION: "<AWS::Region>"}
     for token, name in pseudo.items():
         arn = arn.replace(token, name)
@@ -28,4 +28,4 @@ def shown(arn: str) -> str:
 SHARED_BUCKET = ("Action::s3:GetBucket*", "Action::s3:GetObject*", "Action::s3:List*")
 SHARED_BUCKET_WRITE = ("Action::s3:Abort*", "Action::s3:DeleteObject*")
 SHARED_KEY = ("Action::kms:GenerateDataKey*", "Action::kms:ReEncrypt*")
-"""What the CDK grants on a bucket or a key: actions of one kind, on that one resource."""
+"""Wildcard actions that the CDK's own grants on a bucket or a key contain."""

@@ -1,4 +1,4 @@
-"""The private network of jobs and of MLflow."""
+"""The private network of jobs and MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from encore.aws.stage import Stage
 
 
 class NetworkStack(Stack):
-    """Private subnets in two zones, a way out for services of audio features, and S3 without that way."""
+    """A VPC in two zones: private subnets, NAT for audio-feature services, gateway endpoints for S3 and DynamoDB."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: network")
@@ -28,7 +28,7 @@ class NetworkStack(Stack):
                 ec2.SubnetConfiguration(name="private", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=20),
                 ec2.SubnetConfiguration(name="data", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=24),
             ],
-            # the lake's traffic stays inside, and costs nothing by the gigabyte
+            # traffic to the lake bypasses NAT, and so costs nothing per gigabyte
             gateway_endpoints={
                 "S3": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.S3),
                 "DynamoDb": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.DYNAMODB),
@@ -46,6 +46,7 @@ class NetworkStack(Stack):
                 )
             },
         )
+        # CloudFormation replaces a security group whose description changes: leave it as it is
         self.jobs = ec2.SecurityGroup(self, "Jobs", vpc=self.vpc, description="Jobs: nothing reaches them from outside")
         self.private = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
         self.data = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)

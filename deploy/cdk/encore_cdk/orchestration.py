@@ -1,4 +1,4 @@
-"""When jobs run, and who is told: the state machine, its schedules, alarms and a dashboard."""
+"""When jobs run and who is notified: the state machine, its schedules, alarms and a dashboard."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from encore.aws.stage import Stage
-from encore.aws.states import camel, definition, sized
+from encore.aws.states import camel, default_limits, definition
 from encore.runtime.registry import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
 from encore_cdk.mlflow import MlflowStack
-from encore_cdk.nag import SHARED_KEY, argued, shown, wildcards
+from encore_cdk.nag import SHARED_KEY, acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
-_OF_RUNS = ("GetJobRun", "CancelJobRun", "TagResource")
-"""What the machine does with a job run: learn how it ended, stop it, and say of which job it is."""
+_JOB_RUN_ACTIONS = ("GetJobRun", "CancelJobRun", "TagResource")
+"""What the state machine does with a job run: read its state, cancel it, and tag it with its job."""
 
 
 EMR_METRICS = "AWS/EMRServerless"
-"""Where EMR Serverless counts; each metric is there under all of its dimensions at once."""
+"""CloudWatch namespace of EMR Serverless, which publishes each metric under one full set of dimensions."""
 
 
 class OrchestrationStack(Stack):
-    """The line as a whole."""
+    """The pipeline as a whole."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class OrchestrationStack(Stack):
             )
         )
         self.topic = sns.Topic(self, "Failures", master_key=key, enforce_ssl=True, display_name="Encore: failures")
-        # a policy of one's own, which enforce_ssl makes, stands in place of the one that lets the account's alarms in
+        # the topic policy that enforce_ssl creates replaces the default one, which admits the account's alarms
         self.topic.add_to_resource_policy(
             iam.PolicyStatement(
                 principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
@@ -80,13 +80,13 @@ class OrchestrationStack(Stack):
             encryption=dynamodb.TableEncryptionV2.aws_managed_key(),
             removal_policy=RemovalPolicy.DESTROY,
         )
-        argued(self.lock, {"AwsSolutions-DDB3": "One item, the lock: what it was yesterday is of no use"})
+        acknowledge(self.lock, {"AwsSolutions-DDB3": "A single item, the lock, of which a backup is useless"})
         self.machine = self._machine(storage, compute, mlflow, key)
         self.dead = sqs.Queue(
             self, "NotStarted", encryption=sqs.QueueEncryption.KMS, encryption_master_key=key,
             enforce_ssl=True, retention_period=Duration.days(14),
         )  # fmt: skip
-        argued(self.dead, {"AwsSolutions-SQS3": "It is a dead-letter queue itself"})
+        acknowledge(self.dead, {"AwsSolutions-SQS3": "It is itself a dead-letter queue"})
         role = iam.Role(
             self,
             "Scheduler",
@@ -96,11 +96,11 @@ class OrchestrationStack(Stack):
         )
         self.machine.grant_start_execution(role)
         self.dead.grant_send_messages(role)
-        wildcards(role, "What sending to a queue takes, on its one key", *SHARED_KEY)
+        acknowledge_wildcards(role, "Sending to an encrypted queue needs these on its key", *SHARED_KEY)
         self._schedule("Nightly", f"cron(0 {stage.hour} * * ? *)", {}, role)
-        # maintenance is an execution of its own of the same machine: it never runs beside the line
+        # maintenance is a separate execution of the same machine, so it never overlaps with the pipeline
         self._schedule("Maintenance", f"cron(0 {(stage.hour + 10) % 24} ? * SUN *)", {"only": list(EXTRA_JOBS)}, role)
-        self._watch(compute)
+        self._monitor(compute)
         CfnOutput(self, "StateMachineArn", value=self.machine.state_machine_arn)
         CfnOutput(self, "FailuresTopicArn", value=self.topic.topic_arn)
 
@@ -135,13 +135,13 @@ class OrchestrationStack(Stack):
         )
         for statement in (
             _allow(["emr-serverless:StartJobRun"], [application]),
-            _allow([f"emr-serverless:{name}" for name in _OF_RUNS], [f"{application}/jobruns/*"]),
+            _allow([f"emr-serverless:{name}" for name in _JOB_RUN_ACTIONS], [f"{application}/jobruns/*"]),
             _allow(
                 ["iam:PassRole"],
                 [job.role_arn for job in compute.roles.values()],
                 {"StringEquals": {"iam:PassedToService": "emr-serverless.amazonaws.com"}},
             ),
-            # how Step Functions learns that a run of `.sync` has ended
+            # how Step Functions learns that a `.sync` job run has ended
             _allow(
                 ["events:DescribeRule", "events:PutRule", "events:PutTargets"],
                 [
@@ -153,7 +153,7 @@ class OrchestrationStack(Stack):
                 ],
             ),
             _allow(["s3:GetObject"], [f"{bucket_arn(stage, 'logs')}/outcomes/*"]),
-            # without it an outcome that is not there is a refusal and not a 404
+            # without it, S3 answers 403 rather than 404 for an outcome that does not exist
             _allow(["s3:ListBucket"], [bucket_arn(stage, "logs")], {"StringLike": {"s3:prefix": ["outcomes/*"]}}),
             _allow(["sns:Publish"], [self.topic.topic_arn]),
             _allow(["kms:Decrypt", "kms:GenerateDataKey"], [key.key_arn]),
@@ -171,12 +171,12 @@ class OrchestrationStack(Stack):
             ),
         ):
             role.add_to_policy(statement)
-        line = definition(nodes(), extra=extra_nodes(), limits=sized())
+        machine_definition = definition(nodes(), extra=extra_nodes(), limits=default_limits())
         machine = sfn.StateMachine(
             self,
             "Line",
             state_machine_name=self._name,
-            definition_body=sfn.DefinitionBody.from_string(json.dumps(line)),
+            definition_body=sfn.DefinitionBody.from_string(json.dumps(machine_definition)),
             definition_substitutions=known,
             role=role,
             logs=sfn.LogOptions(
@@ -188,32 +188,32 @@ class OrchestrationStack(Stack):
                     removal_policy=RemovalPolicy.DESTROY,
                 ),
                 level=sfn.LogLevel.ALL,
-                # inputs are settings, which are logged by the jobs already, without secrets
+                # inputs are settings without secrets, which the jobs log anyway
                 include_execution_data=True,
             ),
             tracing_enabled=True,
         )
         why = (
-            "Runs of one application, executions of this machine and outcomes of jobs have names that are made as they "
-            "start; delivery of logs and traces (logs:*Delivery*, xray:Put*) knows no resources"
+            "Runs of one application, executions of this machine and outcomes of jobs get their names when they start; "
+            "delivery of logs and traces (logs:*Delivery*, xray:Put*) does not support resources"
         )
-        wildcards(
+        acknowledge_wildcards(
             role,
             why,
             "Resource::*",
-            f"Resource::{shown(bucket_arn(stage, 'logs'))}/outcomes/*",
+            f"Resource::{nag_arn(bucket_arn(stage, 'logs'))}/outcomes/*",
             "Resource::arn:<AWS::Partition>:emr-serverless:<AWS::Region>:<AWS::AccountId>:/applications/"
             f"{self._name}-application-id/jobruns/*",
             f"Resource::arn:<AWS::Partition>:states:<AWS::Region>:<AWS::AccountId>:execution:{self._name}:*",
         )
         return machine
 
-    def _schedule(self, name: str, expression: str, asked: dict[str, object], role: iam.Role) -> None:
-        # the schedule's own id of the start is the execution's name: a start that is tried again starts nothing twice
+    def _schedule(self, name: str, expression: str, machine_input: dict[str, object], role: iam.Role) -> None:
+        # the execution is named after the schedule's invocation id, so that a retried invocation starts nothing twice
         target = {
             "StateMachineArn": self.machine.state_machine_arn,
             "Name": f"{name.lower()}-<aws.scheduler.execution-id>",
-            "Input": json.dumps(asked),
+            "Input": json.dumps(machine_input),
         }
         scheduler.CfnSchedule(
             self,
@@ -235,17 +235,21 @@ class OrchestrationStack(Stack):
             ),
         )
 
-    def _watch(self, compute: ComputeStack) -> None:
-        tell = actions.SnsAction(self.topic)
+    def _monitor(self, compute: ComputeStack) -> None:
+        notify = actions.SnsAction(self.topic)
         hour, day = Duration.hours(1), Duration.days(1)
         failed = self.machine.metric_failed(period=hour, statistic="Sum")
         late = self.machine.metric_timed_out(period=hour, statistic="Sum")
         done = self.machine.metric_succeeded(period=day, statistic="Sum")
         waiting = self.dead.metric_approximate_number_of_messages_visible(period=Duration.minutes(5))
         for name, metric, text in (
-            ("Failed", failed, "An execution failed; a message says which job, where it was one"),
+            ("Failed", failed, "An execution failed; if a job caused it, a separate message names the job"),
             ("TimedOut", late, "An execution took more than a day"),
-            ("NotStartedAtAll", waiting, "The scheduler could not start an execution; the queue has why"),
+            (
+                "NotStartedAtAll",
+                waiting,
+                "The scheduler could not start an execution; the dead-letter queue holds the reason",
+            ),
         ):
             alarm = metric.create_alarm(
                 self,
@@ -256,32 +260,32 @@ class OrchestrationStack(Stack):
                 evaluation_periods=1,
                 treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
             )
-            alarm.add_alarm_action(tell)
+            alarm.add_alarm_action(notify)
         if self._stage.nightly:
             silent = done.create_alarm(
                 self,
                 "Silent",
                 alarm_name=f"{self._name}-Silent",
-                alarm_description="Encore: no execution has ended well for a day",
+                alarm_description="Encore: no execution has succeeded for a day",
                 threshold=1,
                 evaluation_periods=1,
                 comparison_operator=cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD,
                 treat_missing_data=cloudwatch.TreatMissingData.BREACHING,
             )
-            silent.add_alarm_action(tell)
+            silent.add_alarm_action(notify)
         application = {"ApplicationId": compute.application_id, "ApplicationName": self._name}
 
-        def of_runs(name: str) -> cloudwatch.Metric:
+        def job_run_metric(name: str) -> cloudwatch.Metric:
             return cloudwatch.Metric(
                 namespace=EMR_METRICS, metric_name=name, dimensions_map=application, statistic="Sum"
             )
 
-        def of_workers(name: str) -> cloudwatch.SearchExpression:
-            # a line for drivers and for executors, on demand and prewarmed: those that there are
+        def worker_metric(name: str) -> cloudwatch.SearchExpression:
+            # one line for each combination of drivers or executors with on-demand or prewarmed capacity that exists
             dimensions = ",".join((EMR_METRICS, *sorted([*application, "CapacityAllocationType", "WorkerType"])))
             wanted = " ".join(f'{key}="{value}"' for key, value in application.items())
             return cloudwatch.SearchExpression(
-                # one value a minute: the sum over a longer time would be a multiple of what was allocated
+                # one value is published per minute: a sum over a longer period would be a multiple of the allocation
                 expression=f"SEARCH('{{{dimensions}}} MetricName=\"{name}\" {wanted}', 'Sum', 60)",
                 label="${PROP('Dim.WorkerType')}, ${PROP('Dim.CapacityAllocationType')}",
                 period=Duration.minutes(1),
@@ -293,15 +297,17 @@ class OrchestrationStack(Stack):
             dashboard_name=self._name,
             widgets=[
                 [
-                    cloudwatch.GraphWidget(title="Executions a day", left=[done, failed, late], width=12),
+                    cloudwatch.GraphWidget(title="Executions per day", left=[done, failed, late], width=12),
                     cloudwatch.GraphWidget(
-                        title="How long the line takes", left=[self.machine.metric_time(statistic="Maximum")], width=12
+                        title="Duration of the pipeline", left=[self.machine.metric_time(statistic="Maximum")], width=12
                     ),
                 ],
                 [
-                    cloudwatch.GraphWidget(title="CPUs", left=[of_workers("CPUAllocated")], width=8),
-                    cloudwatch.GraphWidget(title="Memory", left=[of_workers("MemoryAllocated")], width=8),
-                    cloudwatch.GraphWidget(title="Runs", left=[of_runs("SuccessJobs"), of_runs("FailedJobs")], width=8),
+                    cloudwatch.GraphWidget(title="CPUs", left=[worker_metric("CPUAllocated")], width=8),
+                    cloudwatch.GraphWidget(title="Memory", left=[worker_metric("MemoryAllocated")], width=8),
+                    cloudwatch.GraphWidget(
+                        title="Runs", left=[job_run_metric("SuccessJobs"), job_run_metric("FailedJobs")], width=8
+                    ),
                 ],
             ],
         )

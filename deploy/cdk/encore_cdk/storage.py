@@ -23,77 +23,81 @@ from encore.aws.athena import (
 )
 from encore.aws.stage import Stage
 from encore.lake.tables import ALL
-from encore_cdk.nag import argued
+from encore_cdk.nag import acknowledge
 
 PREFIX = "lake"
 
 
 def bucket_name(stage: Stage, name: str) -> str:
-    """Names are made of stage, account and region, so that roles name a bucket and not another stack's output."""
+    """Built from stage, account and region, so that policies can name a bucket without importing a stack's output."""
     return f"encore-{stage.name}-{name}-{Aws.ACCOUNT_ID}-{Aws.REGION}"
 
 
 def bucket_arn(stage: Stage, name: str) -> str:
-    """Of the bucket of that name."""
+    """The ARN of the bucket `bucket_name(stage, name)`."""
     return f"arn:{Aws.PARTITION}:s3:::{bucket_name(stage, name)}"
 
 
 def private_bucket(
     scope: Construct, stage: Stage, name: str, rules: list[s3.LifecycleRule], access_logs: s3.IBucket | None
 ) -> s3.Bucket:
-    """A bucket of a stage: encrypted, by TLS alone, for nobody outside. Without `access_logs` it takes those of the
-    others.
+    """A bucket of a stage: encrypted, TLS only, no public access.
 
-    Where the stage's data do not outlive it, the bucket is emptied when its stack is removed: one that holds something
-    would stay, and its stack with it.
+    `access_logs`: the bucket for access logs; None for that bucket itself. If the stage does not keep its data, the
+    bucket is emptied when its stack is deleted, since CloudFormation cannot delete a bucket that holds objects.
     """
-    is_log = access_logs is None
+    takes_logs = access_logs is None
     abort = s3.LifecycleRule(id="abort", abort_incomplete_multipart_upload_after=Duration.days(3))
     return s3.Bucket(
         scope,
         name,
-        bucket_name=bucket_name(stage, "access-logs" if is_log else name.lower()),
-        versioned=not is_log,
+        bucket_name=bucket_name(stage, "access-logs" if takes_logs else name.lower()),
+        versioned=not takes_logs,
         encryption=s3.BucketEncryption.S3_MANAGED,
         enforce_ssl=True,
         minimum_tls_version=1.2,
         block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
         object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
         server_access_logs_bucket=access_logs,
-        server_access_logs_prefix=None if is_log else f"{name.lower()}/",
+        server_access_logs_prefix=None if takes_logs else f"{name.lower()}/",
         lifecycle_rules=[*rules, abort],
         removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
         auto_delete_objects=not stage.keep,
     )
 
 
-def superseded(days: int) -> s3.LifecycleRule:
-    """What has been deleted or replaced already goes so long after."""
+def expire_noncurrent(days: int) -> s3.LifecycleRule:
+    """Delete object versions `days` after they were deleted or replaced."""
     return s3.LifecycleRule(
         id="superseded", noncurrent_version_expiration=Duration.days(days), expired_object_delete_marker=True
     )
 
 
 class StorageStack(Stack):
-    """What is kept."""
+    """Buckets and the data catalog."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: buckets, tables, Athena")
         self._stage = stage
         expire = s3.LifecycleRule(id="expire", expiration=Duration.days(90))
         self.access_logs = private_bucket(self, stage, "AccessLogs", [expire], None)
-        argued(self.access_logs, {"AwsSolutions-S1": "It takes the access logs of the others; its own would grow it"})
-        # Delta says itself which files are dead (VACUUM), and its log needs every file that it still names: nothing
-        # of the lake expires by age. Only what has been deleted or replaced already does.
-        self.lake = self._bucket("Lake", [superseded(30), _scratch()])
-        self.raw = self._bucket("Raw", [superseded(30), _cold()])
-        self.code = self._bucket("Code", [superseded(90)])
-        self.logs = self._bucket("Logs", [superseded(7), s3.LifecycleRule(id="expire", expiration=Duration.days(180))])
+        acknowledge(
+            self.access_logs,
+            {"AwsSolutions-S1": "It receives the access logs of the other buckets; logging to itself would never end"},
+        )
+        # Nothing in the lake expires by age: only Delta (VACUUM) knows which files its log no longer refers to. Object
+        # versions that were deleted or replaced do expire.
+        self.lake = self._bucket("Lake", [expire_noncurrent(30), _scratch()])
+        self.raw = self._bucket("Raw", [expire_noncurrent(30), _cold()])
+        self.code = self._bucket("Code", [expire_noncurrent(90)])
+        self.logs = self._bucket(
+            "Logs", [expire_noncurrent(7), s3.LifecycleRule(id="expire", expiration=Duration.days(180))]
+        )
         self.results = self._bucket(
-            "Results", [superseded(1), s3.LifecycleRule(id="expire", expiration=Duration.days(14))]
+            "Results", [expire_noncurrent(1), s3.LifecycleRule(id="expire", expiration=Duration.days(14))]
         )
         self.lake_path = f"s3://{bucket_name(stage, 'lake')}/{PREFIX}"
-        self._catalogue()
+        self._catalog()
         CfnOutput(self, "LakePath", value=self.lake_path)
         CfnOutput(self, "RawBucket", value=self.raw.bucket_name)
         CfnOutput(self, "LogBucket", value=self.logs.bucket_name)
@@ -101,19 +105,19 @@ class StorageStack(Stack):
     def _bucket(self, name: str, rules: list[s3.LifecycleRule]) -> s3.Bucket:
         return private_bucket(self, self._stage, name, rules, self.access_logs)
 
-    def _catalogue(self) -> None:
-        """The tables as Athena finds them. Their schema is declared once, in encore.lake.tables."""
+    def _catalog(self) -> None:
+        """The Glue catalog and the Athena workgroup. Schemas are declared once, in encore.lake.tables."""
         self.database = glue.CfnDatabase(
             self,
             "Database",
             catalog_id=self.account,
             database_input=glue.CfnDatabase.DatabaseInputProperty(
-                name=f"{DATABASE}_{self._stage.name}", description="Encore: Delta tables, and views that unfold them"
+                name=f"{DATABASE}_{self._stage.name}", description="Encore: Delta tables, and views that unnest them"
             ),
         )
         for table in ALL:
             location = f"{self.lake_path}/{table.name}/"
-            self._entry(
+            self._glue_table(
                 f"Table-{table.name}",
                 name=table.name,
                 description=f"A row is {table.grain}",
@@ -134,7 +138,7 @@ class StorageStack(Stack):
             )
         for view in VIEWS:
             parameters, text, columns = athena_view(view, f"{DATABASE}_{self._stage.name}")
-            self._entry(
+            self._glue_table(
                 f"View-{view}",
                 name=view,
                 table_type="VIRTUAL_VIEW",
@@ -151,12 +155,12 @@ class StorageStack(Stack):
             self,
             "Workgroup",
             name=f"encore-{self._stage.name}",
-            description="Queries on the tables of Encore",
+            description="Queries on Encore's tables",
             recursive_delete_option=not self._stage.keep,
             work_group_configuration=athena.CfnWorkGroup.WorkGroupConfigurationProperty(
                 enforce_work_group_configuration=True,
                 publish_cloud_watch_metrics_enabled=True,
-                # a query that reads more than 50 GB is a mistake here: the whole lake is smaller
+                # a query that reads more than 50 GB is a mistake, since the whole lake is smaller
                 bytes_scanned_cutoff_per_query=50 * 1024**3,
                 engine_version=athena.CfnWorkGroup.EngineVersionProperty(
                     selected_engine_version="Athena engine version 3"
@@ -170,14 +174,14 @@ class StorageStack(Stack):
             ),
         )
 
-    def _entry(self, id: str, **about: Any) -> None:
-        """A table or view of the database, of what TableInputProperty takes."""
+    def _glue_table(self, id: str, **properties: Any) -> None:
+        """A table or view in the database; `properties` are those of TableInputProperty."""
         glue.CfnTable(
             self,
             id,
             catalog_id=self.account,
             database_name=self.database.ref,
-            table_input=glue.CfnTable.TableInputProperty(**about),
+            table_input=glue.CfnTable.TableInputProperty(**properties),
         )
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The database's password, the first user (MLFLOW_AUTH_ADMIN_USERNAME and _PASSWORD) and the key of the pages' sessions
-# (MLFLOW_FLASK_SERVER_SECRET_KEY) come as variables from the secrets store: they stand in no command line.
+# The database password, the first user (MLFLOW_AUTH_ADMIN_USERNAME and _PASSWORD) and the session key of the web pages
+# (MLFLOW_FLASK_SERVER_SECRET_KEY) are variables set from Secrets Manager, so that they appear on no command line.
 set -eu
 : "${MLFLOW_BACKEND_STORE_URI:=postgresql+psycopg2://$DB_USER:$DB_PASSWORD@$DB_HOST:$DB_PORT/mlflow?sslmode=require}"
 export MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH="$HOME/auth.ini"

@@ -1,1 +1,1 @@
-"""Encore on AWS: how a job is started there, in what order, and what it may touch."""
+"""Encore on AWS: how jobs are started there, in what order, and what each may access."""

@@ -1,7 +1,8 @@
-"""What each job may touch: IAM statements derived from what it declares to read and write.
+"""What each job may access: IAM statements derived from the tables that it declares to read and write.
 
-One role a job. It may read the tables of READS and WRITES, write those of WRITES, and the framework's two, in which
-every job records how it ended; and its own corners of the other buckets. Nothing is granted on a bucket as a whole.
+Each job has its own role. It may read the tables in READS and WRITES, write those in WRITES and the framework's two
+tables, in which every job records how it ended, and use its own prefixes in the other buckets. Nothing is granted on a
+whole bucket.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from encore.runtime.graph import Node
 Statement = dict[str, Any]
 
 RAW = {"ingest_playlists": "playlists", "ingest_features": "features"}
-"""Jobs that read what is not in the lake, and the folder of the raw bucket that is theirs."""
+"""Jobs that read raw data, and the folder of the raw bucket that each may read."""
 
 READ_OBJECTS = ("s3:GetObject",)
 WRITE_OBJECTS = ("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:PutObject")
-"""Delta removes files of its log that have expired, and Hadoop what it set aside: hence DeleteObject."""
+"""DeleteObject, since Delta deletes expired log files and Hadoop its temporary files."""
 
 TRACKING = (
     "CreateExperiment",
@@ -32,12 +33,12 @@ TRACKING = (
     "SetTag",
     "UpdateRun",
 )
-"""What jobs ask of MLflow, as SageMaker names it, whose server takes the caller's role for a login."""
+"""The MLflow actions that jobs need, by SageMaker's names: its server authenticates callers by their IAM role."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """ARNs of the buckets, and the prefix of the tables within the lake's, without a slash at the end."""
+    """ARNs of the buckets, and the prefix of the tables in the lake bucket, without a trailing slash."""
 
     lake: str
     raw: str
@@ -47,7 +48,7 @@ class Buckets:
 
 
 def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> list[Statement]:
-    """All that the role of a job may do in S3. `upkeep`: tables whose files, but no rows, it changes."""
+    """All that a job's role may do in S3. `upkeep`: tables whose files it rewrites without changing rows."""
     reads = _names([*node.reads, *node.writes, *upkeep, *FRAMEWORK])
     writes = _names([*node.writes, *upkeep, *FRAMEWORK])
     tables = f"{buckets.lake}/{buckets.prefix}"
@@ -56,8 +57,8 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
         _allow("ReadTables", READ_OBJECTS, [f"{tables}/{name}/*" for name in reads]),
         _allow("WriteTables", WRITE_OBJECTS, [f"{tables}/{name}/*" for name in writes]),
         _list("ListTables", buckets.lake, [part for name in reads for part in _under(f"{buckets.prefix}/{name}")]),
-        _allow("SetAside", (*READ_OBJECTS, *WRITE_OBJECTS), [f"{buckets.lake}/{own}"]),
-        _list("ListSetAside", buckets.lake, [own]),
+        _allow("Scratch", (*READ_OBJECTS, *WRITE_OBJECTS), [f"{buckets.lake}/{own}"]),
+        _list("ListScratch", buckets.lake, [own]),
         _allow("ReadCode", READ_OBJECTS, [f"{buckets.code}/*"]),
         _allow(
             "WriteLogs",
@@ -73,8 +74,10 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
 
 
 def cluster_statements(buckets: Buckets) -> list[Statement]:
-    """What the nodes of a cluster may do in S3, which all jobs share: the union of what the jobs may. Code and raw
-    data are read and never written, and `cluster/` is where EMR puts the nodes' own logs."""
+    """What the nodes of a cluster may do in S3: the union of all jobs' permissions, since all jobs share the nodes.
+
+    Code and raw data are read-only; `cluster/` is where EMR puts the nodes' own logs.
+    """
     tables = f"{buckets.lake}/{buckets.prefix}"
     folders = sorted(RAW.values())
     return [
@@ -92,8 +95,10 @@ def cluster_statements(buckets: Buckets) -> list[Statement]:
 
 
 def tracking_statements(server: str, artefacts: str) -> list[Statement]:
-    """What a job may do with an MLflow server that SageMaker manages, by their ARNs: nothing is removed, and artefacts
-    go from the job into the server's bucket, which no server stands before."""
+    """What a job may do with an MLflow server that SageMaker manages; `server` and `artefacts` are ARNs.
+
+    Jobs may delete nothing, and write artefacts directly to the server's bucket.
+    """
     return [
         _allow("Tracking", [f"sagemaker-mlflow:{action}" for action in TRACKING], [server]),
         _allow("Artefacts", ("s3:AbortMultipartUpload", "s3:PutObject"), [f"{artefacts}/*"]),
@@ -105,7 +110,7 @@ def _names(tables: Sequence[Table]) -> list[str]:
 
 
 def _under(folder: str) -> list[str]:
-    """What a listing of a folder may ask for: itself, and what is in it. A neighbour `folder2` is neither."""
+    """Prefixes that list a folder: the folder itself and its contents, but not a sibling such as `folder2`."""
     return [folder, f"{folder}/*"]
 
 
@@ -114,9 +119,12 @@ def _allow(sid: str, actions: Sequence[str], resources: Sequence[str]) -> Statem
 
 
 def _list(sid: str, bucket: str, prefixes: Sequence[str]) -> Statement:
-    """Listing of folders. `IfExists`: S3 says of an object that it is not there, as Delta's readers ask of a
-    checkpoint, only to those who may list; such a request names no prefix. So a listing of the whole bucket, of names
-    alone, is allowed too."""
+    """Permission to list folders.
+
+    `IfExists`: S3 answers 404 for a missing object (Delta readers probe for a checkpoint) only to callers that may list
+    the bucket, and such a request names no prefix. As a side effect, the names of all objects in the bucket can be
+    listed.
+    """
     return {
         **_allow(sid, ("s3:ListBucket",), [bucket]),
         "Condition": {"StringLikeIfExists": {"s3:prefix": list(prefixes)}},

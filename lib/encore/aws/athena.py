@@ -1,8 +1,8 @@
-"""The tables and views as Glue and Athena know them, from the declarations of encore.lake.tables.
+"""Tables and views for the Glue catalog and Athena, from the declarations in encore.lake.tables.
 
-Athena reads a Delta table's schema and files from its log; what stands in Glue tells it that and where, and people the
-columns and their comments. The views are those of `encore.lake.tables.VIEWS` in Athena's SQL, which unfolds arrays by
-UNNEST and counts them from 1.
+Athena reads the schema and files of a Delta table from its log. The Glue entry says that it is a Delta table and where
+it is stored, and documents its columns for people. The views are those of `encore.lake.tables.VIEWS` in Athena's SQL,
+where UNNEST expands arrays and positions start at 1.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ DATABASE = "encore"
 
 VIEWS: dict[str, str] = {
     "playlist_tracks": """
-        SELECT p.pid, p.name AS playlist_name, CAST(u.place - 1 AS integer) AS pos, t.track_id, t.track_uri,
+        SELECT p.pid, p.name AS playlist_name, CAST(u.ordinal - 1 AS integer) AS pos, t.track_id, t.track_uri,
                t.track_name, t.artist_uri, t.artist_name, t.album_uri, t.album_name, t.duration_ms
         FROM playlists p
-        CROSS JOIN UNNEST(p.track_ids) WITH ORDINALITY AS u (track_id, place)
+        CROSS JOIN UNNEST(p.track_ids) WITH ORDINALITY AS u (track_id, ordinal)
         JOIN tracks t ON t.track_id = u.track_id""",
     "holdout_tracks": """
         SELECT h.pid, h.part, h.pos, t.track_id, t.track_uri, t.track_name, t.artist_uri, t.artist_name
-        FROM (SELECT pid, 'train' AS part, CAST(u.place - 1 AS integer) AS pos, u.track_id
-              FROM holdout CROSS JOIN UNNEST(train) WITH ORDINALITY AS u (track_id, place)
+        FROM (SELECT pid, 'train' AS part, CAST(u.ordinal - 1 AS integer) AS pos, u.track_id
+              FROM holdout CROSS JOIN UNNEST(train) WITH ORDINALITY AS u (track_id, ordinal)
               UNION ALL
-              SELECT pid, 'test' AS part, CAST(u.place - 1 AS integer) AS pos, u.track_id
-              FROM holdout CROSS JOIN UNNEST(test) WITH ORDINALITY AS u (track_id, place)) h
+              SELECT pid, 'test' AS part, CAST(u.ordinal - 1 AS integer) AS pos, u.track_id
+              FROM holdout CROSS JOIN UNNEST(test) WITH ORDINALITY AS u (track_id, ordinal)) h
         JOIN tracks t ON t.track_id = h.track_id""",
     "recommended_tracks": """
-        SELECT r.model, r.pid, CAST(u.place AS integer) AS rank, t.track_uri, r.scores[u.place] AS score, t.track_id,
-               t.track_name, t.artist_uri, t.artist_name, contains(h.test, u.track_id) AS hit
+        SELECT r.model, r.pid, CAST(u.ordinal AS integer) AS rank, t.track_uri, r.scores[u.ordinal] AS score,
+               t.track_id, t.track_name, t.artist_uri, t.artist_name, contains(h.test, u.track_id) AS hit
         FROM recommendations r
-        CROSS JOIN UNNEST(r.track_ids) WITH ORDINALITY AS u (track_id, place)
+        CROSS JOIN UNNEST(r.track_ids) WITH ORDINALITY AS u (track_id, ordinal)
         JOIN tracks t ON t.track_id = u.track_id
         LEFT JOIN holdout h ON h.pid = r.pid""",
 }
-"""By the names, and with the columns, of `encore.lake.tables.VIEWS`."""
+"""SQL by view: the same names and columns as `encore.lake.tables.VIEWS`."""
 
-_MADE = {
+_DERIVED_TYPES = {
     "playlist_name": "string",
     "pos": "int",
     "part": "string",
@@ -47,7 +47,7 @@ _MADE = {
     "score": "float",
     "hit": "boolean",
 }
-"""Columns of views that are in no table."""
+"""Hive types of view columns that are in no table."""
 
 VIEW_COLUMNS: dict[str, tuple[str, ...]] = {
     "playlist_tracks": (
@@ -60,45 +60,45 @@ VIEW_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-_PRESTO = {"string": "varchar", "int": "integer", "float": "real"}
+_PRESTO_TYPES = {"string": "varchar", "int": "integer", "float": "real"}
 
 
 def glue_columns(table: Table) -> list[tuple[str, str, str]]:
-    """Name, Hive's type, and comment of each column."""
+    """Name, Hive type and comment of each column."""
     return [(column.name, column.type, column.comment) for column in table.columns]
 
 
 def glue_parameters() -> dict[str, str]:
-    """What says of a table in Glue that it is Delta, to Athena and to Spark."""
+    """Table parameters that mark a Glue table as Delta for Athena and Spark."""
     return {"table_type": "DELTA", "spark.sql.sources.provider": "delta", "classification": "delta", "EXTERNAL": "TRUE"}
 
 
 INPUT_FORMAT = "org.apache.hadoop.mapred.SequenceFileInputFormat"
 OUTPUT_FORMAT = "org.apache.hadoop.hive.ql.io.HiveSequenceFileOutputFormat"
 SERDE = "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe"
-"""What Spark itself writes of a Delta table into a catalogue of Hive's, though nobody reads the table by them."""
+"""What Spark itself writes to a Hive catalog for a Delta table, although nothing reads the table through them."""
 
 
 def serde_parameters(location: str) -> dict[str, str]:
-    """What goes with SERDE: Spark finds the table by `path`, not by the location."""
+    """Parameters of SERDE: Spark finds the table by `path`, not by its location."""
     return {"serialization.format": "1", "path": location}
 
 
 def athena_view(name: str, database: str) -> tuple[dict[str, str], str, list[tuple[str, str]]]:
-    """A view in Glue: its parameters, the text in which Athena finds its SQL, and its columns with Hive's types."""
-    columns = [(column, _type_of(column)) for column in VIEW_COLUMNS[name]]
-    about = {
+    """A view in Glue: its parameters, the text that holds its SQL for Athena, and its columns' names and Hive types."""
+    columns = [(column, _hive_type(column)) for column in VIEW_COLUMNS[name]]
+    definition = {
         "originalSql": " ".join(VIEWS[name].split()),
         "catalog": "awsdatacatalog",
         "schema": database,
-        "columns": [{"name": column, "type": _PRESTO.get(type_, type_)} for column, type_ in columns],
+        "columns": [{"name": column, "type": _PRESTO_TYPES.get(type_, type_)} for column, type_ in columns],
     }
-    text = base64.b64encode(json.dumps(about).encode()).decode()
+    text = base64.b64encode(json.dumps(definition).encode()).decode()
     return {"presto_view": "true", "comment": "Presto View"}, f"/* Presto View: {text} */", columns
 
 
-def _type_of(column: str) -> str:
+def _hive_type(column: str) -> str:
     for table in (TRACKS, PLAYLISTS, HOLDOUT, RECOMMENDATIONS):
-        if column in table.names and column not in _MADE:
+        if column in table.names and column not in _DERIVED_TYPES:
             return table.column(column).type
-    return _MADE[column]
+    return _DERIVED_TYPES[column]

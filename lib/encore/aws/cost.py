@@ -1,13 +1,14 @@
-"""What a run costs on AWS, from the seconds that the last run took here and a table of prices.
+"""An estimate of what a run costs on AWS, from the durations measured in the last run and a table of prices.
 
-For each job `job_costs` has its seconds and those of all its tasks together. With n cores, seconds - tasks / n were
-spent in the driver while executors waited. For N playlists both parts are taken in proportion to the playlists, so
+For each job, `job_costs` holds its duration and the total duration of its tasks. On n cores, seconds - tasks / n were
+spent in the driver while executors waited. Both are scaled linearly from the n0 playlists measured to N playlists:
 
-    there = start + N/n0 (driver + tasks / (executors x cores of one))
+    seconds on AWS = start + N/n0 (driver + tasks / (executors x cores per executor))
 
-EMR Serverless: the driver is paid for all of it, executors until the tasks are done and an idle time after it. EMR on
-EC2: all nodes, from their start until the cluster ends itself. A core here counts as a vCPU there. Jobs are counted one
-after the other: what the state machine runs side by side costs the same and ends earlier.
+On EMR Serverless the driver is billed for all of that time, executors until the tasks are done plus an idle time. On
+EC2 all nodes are billed, from their start until the cluster terminates itself. A local core counts as one vCPU. Jobs
+are added up as if they ran one after the other: those that the state machine runs in parallel cost the same, and end
+earlier.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from encore.config import conf_dir, read_yaml
 from encore.errors import ConfigError
 
-FAR = 4
-"""Up to so many times the playlists of the run that was measured an estimate is called one."""
+RELIABLE_SCALE = 4
+"""Beyond this many times (or below one such fraction of) the measured playlists, an estimate is called unreliable."""
 
 
 class _Prices(BaseModel):
@@ -30,14 +31,14 @@ class _Prices(BaseModel):
 
 
 class Serverless(_Prices):
-    """EMR Serverless, dollars."""
+    """Prices of EMR Serverless, in dollars."""
 
     vcpu_hour: float = Field(gt=0)
     gb_hour: float = Field(gt=0)
 
 
 class Node(_Prices):
-    """A node of a cluster: its type, vCPUs, and dollars an hour of EC2 and of EMR."""
+    """A cluster node: its type, vCPUs, and the hourly prices of EC2 and of EMR, in dollars."""
 
     type: str
     vcpu: int = Field(gt=0)
@@ -52,8 +53,8 @@ class Nodes(_Prices):
     worker: Node
 
 
-class Waits(_Prices):
-    """Seconds that are paid and not worked."""
+class Overheads(_Prices):
+    """Seconds that are billed but in which no work is done."""
 
     worker_start: float = Field(ge=0)
     worker_idle: float = Field(ge=0)
@@ -62,23 +63,25 @@ class Waits(_Prices):
 
 
 class Prices(_Prices):
-    """`conf/prices/<region>.yaml`."""
+    """The prices of a region: `conf/prices/<region>.yaml`."""
 
     region: str
     date: str
     serverless: Serverless
     ec2: Nodes
     s3_gb_month: float = Field(gt=0)
-    seconds: Waits
+    seconds: Overheads
 
 
-def prices_of(region: str) -> Prices:
-    """The prices of a region. ConfigError where there are none, or where the file is wrong."""
+def load_prices(region: str) -> Prices:
+    """The prices of a region. ConfigError if there are none or the file is invalid."""
     folder = conf_dir() / "prices"
     path = folder / f"{region}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in folder.glob("*.yaml"))) or "none"
-        raise ConfigError(f"no prices for {region}: {path} is not there", remedy=f"write it; there are: {known}")
+        raise ConfigError(
+            f"no prices for {region}: {path} does not exist", remedy=f"create it; regions with prices: {known}"
+        )
     try:
         return Prices.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -89,7 +92,7 @@ def prices_of(region: str) -> Prices:
 
 @dataclass(frozen=True)
 class Workers:
-    """What a run takes on EMR Serverless: vCPUs and GB of the driver and of an executor, and how many of these."""
+    """The workers of a run on EMR Serverless: how many executors, and vCPUs and GB of the driver and of an executor."""
 
     executors: int
     driver_vcpu: int
@@ -98,8 +101,8 @@ class Workers:
     executor_gb: int
 
 
-def workers_of(spark: Mapping[str, str], driver_memory: str | None, executors: int) -> Workers:
-    """The sizes that the settings of an environment name. ConfigError for one that is not whole gigabytes."""
+def worker_sizes(spark: Mapping[str, str], driver_memory: str | None, executors: int) -> Workers:
+    """Worker sizes from an environment's Spark settings. ConfigError for a memory size that is not whole gigabytes."""
     driver = _gb("spark.driver.memory", driver_memory or spark.get("spark.driver.memory", "14g"))
     return Workers(
         executors,
@@ -118,23 +121,23 @@ def _gb(name: str, text: str) -> int:
 
 
 @dataclass(frozen=True)
-class JobCost:
-    """A job: seconds that it took here, seconds that it would take there, dollars on EMR Serverless and on EC2."""
+class JobEstimate:
+    """The estimate for a job: seconds measured, seconds expected on AWS, and dollars on EMR Serverless and on EC2."""
 
     job: str
-    here: float
-    there: float
+    measured_seconds: float
+    seconds: float
     serverless: float
     ec2: float
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run of N playlists costs; `scale` is N over the playlists that were measured."""
+    """The estimate for a run of N playlists; `scale` is N divided by the number of playlists measured."""
 
-    jobs: tuple[JobCost, ...]
-    waiting_ec2: float
-    """Dollars of a cluster's nodes while they start, and while they wait for their end."""
+    jobs: tuple[JobEstimate, ...]
+    cluster_overhead: float
+    """Dollars for the cluster's nodes while they start, and while they are idle before termination."""
     lake_gb: float
     scale: float
 
@@ -145,45 +148,45 @@ class Estimate:
 
     @property
     def ec2(self) -> float:
-        """Dollars on a cluster of EC2, that is started for the run."""
-        return sum(job.ec2 for job in self.jobs) + self.waiting_ec2
+        """Dollars on an EC2 cluster started for this run."""
+        return sum(job.ec2 for job in self.jobs) + self.cluster_overhead
 
     @property
     def seconds(self) -> float:
-        """Of all jobs, one after the other."""
-        return sum(job.there for job in self.jobs)
+        """Seconds of all jobs, run one after the other."""
+        return sum(job.seconds for job in self.jobs)
 
 
 def estimate(
     rows: Sequence[Mapping[str, Any]], cores: int, scale: float, lake_bytes: int, prices: Prices, workers: Workers
 ) -> Estimate:
-    """What a run costs: `rows` of `job_costs`, one a job, measured with `cores`; `scale` times as many playlists.
+    """Estimate the cost of a run with `scale` times as many playlists.
 
-    `lake_bytes`: the lake's size as measured.
+    `rows`: rows of `job_costs`, one per job, measured on `cores` cores; `lake_bytes`: the size of the lake as measured.
     """
     jobs = tuple(_job(row, cores, scale, prices, workers) for row in rows)
     hours = (prices.seconds.cluster_start + prices.seconds.cluster_idle) / 3600
     return Estimate(jobs, hours * _cluster_hour(prices, workers), lake_bytes * scale / 1e9, scale)
 
 
-def _job(row: Mapping[str, Any], cores: int, scale: float, prices: Prices, workers: Workers) -> JobCost:
-    here, tasks = float(row["seconds"]), float(row["run_seconds"])
-    alone = max(0.0, here - tasks / cores)
-    waits, price = prices.seconds, prices.serverless
-    spread = tasks * scale / (workers.executors * workers.executor_vcpu)
-    there = waits.worker_start + alone * scale + spread
-    # a job without tasks lets its executors go, or never gets any
-    busy = waits.worker_start + spread + waits.worker_idle if tasks else 0.0
+def _job(row: Mapping[str, Any], cores: int, scale: float, prices: Prices, workers: Workers) -> JobEstimate:
+    measured, tasks = float(row["seconds"]), float(row["run_seconds"])
+    driver_only = max(0.0, measured - tasks / cores)
+    overheads, price = prices.seconds, prices.serverless
+    parallel = tasks * scale / (workers.executors * workers.executor_vcpu)
+    seconds = overheads.worker_start + driver_only * scale + parallel
+    # a job without tasks releases its executors, or never gets any
+    executor_seconds = overheads.worker_start + parallel + overheads.worker_idle if tasks else 0.0
     driver = workers.driver_vcpu * price.vcpu_hour + workers.driver_gb * price.gb_hour
     executor = workers.executor_vcpu * price.vcpu_hour + workers.executor_gb * price.gb_hour
-    serverless = driver * max(there, 60) / 3600 + workers.executors * executor * busy / 3600
-    # steps of one cluster begin at once
-    on_cluster = (there - waits.worker_start) / 3600 * _cluster_hour(prices, workers)
-    return JobCost(str(row["job"]), here, there, serverless, on_cluster)
+    serverless = driver * max(seconds, 60) / 3600 + workers.executors * executor * executor_seconds / 3600
+    # a step on a running cluster starts at once
+    on_cluster = (seconds - overheads.worker_start) / 3600 * _cluster_hour(prices, workers)
+    return JobEstimate(str(row["job"]), measured, seconds, serverless, on_cluster)
 
 
 def _cluster_hour(prices: Prices, workers: Workers) -> float:
-    """Dollars of an hour of a cluster with as many cores in workers as the executors have."""
-    one, many = prices.ec2.driver, prices.ec2.worker
-    nodes = -(-workers.executors * workers.executor_vcpu // many.vcpu)
-    return one.hour + one.emr_hour + nodes * (many.hour + many.emr_hour)
+    """Dollars per hour for a cluster whose worker nodes have at least as many cores as the executors."""
+    driver, worker = prices.ec2.driver, prices.ec2.worker
+    nodes = -(-workers.executors * workers.executor_vcpu // worker.vcpu)
+    return driver.hour + driver.emr_hour + nodes * (worker.hour + worker.emr_hour)

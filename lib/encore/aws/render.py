@@ -1,9 +1,10 @@
-"""How a job is started: on this machine, by EMR Serverless, or as a step of an EMR cluster on EC2. Nothing else knows.
+"""How a job is started: on this machine, on EMR Serverless, or as a step on an EMR cluster. Only this module knows.
 
-All three run the same entry point, `jobs/<job>.py`, with the same arguments. On EMR, Python and all that EMR lacks come
-out of the application archive (`make package`), which Spark unpacks as `environment` where a driver or an executor
-works; Spark and Delta are EMR's own. A submission carries its whole configuration: nothing depends on what an earlier
-one, an application's defaults or a cluster's files say. What is secret is not part of it (`tracking.login`).
+All three run the same entry point, `jobs/<job>.py`, with the same arguments. On EMR, Python and every package that EMR
+lacks come from the application archive (`make package`), which Spark unpacks as `environment` in the working directory
+of drivers and executors; Spark and Delta are EMR's own. A submission carries its complete configuration, so nothing
+depends on earlier submissions, application defaults or files on a cluster. It carries no secrets: a job reads MLflow's
+login from Secrets Manager (`tracking.login`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from encore.log import redact
 from encore.spark.session import DELTA_SETTINGS
 
 ARCHIVE = "environment.tar.gz"
-"""Of the application archive, within the folder of the code."""
+"""File name of the application archive in the code folder."""
 
 PYTHON = "./environment/bin/python"
-"""Where the archive's Python is, seen from the working folder of a driver or an executor."""
+"""The archive's Python, relative to the working directory of a driver or an executor."""
 
 SERVERLESS_JARS = "/usr/share/aws/delta/lib/delta-spark.jar,/usr/share/aws/delta/lib/delta-storage.jar"
-"""Delta on EMR Serverless. A cluster has it on its class path by the classification `delta-defaults`."""
+"""Delta on EMR Serverless. On a cluster, the classification `delta-defaults` puts it on the class path."""
 
 TARGETS = ("local", "emr-serverless", "emr-ec2")
 
@@ -35,8 +36,8 @@ TARGETS = ("local", "emr-serverless", "emr-ec2")
 class Submission:
     """One start of a job: its name, `--env`, settings (a.b=value) and the pipeline run that it is part of.
 
-    `outcome`: where it is to write how it failed (`encore.runtime.outcome`). `spark`: settings of Spark that count
-    only before a JVM is there, such as sizes of executors.
+    `outcome`: where the job writes how it failed (`encore.runtime.outcome`). `spark`: Spark settings that only take
+    effect before the JVM starts, such as executor sizes.
     """
 
     job: str
@@ -48,43 +49,47 @@ class Submission:
     force: bool = False
 
     def arguments(self) -> list[str]:
-        """What the entry point is given."""
+        """The arguments of the entry point."""
         found = ["--env", self.env, "--run-id", self.run_id, "--set-json", json.dumps(list(self.settings))]
         found += ["--outcome", self.outcome] if self.outcome else []
         return found + (["--force"] if self.force else [])
 
 
-def submission(job: str, config: Config, run_id: str, *, outcome: str | None = None, force: bool = False) -> Submission:
-    """The start of a job with the whole of a configuration. ConfigError where that would carry a login in the open."""
+def make_submission(
+    job: str, config: Config, run_id: str, *, outcome: str | None = None, force: bool = False
+) -> Submission:
+    """A submission with a complete configuration. ConfigError if that would expose a login."""
     settings = []
     for section, values in config.model_dump(mode="json").items():
         if section in ("env", "emr"):
             continue
         for name, value in values.items():
             if (section, name) == ("tracking", "uri") and config.tracking.login:
-                # the job finds it in the secret
+                # the job reads it from the secret
                 continue
             if redact(value) != value:
                 raise ConfigError(
-                    f"{section}.{name} holds a login, and would stand in a command line and a log",
-                    remedy="put it into AWS Secrets Manager and name it by tracking.login",
+                    f"{section}.{name} holds a login, which would appear on a command line and in logs",
+                    remedy="store it in AWS Secrets Manager and set tracking.login to the secret",
                 )
-            # JSON is YAML: what is sent is read as it was
+            # JSON is valid YAML, so values are parsed back unchanged
             settings.append(f"{section}.{name}={json.dumps(value)}")
     return Submission(job, config.env, tuple(settings), run_id, launch_settings(config), outcome, force)
 
 
 def launch_settings(config: Config) -> tuple[tuple[str, str], ...]:
-    """Settings of Spark that a configuration names, sorted: those of sizes count only before a JVM is there."""
+    """The Spark settings of a configuration, sorted. Sizes only take effect before the JVM starts."""
     memory = config.spark.driver_memory
     driver = {"spark.driver.memory": memory} if memory else {}
     return tuple(sorted({**config.spark.settings, **driver}.items()))
 
 
-def local(asked: Submission, master: str | None, program: str = "spark-submit", jobs: str = "jobs") -> list[str]:
-    """A command of this machine. `program`: spark-submit; `jobs`: the folder of the entry points."""
-    command = [program, *(["--master", master] if master else []), *_conf(dict(asked.spark))]
-    return [*command, f"{jobs}/{asked.job}.py", *asked.arguments()]
+def local_command(
+    submission: Submission, master: str | None, program: str = "spark-submit", jobs: str = "jobs"
+) -> list[str]:
+    """The command that runs a job on this machine. `program`: spark-submit; `jobs`: the folder of the entry points."""
+    command = [program, *(["--master", master] if master else []), *_conf_options(dict(submission.spark))]
+    return [*command, f"{jobs}/{submission.job}.py", *submission.arguments()]
 
 
 def _serverless_settings(code: str) -> dict[str, str]:
@@ -98,7 +103,7 @@ def _serverless_settings(code: str) -> dict[str, str]:
     }
 
 
-def serverless(
+def serverless_request(
     job: str,
     arguments: Any,
     *,
@@ -110,12 +115,12 @@ def serverless(
     minutes: int,
     spark: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """The parameters of `startJobRun`, as the API names them.
+    """The parameters of `startJobRun`, by the names of the API.
 
-    `arguments`: a list, or what makes one in a state machine; `code`: s3:// folder of the application archive and the
-    entry points; `log_uri`: s3:// folder of the logs.
+    `arguments`: a list, or an intrinsic function that makes one in a state machine; `code`: s3:// folder of the
+    application archive and the entry points; `log_uri`: s3:// folder of the logs.
     """
-    options = _conf({**dict(spark), **_serverless_settings(code)})
+    options = _conf_options({**dict(spark), **_serverless_settings(code)})
     return {
         "applicationId": application,
         "executionRoleArn": role,
@@ -126,7 +131,7 @@ def serverless(
             "sparkSubmit": {
                 "entryPoint": f"{code}/jobs/{job}.py",
                 "entryPointArguments": arguments,
-                # a word is quoted only where it must be: AWS's own examples quote none
+                # quote only where necessary: AWS's own examples quote nothing
                 "sparkSubmitParameters": " ".join(shlex.quote(word) if " " in word else word for word in options),
             }
         },
@@ -134,28 +139,28 @@ def serverless(
     }
 
 
-def ec2_step(asked: Submission, code: str) -> dict[str, Any]:
-    """A step of a cluster: the driver runs on a node as well, which the archive reaches as it does the executors."""
+def ec2_step(submission: Submission, code: str) -> dict[str, Any]:
+    """A step for an EMR cluster. The driver runs on a node too, and gets the archive just as executors do."""
     settings = {
-        **dict(asked.spark),
+        **dict(submission.spark),
         **DELTA_SETTINGS,
         "spark.archives": f"{code}/{ARCHIVE}#environment",
         "spark.executorEnv.PYSPARK_PYTHON": PYTHON,
         "spark.yarn.appMasterEnv.PYSPARK_DRIVER_PYTHON": PYTHON,
         "spark.yarn.appMasterEnv.PYSPARK_PYTHON": PYTHON,
-        # a second try of the driver would write over what the first one said
+        # a second attempt of the driver would overwrite the outcome of the first
         "spark.yarn.maxAppAttempts": "1",
     }
-    command = ["spark-submit", "--master", "yarn", "--deploy-mode", "cluster", *_conf(settings)]
+    command = ["spark-submit", "--master", "yarn", "--deploy-mode", "cluster", *_conf_options(settings)]
     return {
-        "Name": f"{asked.job} {asked.run_id}",
+        "Name": f"{submission.job} {submission.run_id}",
         "ActionOnFailure": "CONTINUE",
         "HadoopJarStep": {
             "Jar": "command-runner.jar",
-            "Args": [*command, f"{code}/jobs/{asked.job}.py", *asked.arguments()],
+            "Args": [*command, f"{code}/jobs/{submission.job}.py", *submission.arguments()],
         },
     }
 
 
-def _conf(settings: dict[str, str]) -> list[str]:
+def _conf_options(settings: dict[str, str]) -> list[str]:
     return [part for name, value in sorted(settings.items()) for part in ("--conf", f"{name}={value}")]

@@ -1,6 +1,7 @@
-"""What differs between dev, staging and prod, and what a deployment may choose by context (`cdk ... -c name=value`).
+"""The choices that differ between the stages dev, staging and prod, and how a deployment overrides them.
 
-The values are those of `conf/deploy/stages.yaml`, which a team commits; those of a context win over them, for one call.
+Values come from `conf/deploy/stages.yaml`, which a team commits. The CDK context (`cdk ... -c name=value`) overrides
+them for one call.
 """
 
 from __future__ import annotations
@@ -13,40 +14,46 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator
 
-from encore.aws.cost import Workers, workers_of
+from encore.aws.cost import Workers, worker_sizes
 from encore.config import Section, conf_dir, load_config, read_yaml
 from encore.errors import ConfigError
 
 
-class UnknownStage(ConfigError):
-    """A stage or a choice that there is not, or a value that a choice cannot have."""
+class StageError(ConfigError):
+    """An unknown stage or choice, or an invalid value."""
 
 
 class Stage(Section):
-    """The choices of a deployment. No account number and no region: these are whoever deploys."""
+    """The choices of a deployment. Account and region are not among them: they come from the caller's credentials."""
 
     name: str
-    keep: bool = Field(description="Whether data outlives the stack.")
+    keep: bool = Field(description="Whether data is kept when the stacks are deleted.")
     max_vcpu: int = Field(
-        description="Most that the Serverless application takes at a time: a limit on what a mistake can cost."
+        description="Maximum concurrent vCPUs of the EMR Serverless application: it limits what a mistake can cost."
     )
-    nat_gateways: int = Field(ge=1, description="Ways out of the private network: jobs ask services through them.")
-    nightly: bool = Field(description="Whether the schedules are on.")
-    timezone: str = Field(description="Of the schedules.")
-    hour: int = Field(ge=0, le=23, description="At which the nightly run starts.")
-    prewarmed: bool = Field(description="Whether workers wait, started and paid for, so that a job begins in seconds.")
-    ec2: bool = Field(description="Whether there is an EMR cluster on EC2 too.")
-    mlflow: Literal["fargate", "sagemaker"] = Field(description="Who runs MLflow: we, or SageMaker.")
-    base_image: str = Field(min_length=1, description="That MLflow's image is built on.")
+    nat_gateways: int = Field(
+        ge=1, description="NAT gateways, through which jobs in the private subnets reach external services."
+    )
+    nightly: bool = Field(description="Whether the schedules are enabled.")
+    timezone: str = Field(description="Time zone of the schedules.")
+    hour: int = Field(ge=0, le=23, description="Hour at which the nightly run starts.")
+    prewarmed: bool = Field(
+        description="Whether workers are kept started, and billed, so that a job begins within seconds."
+    )
+    ec2: bool = Field(description="Whether to create an EMR cluster on EC2 as well.")
+    mlflow: Literal["fargate", "sagemaker"] = Field(
+        description="Where MLflow runs: on Fargate, or managed by SageMaker."
+    )
+    base_image: str = Field(min_length=1, description="Base image of the MLflow image.")
     domain: str = Field(
-        description="Private zone in which MLflow is `mlflow.<domain>`; a certificate for it is to be in ACM."
+        description="Private hosted zone in which MLflow is `mlflow.<domain>`; ACM must have a certificate for it."
     )
-    repository: str = Field(description="Of the delivery pipeline, as the connection to the host of its git knows it.")
-    branch: str = Field(min_length=1, description="That the pipeline delivers.")
+    repository: str = Field(description="Repository that the delivery pipeline deploys, by its name at the git host.")
+    branch: str = Field(min_length=1, description="Branch that the delivery pipeline deploys.")
 
     @field_validator("timezone")
     @classmethod
-    def _is_a_zone(cls, value: str) -> str:
+    def _check_timezone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -55,14 +62,14 @@ class Stage(Section):
 
     @field_validator("domain")
     @classmethod
-    def _is_a_domain(cls, value: str) -> str:
+    def _check_domain(cls, value: str) -> str:
         if not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", value):
             raise ValueError("a domain such as encore.internal expected")
         return value
 
     @field_validator("repository")
     @classmethod
-    def _is_a_repository(cls, value: str) -> str:
+    def _check_repository(cls, value: str) -> str:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
             raise ValueError("owner/name expected")
         return value
@@ -71,78 +78,78 @@ class Stage(Section):
 CHOICES = tuple(name for name in Stage.model_fields if name != "name")
 
 COMMON = "common"
-"""What the stages share, in the file beside them."""
+"""Key of the values that all stages share, in the same file."""
 
-OF_THE_PIPELINE = ("repository", "branch")
-"""Choices that no stage has for itself: there is one pipeline for all."""
+PIPELINE_CHOICES = ("repository", "branch")
+"""Choices that cannot differ between stages, since all share one delivery pipeline."""
 
 
-def stage_of(context: Mapping[str, Any]) -> Stage:
-    """The stage that the context names, with what else it chooses. UnknownStage for what there is not or cannot be."""
-    _only(("stage", *CHOICES), context)
+def load_stage(context: Mapping[str, Any]) -> Stage:
+    """The stage that the context names, with the context's choices. StageError for an unknown name or invalid value."""
+    _reject_unknown(("stage", *CHOICES), context)
     name = "dev" if context.get("stage") is None else str(context["stage"])
-    committed, sizes = _committed(), _sizes()
-    stages = {stage: _checked(stage, values, sizes, where) for stage, (values, where) in committed.items()}
+    committed, sizes = _committed(), _worker_sizes()
+    stages = {stage: _validated(stage, values, sizes, prefix) for stage, (values, prefix) in committed.items()}
     if name not in stages:
-        raise UnknownStage(f"no stage {name!r}; one of: {', '.join(stages)}")
+        raise StageError(f"no stage {name!r}; one of: {', '.join(stages)}")
     chosen = {key: _typed(key, context[key]) for key in CHOICES if context.get(key) is not None}
-    return _checked(name, {**committed[name][0], **chosen}, sizes, "")
+    return _validated(name, {**committed[name][0], **chosen}, sizes, "")
 
 
 def _committed() -> dict[str, tuple[dict[str, Any], str]]:
-    """By the name of a stage its values in conf/deploy/stages.yaml, and how a message begins that is about them."""
+    """By stage, its values in conf/deploy/stages.yaml and the prefix of messages about them."""
     path: Path = conf_dir() / "deploy" / "stages.yaml"
     found = read_yaml(path)
     for stage, values in found.items():
         if not isinstance(values, dict):
-            raise UnknownStage(f"{path}: {stage}: a mapping of choices expected, {values!r} found")
-        _only(CHOICES, values, f"{path}: {stage}: ")
-        own = [name for name in OF_THE_PIPELINE if stage != COMMON and name in values]
+            raise StageError(f"{path}: {stage}: a mapping of choices expected, {values!r} found")
+        _reject_unknown(CHOICES, values, f"{path}: {stage}: ")
+        own = [name for name in PIPELINE_CHOICES if stage != COMMON and name in values]
         if own:
-            raise UnknownStage(f"{path}: {stage}: {own[0]}: there is one pipeline for all stages; move it to {COMMON}")
+            raise StageError(f"{path}: {stage}: {own[0]}: all stages share one pipeline; move it to {COMMON}")
     common = found.pop(COMMON, {})
     return {stage: ({**common, **values}, f"{path}: {stage}: ") for stage, values in found.items()}
 
 
-def _only(known: tuple[str, ...], given: Mapping[str, Any], where: str = "") -> None:
-    """UnknownStage for the first name that is none of those that are known."""
+def _reject_unknown(known: tuple[str, ...], given: Mapping[str, Any], prefix: str = "") -> None:
+    """StageError for the first name that is not known; `prefix` begins the message."""
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise UnknownStage(f"{where}no choice {unknown[0]!r}; one of: {', '.join(CHOICES)}")
+        raise StageError(f"{prefix}no choice {unknown[0]!r}; one of: {', '.join(CHOICES)}")
 
 
 PREWARMED = 4
-"""Executors that wait beside a driver where `prewarmed` is chosen."""
+"""Executors that `prewarmed` keeps started, in addition to a driver."""
 
 
-def _sizes() -> Workers:
-    """Of a driver and an executor, as jobs ask for them."""
+def _worker_sizes() -> Workers:
+    """Sizes of a driver and an executor, as jobs request them."""
     emr = load_config("emr", ["lake.path=s3://unused", "raw.playlists=s3://unused"])
-    return workers_of(emr.spark.settings, emr.spark.driver_memory, executors=1)
+    return worker_sizes(emr.spark.settings, emr.spark.driver_memory, executors=1)
 
 
-def _checked(name: str, values: Mapping[str, Any], sizes: Workers, where: str) -> Stage:
-    """A stage of these values. UnknownStage, one sentence about the first that is wrong."""
+def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str) -> Stage:
+    """A stage with these values. StageError about the first invalid one."""
     try:
         stage = Stage.model_validate({"name": name, **values})
     except ValidationError as error:
-        wrong = error.errors()[0]
-        choice = str(wrong["loc"][0])
-        if wrong["type"] == "missing":
-            raise UnknownStage(f"{where}{choice}: missing") from error
-        raise UnknownStage(f"{where}{choice}={wrong['input']}: {_expected(wrong)}") from error
+        first = error.errors()[0]
+        choice = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise StageError(f"{prefix}{choice}: missing") from error
+        raise StageError(f"{prefix}{choice}={first['input']}: {_expected(first)}") from error
     executors = PREWARMED if stage.prewarmed else 1
-    # with fewer no job ever begins
+    # with fewer, no job could ever start
     least = sizes.driver_vcpu + executors * sizes.executor_vcpu
     if stage.max_vcpu < least:
-        raise UnknownStage(
-            f"{where}max_vcpu={stage.max_vcpu}: at least {least} expected, for a driver and {executors} executor(s)"
+        raise StageError(
+            f"{prefix}max_vcpu={stage.max_vcpu}: at least {least} expected, for a driver and {executors} executor(s)"
         )
     return stage
 
 
 def _typed(name: str, value: Any) -> Any:
-    """A choice, which the command line gives as text, in the type of its field where it can be read as one."""
+    """A value from the command line converted to the type of its field, if it can be; else unchanged."""
     expected = Stage.model_fields[name].annotation
     if expected is bool and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
@@ -154,20 +161,20 @@ def _typed(name: str, value: Any) -> Any:
 _EXPECTED = {
     "bool_type": "true or false expected",
     "int_type": "a whole number expected",
-    "string_type": "a text expected",
-    "string_too_short": "a text expected",
+    "string_type": "non-empty text expected",
+    "string_too_short": "non-empty text expected",
 }
 
 
-def _expected(wrong: Mapping[str, Any]) -> str:
-    """What pydantic misses, in words."""
-    about = wrong.get("ctx", {})
-    if wrong["type"] == "greater_than_equal":
-        return f"at least {about['ge']} expected"
-    if wrong["type"] == "less_than_equal":
-        return f"at most {about['le']} expected"
-    if wrong["type"] == "literal_error":
-        return f"{about['expected'].replace(chr(39), '')} expected"
-    if wrong["type"] == "value_error":
-        return str(about["error"])
-    return _EXPECTED.get(wrong["type"], str(wrong["msg"]).lower())
+def _expected(error: Mapping[str, Any]) -> str:
+    """What pydantic expected, in words."""
+    context = error.get("ctx", {})
+    if error["type"] == "greater_than_equal":
+        return f"at least {context['ge']} expected"
+    if error["type"] == "less_than_equal":
+        return f"at most {context['le']} expected"
+    if error["type"] == "literal_error":
+        return f"{context['expected'].replace(chr(39), '')} expected"
+    if error["type"] == "value_error":
+        return str(context["error"])
+    return _EXPECTED.get(error["type"], str(error["msg"]).lower())

@@ -1,30 +1,31 @@
-"""The state machine of AWS Step Functions, generated from what jobs read and write.
+"""The AWS Step Functions state machine, generated from what jobs read and write.
 
-    set out ─► which jobs ─► which date ─► take the lock ─► the line ─► let go of the lock ─► done
-                                              │ taken          │ a job failed
-                                              ▼                ▼
-                                        tell, and fail    let go of the lock, and fail
+    read input ─► select jobs ─► select date ─► acquire lock ─► run pipeline ─► release lock ─► done
+                                                   │ held          │ a job failed
+                                                   ▼               ▼
+                                            notify and fail    release lock and fail
 
-**The line** is the graph's series and parallels (`graph.compose`). Each job is one `startJobRun.sync`.
+**Run pipeline** is the graph in series and parallel (`graph.compose`). Each job is one `startJobRun.sync`.
 
 **Input**, all of it optional: `from` (the first job) or `only` (a list of jobs), `set` (a list of a.b=value), `env`
-(the environment, conf/<env>.yaml), `date` (YYYY-MM-DD: the raw data of that day's folder, `date=<date>/`, and not of
-all). The name of the execution is the id of the pipeline run.
+(the environment, conf/<env>.yaml), `date` (YYYY-MM-DD: read only that day's raw data, in the folder `date=<date>/`).
+The name of the execution is the id of the pipeline run.
 
-**Trying again.** What the service answers to the call itself (throttled, out of capacity, starting) is retried by
-Retry, by the error's name. That a run failed is one error for all reasons, so what the job wrote down decides
-(`encore.runtime.outcome`): 75 passes, and is tried again; any other code is not. Where nothing was written the driver
-was killed, a lost host or memory: it is tried again, unless the service says that the run was cancelled (also its
-way to say that it took too long), or names an exit code that is not worth it (`ExitCode: 3.` in the details of the run,
-which is how it passes on the code of the driver's process; it is not documented, so nothing depends on it alone).
+**Retries.** Errors of the API call itself (throttling, no capacity, an application that is still starting) are retried
+by the task's Retry, by error name. A failed job run is reported as the same error whatever the reason, so the outcome
+that the job wrote decides (`encore.runtime.outcome`): 75 is transient and retried, any other code is not. Without an
+outcome the driver was killed, by a lost host or for lack of memory: the job is retried, unless EMR reports that the
+run was cancelled (which is also how it reports a timeout), or reports an exit code that makes a retry pointless
+(`ExitCode: 3.` in the state details, where it puts the exit code of the driver process; this is undocumented, so
+nothing relies on it alone).
 
-**No two executions overlap.** The lock is an item in a table with the execution that holds it, put there on condition
-that none is. Where one is, its execution is looked up, and the lock is taken over if that is not running any more: it
-was stopped before it could let go, or is not known any more. Between look and put another may have come first, so the
-put is on condition that the holder is still that one; where it is not, all is looked at again. Commits to Delta tables,
-which refuse what they did not see, remain the last line.
+**Executions never overlap.** The lock is an item in a DynamoDB table that names the execution holding it, put on the
+condition that no such item exists. If one exists, its execution is looked up, and the lock is taken over if that
+execution no longer runs: it was stopped before it could release the lock, or Step Functions no longer knows it. Another
+execution may take over between the lookup and the put, so the put is conditional on the holder being unchanged; if it
+changed, the lock is looked up again. Delta's conflict checks at commit remain the last line of defence.
 
-Texts `${Name}` stand for what the deployment knows (`PLACEHOLDERS`). The definition is in JSONPath.
+`${Name}` stands for a value that the deployment fills in (`PLACEHOLDERS`). Paths in the definition are JSONPath.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from encore.aws.render import launch_settings, serverless
+from encore.aws.render import launch_settings, serverless_request
 from encore.config import load_config
 from encore.runtime.graph import Node, Part, Series, compose, order, select
 
@@ -43,17 +44,17 @@ States = dict[str, State]
 
 PLACEHOLDERS = {
     "ApplicationId": "id of the EMR Serverless application",
-    "Region": "where it runs",
+    "Region": "the region in which it runs",
     "CodePrefix": "s3:// folder of the application archive",
     "Lake": "s3:// prefix of the tables",
     "RawPrefix": "s3:// prefix of the raw data, with playlists/ and features/ in it",
-    "LogBucket": "bucket of logs and outcomes",
-    "TrackingLogin": "ARN of the secret with address and login of MLflow",
-    "TopicArn": "the topic that is told of failures",
-    "LockTable": "table of the lock, keyed by `line`",
+    "LogBucket": "bucket for logs and outcomes",
+    "TrackingLogin": "ARN of the secret with MLflow's address and login",
+    "TopicArn": "ARN of the topic for failure notifications",
+    "LockTable": "table that holds the lock, keyed by `line`",
     "Role<Job>": "ARN of the execution role of each job",
 }
-"""What the deployment puts in."""
+"""Placeholders by name, and what the deployment replaces each with."""
 
 SERVICE_ERRORS = (
     "ThrottlingException",
@@ -62,24 +63,24 @@ SERVICE_ERRORS = (
     "ConflictException",
     "SdkClientException",
 )
-"""Of a call to EMR Serverless: too many calls, its own failure, no capacity left, an application that still starts."""
+"""Transient errors of calls to EMR Serverless: throttling, internal errors, quota, an application that is starting."""
 
-NEVER_AGAIN = (1, 2, 3, 4, 5)
-"""Exit codes that a second try does not mend (encore.errors)."""
+PERMANENT_CODES = (1, 2, 3, 4, 5)
+"""Exit codes for which a retry is pointless (encore.errors)."""
 
-PASSING = 75
-"""The exit code that one may."""
+TRANSIENT_CODE = 75
+"""The exit code for which a retry may succeed."""
 
 _EXIT_CODE = "ExitCode: {}."
-"""How the details of a run pass on the exit code of its driver."""
+"""How EMR Serverless reports the driver's exit code in the state details of a run."""
 
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long, how often, and how large: seconds but for `tries`, the most runs of a job within one execution, and
-    `spark`, settings that count before a JVM is there."""
+    """Time limits, retries and sizes. All are seconds, except `tries`, the maximum runs of a job in one execution, and
+    `spark`, Spark settings that only take effect before the JVM starts."""
 
     job_seconds: int = 4 * 3600
     queue_seconds: int = 900
@@ -90,67 +91,67 @@ class Limits:
 
 
 def exit_code_in(details: str) -> int | None:
-    """The exit code of the driver, as the details of a run have it; None where they do not."""
+    """The driver's exit code in the state details of a run; None if they do not contain it."""
     found = re.search(_EXIT_CODE.format(r"(\d+)").replace(".", r"\."), details)
     return int(found[1]) if found else None
 
 
-def sized() -> Limits:
-    """The usual limits, and sizes of drivers and executors as conf/emr.yaml has them."""
+def default_limits() -> Limits:
+    """The default limits, with the driver and executor sizes of conf/emr.yaml."""
     unused = ["lake.path=s3://unused", "raw.playlists=s3://unused"]
     return Limits(spark=launch_settings(load_config("emr", unused)))
 
 
 def camel(job: str) -> str:
-    """The name of a job in names of placeholders and resources: BuildTrackVectors."""
+    """A job's name as it appears in placeholders and resource names: BuildTrackVectors."""
     return "".join(word.capitalize() for word in job.split("_"))
 
 
 def definition(nodes: Sequence[Node], *, extra: Sequence[Node] = (), limits: Limits = Limits()) -> State:
-    """The state machine of these jobs. `extra` jobs come last, and run only where `only` names them."""
-    line = compose(nodes)
-    parts = [*(line.parts if isinstance(line, Series) else [line]), *(node.name for node in extra)]
+    """The state machine for these jobs. `extra` jobs come last, and only run if `only` names them."""
+    pipeline = compose(nodes)
+    parts = [*(pipeline.parts if isinstance(pipeline, Series) else [pipeline]), *(node.name for node in extra)]
     jobs, all_jobs = order(nodes), [*order(nodes), *(node.name for node in extra)]
-    work = _branch(Series(tuple(parts)), limits)
+    branch = _branch(Series(tuple(parts)), limits)
     states: States = {
-        **_set_out(nodes, jobs, all_jobs),
-        **_take_lock(),
-        "The line": {
+        **_read_input(nodes, jobs, all_jobs),
+        **_acquire_lock(),
+        "Run pipeline": {
             "Type": "Parallel",
-            "Comment": "One branch: whatever fails in it, the lock is let go",
-            "Branches": [work],
+            "Comment": "A single branch, so that the lock is released whatever fails in it",
+            "Branches": [branch],
             "ResultPath": None,
-            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "Let go after a failure"}],
-            "Next": "Let go",
+            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "Release lock after failure"}],
+            "Next": "Release lock",
         },
-        "Let go": _let_go("Done"),
+        "Release lock": _release_lock("Done"),
         "Done": {"Type": "Succeed"},
-        "Let go after a failure": _let_go("The line failed"),
-        "The line failed": {"Type": "Fail", "Error": "Encore.LineFailed", "CausePath": "$.error.Cause"},
+        "Release lock after failure": _release_lock("Pipeline failed"),
+        "Pipeline failed": {"Type": "Fail", "Error": "Encore.LineFailed", "CausePath": "$.error.Cause"},
     }
     return {
         "Comment": "Generated by encore.aws.states from what the jobs read and write",
         "QueryLanguage": "JSONPath",
-        "StartAt": "Set out",
+        "StartAt": "Defaults",
         "TimeoutSeconds": 24 * 3600,
         "States": states,
     }
 
 
 def job_run(job: str, limits: Limits) -> State:
-    """The parameters of `startJobRun` for a job, from the state's input: `run_id`, `asked`, `raw`, `try`."""
+    """The parameters of `startJobRun` for a job. They use `run_id`, `input`, `raw` and `try` from the state's input."""
     settings = {
         "raw.playlists": "$.raw.playlists",
         "raw.features": "$.raw.features",
     }
-    arguments = ["'--env'", "$.asked.env", "'--run-id'", "$.run_id", "'--set'", "'lake.path=${Lake}'"]
+    arguments = ["'--env'", "$.input.env", "'--run-id'", "$.run_id", "'--set'", "'lake.path=${Lake}'"]
     arguments += ["'--set'", "'tracking.login=${TrackingLogin}'", "'--set'", "'s3.region=${Region}'"]
     for name, path in settings.items():
         arguments += ["'--set'", f"States.Format('{name}={{}}', {path})"]
-    arguments += ["'--set-json'", "States.JsonToString($.asked.set)", "'--outcome'"]
+    arguments += ["'--set-json'", "States.JsonToString($.input.set)", "'--outcome'"]
     arguments += [f"States.Format('s3://${{LogBucket}}/{_outcome_key(job)}', $.run_id, $.try.n)"]
-    return _capitals(
-        serverless(
+    return _state_parameters(
+        serverless_request(
             job,
             f"States.Array({', '.join(arguments)})",
             application="${ApplicationId}",
@@ -164,123 +165,123 @@ def job_run(job: str, limits: Limits) -> State:
     )
 
 
-def _capitals(value: Any) -> Any:
-    """Parameters as Step Functions wants them: names with a capital, and .$ at the end where a value is worked out."""
+def _state_parameters(value: Any) -> Any:
+    """API parameters in Step Functions' form: capitalized names, with the suffix .$ if the value is an expression."""
     if not isinstance(value, dict):
         return value
     found = {}
     for name, inner in value.items():
-        worked_out = isinstance(inner, str) and inner.startswith(("States.", "$."))
-        # tags are names of our own
-        own = inner if name == "tags" else _capitals(inner)
-        found[f"{name[0].upper()}{name[1:]}{'.$' if worked_out else ''}"] = own
+        is_expression = isinstance(inner, str) and inner.startswith(("States.", "$."))
+        # the keys of tags are data, not parameter names
+        own = inner if name == "tags" else _state_parameters(inner)
+        found[f"{name[0].upper()}{name[1:]}{'.$' if is_expression else ''}"] = own
     return found
 
 
 def _outcome_key(job: str) -> str:
-    """Where the outcome of a try stands in the bucket of logs: a template of run and try."""
+    """Key of an outcome in the log bucket: a format string for run and try."""
     return f"outcomes/{job}/{{}}/{{}}.json"
 
 
 def _log_prefix(job: str) -> str:
-    """Where the logs of a job stand in the bucket of logs: a template of the run."""
+    """Prefix of a job's logs in the log bucket: a format string for the run."""
     return f"logs/{job}/{{}}/"
 
 
-# what is asked for -------------------------------------------------------------------------------------------------
+# the input ---------------------------------------------------------------------------------------------------------
 
 
-def _set_out(nodes: Sequence[Node], jobs: Sequence[str], all_jobs: Sequence[str]) -> States:
-    """From the input to `run_id`, `asked`, `jobs`, `raw` and `run`, which says of each job whether it is to run."""
-    one = "$.asked.only[0]"
+def _read_input(nodes: Sequence[Node], jobs: Sequence[str], all_jobs: Sequence[str]) -> States:
+    """States that derive `run_id`, `input`, `jobs`, `raw` and `run` (a boolean for each job) from the input."""
+    first_only = "$.input.only[0]"
     states: States = {
-        "Set out": {
+        "Defaults": {
             "Type": "Pass",
             "Result": {"env": "emr", "from": "", "only": [], "set": [], "date": ""},
             "ResultPath": "$.defaults",
-            "Next": "What is asked",
+            "Next": "Merge input",
         },
-        "What is asked": {
+        "Merge input": {
             "Type": "Pass",
             "Parameters": {
-                "asked.$": "States.JsonMerge($.defaults, $$.Execution.Input, false)",
+                "input.$": "States.JsonMerge($.defaults, $$.Execution.Input, false)",
                 "run_id.$": "$$.Execution.Name",
             },
-            "Next": "Which jobs",
+            "Next": "Select jobs",
         },
-        "Which jobs": {
+        "Select jobs": {
             "Type": "Choice",
             "Choices": [
                 {
                     "And": [
-                        {"Variable": one, "IsPresent": True},
-                        {"Not": {"Variable": "$.asked.from", "StringEquals": ""}},
+                        {"Variable": first_only, "IsPresent": True},
+                        {"Not": {"Variable": "$.input.from", "StringEquals": ""}},
                     ],
-                    "Next": "Both ways at once",
+                    "Next": "Both from and only",
                 },
-                {"Variable": one, "IsPresent": True, "Next": "Are they jobs"},
-                {"Variable": "$.asked.from", "StringEquals": "", "Next": "All jobs"},
-                *({"Variable": "$.asked.from", "StringEquals": job, "Next": f"From {job}"} for job in jobs),
+                {"Variable": first_only, "IsPresent": True, "Next": "Check job names"},
+                {"Variable": "$.input.from", "StringEquals": "", "Next": "All jobs"},
+                *({"Variable": "$.input.from", "StringEquals": job, "Next": f"From {job}"} for job in jobs),
             ],
             "Default": "No such job",
         },
-        "Both ways at once": _fail("Encore.Input", "`only` names jobs by themselves, not after `from`: leave out one"),
+        "Both from and only": _fail("Encore.Input", "`from` and `only` exclude each other: leave out one of them"),
         "No such job": _fail("Encore.Input", "no such job; the jobs are " + ", ".join(all_jobs)),
-        "Are they jobs": {
+        "Check job names": {
             "Type": "Map",
-            "ItemsPath": "$.asked.only",
+            "ItemsPath": "$.input.only",
             "ItemProcessor": {
                 "ProcessorConfig": {"Mode": "INLINE"},
-                "StartAt": "Is it a job",
+                "StartAt": "Check job name",
                 "States": {
-                    "Is it a job": {
+                    "Check job name": {
                         "Type": "Choice",
-                        "Choices": [{"Variable": "$", "StringEquals": job, "Next": "It is"} for job in all_jobs],
-                        "Default": "It is not",
+                        "Choices": [{"Variable": "$", "StringEquals": job, "Next": "Known job"} for job in all_jobs],
+                        "Default": "Unknown job",
                     },
-                    "It is": {"Type": "Succeed"},
-                    "It is not": _fail("Encore.Input", "no such job"),
+                    "Known job": {"Type": "Succeed"},
+                    "Unknown job": _fail("Encore.Input", "no such job"),
                 },
             },
             "ResultPath": None,
             "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "No such job"}],
             "Next": "Only these jobs",
         },
-        "Only these jobs": _pass("$.asked.only", "$.jobs", "Which of them"),
-        "All jobs": {"Type": "Pass", "Result": list(jobs), "ResultPath": "$.jobs", "Next": "Which of them"},
+        "Only these jobs": _pass("$.input.only", "$.jobs", "Flag jobs"),
+        "All jobs": {"Type": "Pass", "Result": list(jobs), "ResultPath": "$.jobs", "Next": "Flag jobs"},
     }
     for job in jobs:
         after = select(nodes, job, None, ())
-        states[f"From {job}"] = {"Type": "Pass", "Result": after, "ResultPath": "$.jobs", "Next": "Which of them"}
-    states["Which of them"] = {
+        states[f"From {job}"] = {"Type": "Pass", "Result": after, "ResultPath": "$.jobs", "Next": "Flag jobs"}
+    states["Flag jobs"] = {
         "Type": "Pass",
         "Parameters": {f"{job}.$": f"States.ArrayContains($.jobs, '{job}')" for job in all_jobs},
         "ResultPath": "$.run",
-        "Next": "Which date",
+        "Next": "Select date",
     }
-    states["Which date"] = {
+    states["Select date"] = {
         "Type": "Choice",
         "Choices": [
-            {"Variable": "$.asked.date", "StringEquals": "", "Next": "All raw data"},
-            {"Variable": "$.asked.date", "StringMatches": "20*-*-*", "Next": "Raw data of a date"},
+            {"Variable": "$.input.date", "StringEquals": "", "Next": "All raw data"},
+            {"Variable": "$.input.date", "StringMatches": "20*-*-*", "Next": "Raw data of a date"},
         ],
-        "Default": "No date",
+        "Default": "Invalid date",
     }
-    states["No date"] = _fail("Encore.Input", "date: YYYY-MM-DD expected")
+    states["Invalid date"] = _fail("Encore.Input", "date: YYYY-MM-DD expected")
     states["All raw data"] = {
         "Type": "Pass",
         "Result": {"playlists": "${RawPrefix}/playlists/", "features": "${RawPrefix}/features/"},
         "ResultPath": "$.raw",
-        "Next": "Take the lock",
+        "Next": "Acquire lock",
     }
     states["Raw data of a date"] = {
         "Type": "Pass",
         "Parameters": {
-            f"{kind}.$": f"States.Format('${{RawPrefix}}/{kind}/date={{}}/', $.asked.date)"
+            f"{kind}.$": f"States.Format('${{RawPrefix}}/{kind}/date={{}}/', $.input.date)"
             for kind in ("playlists", "features")
         },
         "ResultPath": "$.raw",
-        "Next": "Take the lock",
+        "Next": "Acquire lock",
     }
     return states
 
@@ -302,42 +303,42 @@ _DATABASE_RETRY = {
 }
 
 
-def _take_lock() -> States:
+def _acquire_lock() -> States:
     item = {"line": {"S": "${Lake}"}, "execution": {"S.$": "$$.Execution.Id"}, "since": {"S.$": "$$.State.EnteredTime"}}
     put = {"Type": "Task", "Resource": "arn:aws:states:::dynamodb:putItem", "ResultPath": None}
-    # by another, or by this one in a try whose answer was lost: the lock itself tells
-    raced = {"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Take the lock"}
-    # Step Functions forgets executions after 90 days
-    forgotten = {"ErrorEquals": _FORGOTTEN, "ResultPath": "$.error", "Next": "Take the lock over"}
+    # by another execution, or by this one if the response to an earlier put was lost: the lock itself shows which
+    raced = {"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Acquire lock"}
+    # Step Functions deletes executions after 90 days
+    forgotten = {"ErrorEquals": _FORGOTTEN, "ResultPath": "$.error", "Next": "Take over lock"}
     return {
-        "Take the lock": {
+        "Acquire lock": {
             **put,
             "Parameters": {
                 "TableName": "${LockTable}",
                 "Item": item,
-                # a put that was done but whose answer was lost is done again: it is ours already
+                # a put that succeeded but whose response was lost is repeated: the lock is ours already
                 "ConditionExpression": "attribute_not_exists(#line) OR #execution = :mine",
                 "ExpressionAttributeNames": {"#line": "line", "#execution": "execution"},
                 "ExpressionAttributeValues": {":mine": {"S.$": "$$.Execution.Id"}},
             },
             "Retry": [_DATABASE_RETRY],
-            "Catch": [{"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Who has it"}],
-            "Next": "The line",
+            "Catch": [{"ErrorEquals": _LOST_RACE, "ResultPath": "$.error", "Next": "Look up holder"}],
+            "Next": "Run pipeline",
         },
-        "Who has it": {
+        "Look up holder": {
             "Type": "Task",
             "Resource": "arn:aws:states:::dynamodb:getItem",
             "Parameters": {"TableName": "${LockTable}", "Key": {"line": {"S": "${Lake}"}}, "ConsistentRead": True},
             "ResultPath": "$.lock",
             "Retry": [_DATABASE_RETRY],
-            "Next": "Was it let go",
+            "Next": "Is lock still held",
         },
-        "Was it let go": {
+        "Is lock still held": {
             "Type": "Choice",
-            "Choices": [{"Variable": "$.lock.Item", "IsPresent": True, "Next": "Is that still running"}],
-            "Default": "Take the lock",
+            "Choices": [{"Variable": "$.lock.Item", "IsPresent": True, "Next": "Look up execution"}],
+            "Default": "Acquire lock",
         },
-        "Is that still running": {
+        "Look up execution": {
             "Type": "Task",
             "Resource": "arn:aws:states:::aws-sdk:sfn:describeExecution",
             "Parameters": {"ExecutionArn.$": "$.lock.Item.execution.S"},
@@ -348,14 +349,14 @@ def _take_lock() -> States:
                 {"ErrorEquals": ["States.TaskFailed"], "IntervalSeconds": 2, "MaxAttempts": 3, "BackoffRate": 2.0},
             ],
             "Catch": [forgotten],
-            "Next": "Or was it stopped",
+            "Next": "Is holder running",
         },
-        "Or was it stopped": {
+        "Is holder running": {
             "Type": "Choice",
-            "Choices": [{"Variable": "$.holder.status", "StringEquals": "RUNNING", "Next": "Another run is at work"}],
-            "Default": "Take the lock over",
+            "Choices": [{"Variable": "$.holder.status", "StringEquals": "RUNNING", "Next": "Notify of overlap"}],
+            "Default": "Take over lock",
         },
-        "Take the lock over": {
+        "Take over lock": {
             **put,
             "Parameters": {
                 "TableName": "${LockTable}",
@@ -366,26 +367,26 @@ def _take_lock() -> States:
             },
             "Retry": [_DATABASE_RETRY],
             "Catch": [raced],
-            "Next": "The line",
+            "Next": "Run pipeline",
         },
-        "Another run is at work": {
+        "Notify of overlap": {
             "Type": "Task",
             "Resource": "arn:aws:states:::sns:publish",
             "Parameters": {
                 "TopicArn": "${TopicArn}",
-                "Subject": "Encore: a run was not started",
-                "Message": {"run_id.$": "$.run_id", "reason": "another run is at work on ${Lake}"},
+                "Subject": "Encore: a run did not start",
+                "Message": {"run_id.$": "$.run_id", "reason": "another run is in progress on ${Lake}"},
             },
             "ResultPath": None,
             "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": "Not started"}],
             "Next": "Not started",
         },
-        "Not started": _fail("Encore.Overlap", "another run is at work on ${Lake}"),
+        "Not started": _fail("Encore.Overlap", "another run is in progress on ${Lake}"),
     }
 
 
-def _let_go(after: str) -> State:
-    """Give the lock back, if it is still ours; a lock that stays is taken over by the next execution."""
+def _release_lock(after: str) -> State:
+    """Release the lock if it is still ours; a lock that is left behind is taken over by the next execution."""
     return {
         "Type": "Task",
         "Resource": "arn:aws:states:::dynamodb:deleteItem",
@@ -403,11 +404,11 @@ def _let_go(after: str) -> State:
     }
 
 
-# the line ----------------------------------------------------------------------------------------------------------
+# the pipeline ------------------------------------------------------------------------------------------------------
 
 
 def _branch(part: Part, limits: Limits) -> State:
-    """A part as a branch of its own: its states, one after the other, and an end."""
+    """A part as a branch of its own: its states in sequence, and an end state."""
     parts = part.parts if isinstance(part, Series) else (part,)
     names, states = [_name(inner) for inner in parts], {}
     end = f"After {names[-1].rstrip('?')}"
@@ -425,7 +426,7 @@ def _branch(part: Part, limits: Limits) -> State:
 
 
 def _name(part: Part) -> str:
-    """The state with which a part begins."""
+    """Name of a part's first state."""
     if isinstance(part, str):
         return f"{part}?"
     return " | ".join(" > ".join(_members(branch)) for branch in part.parts)
@@ -436,17 +437,17 @@ def _members(part: Part) -> list[str]:
 
 
 def _job(job: str, after: str, limits: Limits) -> States:
-    """A job, if it is to run; again, if that is worth it; and who is told if it failed."""
+    """States that run a job if it is selected, retry it if that may help, and send a notification if it failed."""
     service = [f"{prefix}.{name}" for prefix in ("EMRServerless", "EmrServerless") for name in SERVICE_ERRORS]
     killed = {"Variable": "$.outcome.code", "NumericEquals": -1}
     cause = "$.error.Cause"
-    hopeless = [
+    permanent = [
         {"Variable": cause, "StringMatches": '*"CANCELLED"*'},
         {"Variable": "$.error.Error", "StringEquals": "States.Timeout"},
         {"Variable": "$.error.Error", "StringMatches": "E*erverless.*Exception"},
-        *({"Variable": cause, "StringMatches": f"*{_EXIT_CODE.format(code)}*"} for code in NEVER_AGAIN),
+        *({"Variable": cause, "StringMatches": f"*{_EXIT_CODE.format(code)}*"} for code in PERMANENT_CODES),
     ]
-    tell = f"{job}: tell"
+    notify = f"{job}: notify"
     return {
         f"{job}?": {
             "Type": "Choice",
@@ -458,7 +459,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
             "Type": "Task",
             "Resource": "arn:aws:states:::emr-serverless:startJobRun.sync",
             "Parameters": job_run(job, limits),
-            # the service's own limit comes first, so that the run has ended when this one is reached
+            # EMR's own limit is reached first, so that the run has ended by the time this one is
             "TimeoutSeconds": limits.job_seconds + limits.queue_seconds,
             "ResultPath": None,
             "Retry": [
@@ -471,43 +472,43 @@ def _job(job: str, after: str, limits: Limits) -> States:
                     "JitterStrategy": "FULL",
                 }
             ],
-            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": f"{job}: why"}],
+            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": f"{job}: read outcome"}],
             "Next": after,
         },
-        f"{job}: why": {
+        f"{job}: read outcome": {
             "Type": "Task",
-            "Comment": "What the job itself wrote down: its exit code decides",
+            "Comment": "The exit code that the job itself recorded decides",
             "Resource": "arn:aws:states:::aws-sdk:s3:getObject",
             "Parameters": {
                 "Bucket": "${LogBucket}",
                 "Key.$": f"States.Format('{_outcome_key(job)}', $.run_id, $.try.n)",
             },
-            "ResultSelector": {"told.$": "States.StringToJson($.Body)"},
+            "ResultSelector": {"outcome.$": "States.StringToJson($.Body)"},
             "ResultPath": "$.found",
             "TimeoutSeconds": 60,
-            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": f"{job}: no word"}],
-            "Next": f"{job}: its word",
+            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": f"{job}: no outcome"}],
+            "Next": f"{job}: use outcome",
         },
-        f"{job}: its word": _pass("$.found.told", "$.outcome", f"{job}: again?"),
-        f"{job}: no word": {
+        f"{job}: use outcome": _pass("$.found.outcome", "$.outcome", f"{job}: retry?"),
+        f"{job}: no outcome": {
             "Type": "Pass",
             "Result": {
                 "code": -1,
-                "reason": "the driver left no word: killed, cancelled, or never started",
-                "remedy": "look at the error and the log",
+                "reason": "the driver left no outcome: it was killed or cancelled, or never started",
+                "remedy": "see the error and the log",
             },
             "ResultPath": "$.outcome",
-            "Next": f"{job}: again?",
+            "Next": f"{job}: retry?",
         },
-        f"{job}: again?": {
+        f"{job}: retry?": {
             "Type": "Choice",
             "Choices": [
-                {"Variable": "$.try.n", "NumericGreaterThanEquals": limits.tries, "Next": tell},
-                {"Variable": "$.outcome.code", "NumericEquals": PASSING, "Next": f"{job}: wait"},
-                *({"And": [killed, sign], "Next": tell} for sign in hopeless),
+                {"Variable": "$.try.n", "NumericGreaterThanEquals": limits.tries, "Next": notify},
+                {"Variable": "$.outcome.code", "NumericEquals": TRANSIENT_CODE, "Next": f"{job}: wait"},
+                *({"And": [killed, sign], "Next": notify} for sign in permanent),
                 {**killed, "Next": f"{job}: wait"},
             ],
-            "Default": tell,
+            "Default": notify,
         },
         f"{job}: wait": {"Type": "Wait", "Seconds": limits.wait_seconds, "Next": f"{job}: next try"},
         f"{job}: next try": {
@@ -516,7 +517,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
             "ResultPath": "$.try",
             "Next": job,
         },
-        tell: {
+        notify: {
             "Type": "Task",
             "Resource": "arn:aws:states:::sns:publish",
             "Parameters": {
@@ -554,14 +555,14 @@ def _fail(error: str, cause: str) -> State:
     return {"Type": "Fail", "Error": error, "Cause": cause}
 
 
-def filled(value: Any, known: dict[str, str]) -> Any:
-    """A definition with placeholders replaced. KeyError for one that is not known."""
+def substitute(value: Any, values: dict[str, str]) -> Any:
+    """A definition with its placeholders replaced. KeyError for one without a value."""
     if isinstance(value, dict):
-        return {name: filled(inner, known) for name, inner in value.items()}
+        return {name: substitute(inner, values) for name, inner in value.items()}
     if isinstance(value, list):
-        return [filled(inner, known) for inner in value]
+        return [substitute(inner, values) for inner in value]
     if isinstance(value, str):
-        return _PLACEHOLDER.sub(lambda found: known[found[1]], value)
+        return _PLACEHOLDER.sub(lambda found: values[found[1]], value)
     return value
 
 

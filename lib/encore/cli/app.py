@@ -262,7 +262,7 @@ def show_graph(
     """Print the graph of jobs and tables as mermaid, as it stands in the README."""
 
     def work() -> None:
-        from encore.aws.picture import architecture
+        from encore.aws.diagram import architecture
         from encore.runtime.graph import mermaid
         from encore.runtime.registry import extra_nodes, nodes
 

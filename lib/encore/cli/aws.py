@@ -1,4 +1,4 @@
-"""What the commands `encore submit`, `encore cost` and `encore deploy doctor` do: settings in, words out."""
+"""The commands `encore submit`, `encore cost` and `encore deploy doctor`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rich.table import Table as Grid
 
 from encore.aws import render
 from encore.aws.account import region_of
-from encore.aws.cost import FAR, Estimate, Prices, Workers, estimate, prices_of, workers_of
-from encore.aws.deployment import Clients, clients_of, findings, settings_of
-from encore.aws.stage import UnknownStage, stage_of
+from encore.aws.cost import RELIABLE_SCALE, Estimate, Prices, Workers, estimate, load_prices, worker_sizes
+from encore.aws.deployment import ClientFactory, client_factory, findings, stage_settings
+from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import JobFailed, request, submit
 from encore.config import Config, conf_dir, load_config
 from encore.errors import ConfigError, EnvironmentMissing, LakeError
@@ -45,9 +45,9 @@ def submit_job(
     dry_run: bool,
     out: Console,
     err: Console,
-    clients: Clients | None = None,
+    clients: ClientFactory | None = None,
 ) -> int:
-    """Start a job and wait for it; the exit code of a local one, 0 of another. Raises an EncoreError where it fails."""
+    """Start a job and wait for it. Returns a local job's exit code; for a job on EMR, 0, or raises EncoreError."""
     if target not in render.TARGETS:
         raise ConfigError(f"--target {target}: one of {', '.join(render.TARGETS)} expected")
     if job not in (*JOBS, *EXTRA_JOBS):
@@ -55,126 +55,128 @@ def submit_job(
     if stage and target == "local":
         raise ConfigError("--stage: a local run has no deployment", remedy="leave it out, or choose another --target")
     region = region_of(None) if target != "local" else None
-    made = settings_of(stage, job, clients or clients_of(region)) if stage else []
-    # a node there need not know the region in which it is
-    there = [f"s3.region={region}"] if region else []
-    config = load_config(env, [*there, *made, *settings])
+    deployed = stage_settings(stage, job, clients or client_factory(region)) if stage else []
+    # EMR's nodes may not know their own region
+    regional = [f"s3.region={region}"] if region else []
+    config = load_config(env, [*regional, *deployed, *settings])
     configure_logging(config.log)
-    name = run_id or new_run_id()
+    run_id = run_id or new_run_id()
     if target == "local":
-        return _local(job, config, name, force, dry_run, out)
+        return _run_local(job, config, run_id, force, dry_run, out)
     if dry_run:
-        out.print_json(json.dumps(request(job, config, target, name, force=force)))
+        out.print_json(json.dumps(request(job, config, target, run_id, force=force)))
         return 0
     try:
-        submit(job, config, target, name, force=force, on_state=lambda text: err.print(text, highlight=False))
+        submit(job, config, target, run_id, force=force, on_state=lambda text: err.print(text, highlight=False))
     except JobFailed as error:
         if error.log:
-            err.print("the end of the driver's log:", highlight=False)
+            err.print("End of the driver's log:", highlight=False)
             err.print(error.log, highlight=False, markup=False)
         raise
-    out.print(f"{job}: done, in pipeline run {name}", highlight=False)
+    out.print(f"{job}: done, in pipeline run {run_id}", highlight=False)
     return 0
 
 
-def _local(job: str, config: Config, run_id: str, force: bool, dry_run: bool, out: Console) -> int:
-    asked = render.submission(job, config, run_id, force=force)
-    command = render.local(asked, config.spark.master, spark_submit(), str(jobs_dir(job)))
+def _run_local(job: str, config: Config, run_id: str, force: bool, dry_run: bool, out: Console) -> int:
+    submission = render.make_submission(job, config, run_id, force=force)
+    command = render.local_command(submission, config.spark.master, spark_submit(), str(jobs_dir(job)))
     if dry_run:
         out.print(shlex.join(command), highlight=False, markup=False)
         return 0
-    # Ctrl-C reaches both: the job ends as it does by itself, and its code is ours
+    # Ctrl-C reaches both processes: let the job handle it, and pass on its exit code
     with subprocess.Popen(command) as process:
         while True:
             try:
                 code = process.wait()
             except KeyboardInterrupt:
                 continue
-            # as a shell says it of a process that a signal ended
+            # the exit code that a shell gives a process killed by a signal
             return code if code >= 0 else 128 - code
 
 
 def spark_submit() -> str:
-    """The program of the pyspark that is installed here. EnvironmentMissing where there is none."""
+    """Path of the installed pyspark's spark-submit. EnvironmentMissing if there is none."""
     beside = Path(sys.executable).with_name("spark-submit")
     found = str(beside) if beside.is_file() else shutil.which("spark-submit")
     if found is None:
-        raise EnvironmentMissing("spark-submit is not here", remedy="install pyspark: `make setup`")
+        raise EnvironmentMissing("spark-submit is not installed", remedy="install pyspark: `make setup`")
     return found
 
 
 def jobs_dir(job: str) -> Path:
-    """The folder of the entry points: jobs/ in the working folder, or beside the package in a checkout."""
+    """The folder of the entry points: jobs/ in the working directory, else in the checkout that holds the package."""
     for candidate in (Path("jobs"), CHECKOUT / "jobs"):
         if (candidate / f"{job}.py").is_file():
             return candidate
-    raise EnvironmentMissing(f"no jobs/{job}.py here", remedy="call from a checkout, or use `encore run`")
+    raise EnvironmentMissing(f"jobs/{job}.py not found", remedy="run this from a checkout, or use `encore run`")
 
 
 def print_cost(
     config: Config, playlists: int | None, region: str, executors: int, cores: int | None, out: Console
 ) -> None:
-    """What a run costs on AWS, by the last run of each job in the lake. LakeError where none is recorded."""
+    """Print what a run would cost on AWS, estimated from the last run of each job. LakeError if none is recorded."""
     store = open_store(config)
     state, rows = store.state(PLAYLISTS), latest(store.read_small(JOB_COSTS).to_pylist())
     if state is None or not state.rows or not rows:
-        raise LakeError(f"{config.lake.path} has no run to go by", remedy="call `encore run` first")
+        raise LakeError(f"{config.lake.path} holds no completed run to estimate from", remedy="run `encore run` first")
     measured, emr = state.rows, load_config("emr", ["lake.path=s3://unused", "raw.playlists=s3://unused"])
-    wanted, on = playlists or measured, cores or _cores(config)
-    held = sum(found.bytes for table in ALL if (found := store.state(table)))
-    prices, workers = prices_of(region), workers_of(emr.spark.settings, emr.spark.driver_memory, executors)
-    made = estimate(rows, on, wanted / measured, held, prices, workers)
-    grid = Grid("job", title=f"{wanted:,} playlists, dollars", title_justify="left")
-    for name in ("s here", "s there", "Serverless", "EC2"):
+    playlists, cores = playlists or measured, cores or _cores(config)
+    lake_bytes = sum(found.bytes for table in ALL if (found := store.state(table)))
+    prices, workers = load_prices(region), worker_sizes(emr.spark.settings, emr.spark.driver_memory, executors)
+    cost = estimate(rows, cores, playlists / measured, lake_bytes, prices, workers)
+    grid = Grid("job", title=f"{playlists:,} playlists, in dollars", title_justify="left")
+    for name in ("s measured", "s on AWS", "Serverless", "EC2"):
         grid.add_column(name, justify="right")
-    for job in made.jobs:
-        grid.add_row(job.job, f"{job.here:,.1f}", f"{job.there:,.0f}", f"{job.serverless:.3f}", f"{job.ec2:.3f}")
-    grid.add_row("nodes start, wait for their end", "", "", "", f"{made.waiting_ec2:.3f}", end_section=True)
-    grid.add_row("all", "", f"{made.seconds:,.0f}", f"{made.serverless:.2f}", f"{made.ec2:.2f}")
+    for job in cost.jobs:
+        grid.add_row(
+            job.job, f"{job.measured_seconds:,.1f}", f"{job.seconds:,.0f}", f"{job.serverless:.3f}", f"{job.ec2:.3f}"
+        )
+    grid.add_row("cluster start and idle time", "", "", "", f"{cost.cluster_overhead:.3f}", end_section=True)
+    grid.add_row("total", "", f"{cost.seconds:,.0f}", f"{cost.serverless:.2f}", f"{cost.ec2:.2f}")
     out.print(grid)
-    for note in _notes(made, prices, workers, measured, on):
+    for note in _notes(cost, prices, workers, measured, cores):
         out.print(note, highlight=False, markup=False)
 
 
-def _notes(made: Estimate, prices: Prices, workers: Workers, measured: int, cores: int) -> Iterator[str]:
-    """How an estimate was made, and what it leaves out."""
-    waits, nodes = prices.seconds, prices.ec2
-    yield f"Prices: {prices.region}, on demand, of {prices.date} ({conf_dir()}/prices/{prices.region}.yaml)."
-    yield f"Measured: the last run of each job, {measured:,} playlists on {cores} cores; times {made.scale:.3g}."
+def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, cores: int) -> Iterator[str]:
+    """How an estimate was made, and what it does not include."""
+    overheads, nodes = prices.seconds, prices.ec2
+    yield f"Prices: {prices.region}, on demand, as of {prices.date} ({conf_dir()}/prices/{prices.region}.yaml)."
+    yield f"Measured: the last run of each job, {measured:,} playlists on {cores} cores; scaled by {cost.scale:.3g}."
     yield (
-        f"Serverless: a driver of {workers.driver_vcpu} vCPU and {workers.driver_gb} GB, {workers.executors} executors "
-        f"of {workers.executor_vcpu} and {workers.executor_gb}; {waits.worker_start:.0f} s to start and "
-        f"{waits.worker_idle:.0f} s idle, which were not measured."
+        f"Serverless: a {workers.driver_vcpu} vCPU, {workers.driver_gb} GB driver and {workers.executors} executors "
+        f"with {workers.executor_vcpu} vCPU and {workers.executor_gb} GB; {overheads.worker_start:.0f} s to start and "
+        f"{overheads.worker_idle:.0f} s idle are assumed, not measured."
     )
-    yield f"EC2: {nodes.driver.type}, and {nodes.worker.type} with as many cores; a cluster for this run."
-    stored = made.lake_gb * prices.s3_gb_month
-    yield f"Kept in S3: {made.lake_gb:,.2f} GB, {stored:,.2f} a month. Not in it: requests, logs, NAT, MLflow."
+    yield f"EC2: one {nodes.driver.type}, and {nodes.worker.type} with as many cores; a cluster started for this run."
+    stored = cost.lake_gb * prices.s3_gb_month
+    yield f"Stored in S3: {cost.lake_gb:,.2f} GB, {stored:,.2f} a month. Not included: requests, logs, NAT, MLflow."
     yield (
-        "How: seconds there = start + N/n0 (the driver's own + seconds of all tasks / cores there); a core here is "
-        "taken for a vCPU there, one job after the other."
+        "Method: seconds on AWS = start + N/n0 (driver seconds + task seconds / vCPUs of the executors); a local core "
+        "counts as one vCPU, and jobs run one after the other."
     )
-    if made.scale > FAR:
+    if cost.scale > RELIABLE_SCALE:
         yield (
-            f"Doubtful: {made.scale:.3g} times the playlists that were measured, and what does not grow with them is "
-            "counted as if it did: too much. Measure a larger run."
+            f"Unreliable: {cost.scale:.3g} times the playlists measured, and costs that do not grow with them are "
+            "scaled too, so the estimate is too high. Measure a larger run."
         )
-    elif made.scale < 1 / FAR:
-        yield "Doubtful: far fewer playlists than were measured; what does not shrink with them is counted too low."
+    elif cost.scale < 1 / RELIABLE_SCALE:
+        yield "Unreliable: far fewer playlists than measured; costs that do not shrink with them are estimated too low."
 
 
 def _cores(config: Config) -> int:
-    """Cores of a local master; those of this machine for local[*]."""
+    """Cores of a local Spark master; all of this machine's for local[*]."""
     found = re.fullmatch(r"local\[(\d+)]", config.spark.master or "")
     return int(found.group(1)) if found else os.cpu_count() or 1
 
 
 def deployment_findings(
-    stage: str, choices: Sequence[str], package: Path, clients: Clients | None = None
+    stage: str, choices: Sequence[str], package: Path, clients: ClientFactory | None = None
 ) -> Iterator[Finding]:
-    """Is all there that a deployment of a stage needs? UnknownStage for a stage or a choice that there is not."""
+    """Check everything that deploying a stage needs. StageError for an unknown stage or choice."""
     for choice in choices:
         if "=" not in choice or choice.startswith("stage="):
-            raise UnknownStage(f"-c {choice}: name=value of a choice expected")
+            raise StageError(f"-c {choice}: a choice as name=value expected")
     context = dict(choice.partition("=")[::2] for choice in choices)
     region = region_of(None)
-    return findings(stage_of({"stage": stage, **context}), package, clients or clients_of(region), region)
+    return findings(load_stage({"stage": stage, **context}), package, clients or client_factory(region), region)

@@ -27,7 +27,7 @@ def test_is_what_its_lists_are(rows: list[list[int]]) -> None:
     assert it.lengths.tolist() == [len(row) for row in rows]
     assert it.rows.tolist() == [i for i, row in enumerate(rows) for _ in row]
     assert it.places.tolist() == [j for row in rows for j in range(len(row))]
-    assert (it.offsets.dtype, it.values.dtype) == (np.int64, np.int32)
+    assert (it.offsets.dtype, it.values.dtype) == (np.dtype(np.int64), np.dtype(np.int32))
 
 
 @given(row_lists, st.data())

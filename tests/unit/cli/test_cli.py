@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from click.testing import Result
 from deltalake import write_deltalake
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encore import __version__
 from encore.cli import app as cli

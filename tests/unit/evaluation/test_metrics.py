@@ -144,7 +144,7 @@ def test_summaries_merge_to_the_same_in_any_pieces_and_order(n: int, seed: int, 
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=5)))
     parts = [
         Summary.of(
-            Metrics(*(column[a:b] for column in found)),
+            Metrics._make(column[a:b] for column in found),
             n_train[a:b],
             recommended.slice(a, b),
             n_tracks=TRACKS,

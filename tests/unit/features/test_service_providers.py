@@ -23,7 +23,10 @@ from encore.features.providers.spotify import SpotifyProvider
 from encore.vocabulary import FEATURES
 from tests.feature_server import CLIENT, TOKEN, FeatureServer, Mood, feature_server, throttled
 
-SERVICES = {"spotify": SpotifyProvider, "reccobeats": ReccoBeatsProvider}
+SERVICES: dict[str, type[SpotifyProvider | ReccoBeatsProvider]] = {
+    "spotify": SpotifyProvider,
+    "reccobeats": ReccoBeatsProvider,
+}
 GOOD = dict(zip(FEATURES, (0.5, 0.6, 7, -8.0, 1, 0.05, 0.1, 0.0, 0.2, 0.7, 120.5), strict=True))
 
 

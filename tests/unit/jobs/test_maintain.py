@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 
 from encore.config import Config
 from encore.errors import TransientError
-from encore.lake.maintenance import LOG_RETENTION, optimize, vacuum
+from encore.lake.maintenance import optimize, vacuum
+from encore.lake.schema import LOG_RETENTION
 from encore.lake.store import Store
 from encore.lake.tables import JOB_RUNS, PLAYLIST_CENTROIDS, arrow_schema
 from encore.lake.transaction import append_small

@@ -60,7 +60,7 @@ def test_features_are_found_by_uri_and_nan_where_there_are_none() -> None:
     tracks = [pa.table({"track_id": pa.array([3, 0], pa.int32()), "track_uri": [URI + "a", URI + "b"]})]
     tracks += [pa.table({"track_id": pa.array([2], pa.int32()), "track_uri": [URI + "c"]})]
     found = features_by_track(tracks, [features("b", "x"), features("a")], 5, np.float32)
-    assert (found.dtype, found.shape) == (np.float32, (5, 11))
+    assert (found.dtype, found.shape) == (np.dtype(np.float32), (5, 11))
     assert found[[3, 0], 0].tolist() == [97.0, 98.0]
     assert np.isnan(found[[1, 2, 4]]).all()
     assert np.isnan(features_by_track(tracks, [], 5, np.float64)).all()

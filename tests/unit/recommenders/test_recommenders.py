@@ -62,7 +62,7 @@ def test_lists_keep_the_contract(name: str, cases: list[tuple[int, list[int]]], 
     pids, seeds = arrays_of(cases)
     found = recommend(fitted(name), pids, seeds, k)
     assert len(found) == len(cases)
-    assert (found.ids.values.dtype, found.scores.dtype) == (np.int32, np.float32)
+    assert (found.ids.values.dtype, found.scores.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
     assert np.isfinite(found.scores).all()
     for (_, own), row in zip(cases, rows(found), strict=True):
         ids = [i for i, _ in row]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_top_k_equals_brute_force_to_the_bit(
         patch.setattr(kernel, "_RESCORED_VALUES", 7 if least else 1 << 18)
         found = kernel.top_k(queries, items, ids, k, query_block=query_block, item_block=item_block)
     assert pairs(found) == top_k_slow(queries.tolist(), items.tolist(), ids.tolist(), k.tolist())
-    assert (found.ids.values.dtype, found.scores.dtype) == (np.int32, np.float32)
+    assert (found.ids.values.dtype, found.scores.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
     assert not np.signbit(found.scores[found.scores == 0]).any()
 
 
@@ -160,7 +161,7 @@ def test_nothing_to_do(q: int, v: int, k: int) -> None:
         item_block=2,
     )
     assert found.ids.tolist() == [[]] * q
-    assert (found.scores.dtype, found.scores.shape) == (np.float32, (0,))
+    assert (found.scores.dtype, found.scores.shape) == (np.dtype(np.float32), (0,))
 
 
 def test_memory_mapped_items_do(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -179,6 +180,8 @@ def test_misuse_is_refused() -> None:
     good = np.ones((3, 2), dtype=np.float32)
     ids = np.arange(3, dtype=np.int32)
     blocks = {"query_block": 2, "item_block": 2}
+    bad: Any
+    bad_ids: Any
     for bad in (good.astype(np.float64), good[0], good[:, :0], np.full((3, 2), np.nan, dtype=np.float32)):
         with pytest.raises(ValueError, match="items"):
             kernel.top_k(good, bad, ids, 1, **blocks)
@@ -209,7 +212,7 @@ def test_centroids_equal_their_definition_to_the_bit(rows: list[list[int]], d: i
     expected = [centroid_slow(row, known, d) for row in rows]
     assert means.tolist() == [mean for mean, _ in expected]
     assert counts.tolist() == [count for _, count in expected]
-    assert (means.dtype, counts.dtype) == (np.float32, np.int32)
+    assert (means.dtype, counts.dtype) == (np.dtype(np.float32), np.dtype(np.int32))
 
 
 def test_centroids_add_in_the_order_of_the_row() -> None:

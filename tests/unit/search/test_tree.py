@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def brute(queries: np.ndarray, ids: np.ndarray, items: np.ndarray, k: object) ->
 def assert_same(found: Ranked, expected: Ranked) -> None:
     assert found.ids.offsets.tolist() == expected.ids.offsets.tolist()
     assert found.ids.values.tolist() == expected.ids.values.tolist()
-    assert (found.ids.values.dtype, found.scores.dtype) == (np.int32, np.float32)
+    assert (found.ids.values.dtype, found.scores.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
     # as bits, so that -0.0 is not 0.0
     assert found.scores.view(np.int32).tolist() == expected.scores.view(np.int32).tolist()
 
@@ -174,7 +175,7 @@ def test_primitives_equal_their_twin(d: int) -> None:
     @numba.njit
     def all_of(columns, at, rows, first, second, n, low):  # type: ignore[no-untyped-def]
         plain, scaled = np.empty(20, np.float32), np.empty(20, np.float32)
-        lanes.dots(columns, at, rows, first, n, plain, 4)
+        lanes.dots(columns, at, rows, first, n, plain, 4)  # type: ignore[call-arg]
         lanes.scores(columns, at, rows, first, n, scaled, 4)
         reached = lanes.reached(columns, at, rows, first, n)
         return plain[4:], scaled[4:], reached, lanes.hits_of_two(columns, at, rows, first, second, n, low, low)
@@ -214,12 +215,13 @@ def test_nothing_to_do(q: int, v: int, k: int) -> None:
     built = Tree.of(np.arange(v, dtype=np.int32), np.ones((v, 2), dtype=np.float32))
     found = tree.search(np.ones((q, 2), dtype=np.float32), built, k)
     assert found.ids.tolist() == [[]] * q
-    assert (found.scores.dtype, found.scores.shape) == (np.float32, (0,))
+    assert (found.scores.dtype, found.scores.shape) == (np.dtype(np.float32), (0,))
 
 
 def test_misuse_is_refused() -> None:
     good, ids = np.ones((3, 2), dtype=np.float32), np.arange(3, dtype=np.int32)
     built = Tree.of(ids, good)
+    bad: Any
     for bad in (good.astype(np.float64), good[0], good[:, :0], np.full((3, 2), np.nan, dtype=np.float32)):
         with pytest.raises(ValueError, match="items"):
             Tree.of(ids, bad)

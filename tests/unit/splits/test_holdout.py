@@ -82,7 +82,8 @@ def test_equal_hashes_go_by_track_id(lists: dict[int, list[int]], shift: int, bl
         _, test = split(pids, tracks, seed=3, fraction=0.4)
     for (pid, row), found in zip(lists.items(), test.tolist(), strict=True):
         distinct = sorted(set(row))
-        by_hash = sorted(distinct, key=lambda t, s=states[pid]: (int(coarse(s, np.array([t]))[0]), t))
+        state = states[pid]
+        by_hash = [t for _, t in sorted((int(coarse(state, np.array([t]))[0]), t) for t in distinct)]
         assert set(found) == set(by_hash[: n_test(np.array([len(distinct)]), 0.4)[0]])
 
 

@@ -1,4 +1,4 @@
-"""The picture of Encore on AWS, generated from the jobs and from what the state machine does with them."""
+"""The architecture diagram of Encore on AWS, generated from the jobs and how the state machine runs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from encore.runtime.graph import Node, Parallel, Part, compose
 
 
 def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
-    """A mermaid flowchart: what starts the line, its jobs as the machine runs them, and what each may write."""
+    """A Mermaid flowchart: what starts the pipeline, the jobs as the state machine runs them, and what each writes."""
     line = compose(nodes)
     steps: list[tuple[str, str]] = []
     first, _ = _join(line, steps)
@@ -45,7 +45,7 @@ def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
 
 
 def _join(part: Part, steps: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Add the arrows within a part; returns the jobs with which it begins and those with which it ends."""
+    """Add the arrows within a part to `steps`; returns the part's first jobs and its last jobs."""
     if isinstance(part, str):
         return [part], [part]
     ends = [_join(inner, steps) for inner in part.parts]
