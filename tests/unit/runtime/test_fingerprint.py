@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,8 +113,8 @@ def test_a_declaration_is_what_it_says_about_rows() -> None:
 
 
 def test_every_part_of_a_fingerprint_counts() -> None:
-    base = {"code": "c", "settings": {"seed": 1}, "inputs": {"tracks": "id@3"}, "writes": (HOLDOUT,), "state": "s"}
-    others = [
+    base: dict[str, Any] = {"code": "c", "settings": {"seed": 1}, "inputs": {"tracks": "id@3"}, "writes": (HOLDOUT,), "state": "s"}
+    others: list[dict[str, Any]] = [
         {"code": "d"},
         {"settings": {"seed": 2}},
         {"inputs": {"tracks": "other@3"}},
@@ -121,6 +122,6 @@ def test_every_part_of_a_fingerprint_counts() -> None:
         {"writes": (PLAYLISTS,)},
         {"state": "t"},
     ]
-    found = {fingerprint("job", **{**base, **other}) for other in ({}, *others)}  # type: ignore[arg-type]
+    found = {fingerprint("job", **{**base, **other}) for other in ({}, *others)}
     assert len(found) == 1 + len(others)
-    assert fingerprint("other", **base) not in found  # type: ignore[arg-type]
+    assert fingerprint("other", **base) not in found
