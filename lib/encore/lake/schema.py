@@ -66,8 +66,6 @@ def schema_differences(table: Table, found: DeltaTable) -> list[str]:
                 differences.append(f"column {column.name} {column.type} is missing")
         elif not _same_type(field.type, arrow_type(column.type)):
             differences.append(f"column {column.name}: {column.type} expected, {field.type} found")
-        elif field.nullable and not column.nullable:
-            differences.append(f"column {column.name}: not null expected, nullable found")
     differences += [f"column {name} is not declared" for name in fields]
     partitions = tuple(found.metadata().partition_columns)
     if partitions != table.partition_by:
