@@ -1,4 +1,4 @@
-"""The centroid of each playlist: the mean of its train tracks' vectors."""
+"""Compute the centroid of each playlist: the mean of its train tracks' vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = ()
 
 
 def run(ctx: JobContext) -> None:
-    """`playlist_centroids` from `holdout.train` and `track_vectors`, which every executor has mapped."""
+    """Write `playlist_centroids` from `holdout.train` and `track_vectors`, which are broadcast."""
     ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")))
     shipped = ctx.ship(row_of=row_numbers(ids, ctx.n_rows(TRACKS)), vectors=vectors)
 

@@ -1,4 +1,4 @@
-"""Audio features to vectors that can be compared: one length, one scale."""
+"""Turn audio features into comparable vectors: one length, one scale."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = ("vectors",)
 
 
 def run(ctx: JobContext) -> None:
-    """`track_vectors` of the tracks with features, and the fitted map in `vector_parameters`."""
+    """Write `track_vectors` for the tracks with features, and the fitted transform to `vector_parameters`."""
     settings = ctx.config.vectors
     ids, matrix = _features(ctx)
     fitted = vectors.fit(matrix, settings.transform, settings.weights)
@@ -47,7 +47,7 @@ def run(ctx: JobContext) -> None:
 
 
 def _features(ctx: JobContext) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, int32 (n,), ascending, of the tracks with features, and these, float64 (n, 11)."""
+    """Ids of the tracks with features, int32 (n,), ascending, and the features, float64 (n, 11)."""
     tracks = ctx.stream(TRACKS, ("track_id", "track_uri"))
     features = ctx.stream(AUDIO_FEATURES, ("track_uri", *FEATURES))
     every = features_by_track(tracks, features, ctx.n_rows(TRACKS), np.float64)

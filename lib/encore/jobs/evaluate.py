@@ -51,7 +51,7 @@ def _fingerprint(ctx: JobContext, model: str) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """`playlist_metrics`: a row for every playlist with test tracks and every model; `model_metrics`: their means.
+    """Write `playlist_metrics`, a row for every playlist with test tracks and model, and the means, `model_metrics`.
 
     Every model that was evaluated is logged as a child run, and so is one whose metrics the store does not have yet.
     """

@@ -1,4 +1,4 @@
-"""Keep the tables in order: small files together, and files that nothing refers to any more away. Changes no row.
+"""Maintain the tables: compact small files and remove unreferenced ones. Changes no row.
 
 Not a job of the line: it runs when it is asked for by name, or on a schedule of its own. Versions of tables that a run
 in MLflow refers to stay readable for as long as that run is there: to give them up, delete the run.
@@ -20,12 +20,12 @@ SETTINGS = ("maintain",)
 
 
 def state(ctx: JobContext) -> str:
-    """The day: once a day is often enough."""
+    """The date: once a day is enough."""
     return datetime.now(UTC).date().isoformat()
 
 
 def run(ctx: JobContext) -> None:
-    """Of every table that is there: OPTIMIZE, then VACUUM.
+    """OPTIMIZE, then VACUUM every existing table.
 
     Raises TransientError where MLflow does not say which versions its runs refer to: nothing is removed then.
     """
@@ -38,7 +38,7 @@ def run(ctx: JobContext) -> None:
     if referred is None:
         raise TransientError(
             f"MLflow does not say which versions its runs refer to, so no file was removed: {ctx.tracking.failed}",
-            remedy="mend tracking.uri or tracking.login, or wait until the server answers, and run it again",
+            remedy="fix tracking.uri or tracking.login, or wait until the server answers, and run it again",
         )
     for table in tables:
         kept = sorted(referred.get(table.name, set()))

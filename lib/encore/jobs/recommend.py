@@ -24,7 +24,7 @@ DERIVED = WRITES
 SETTINGS = ("recommend",)
 
 ROWS_A_BLOCK = 16_384
-"""Playlists that a worker asks a model for at a time: with 500 ids and scores each, 65 MB of results."""
+"""Playlists that a model is given at a time: with 500 ids and scores each, 65 MB of results."""
 
 COMMON_SETTINGS = ("k",)
 """Settings on which the rows of every model depend; those that bound memory change no row."""
@@ -55,7 +55,7 @@ def _fingerprint(ctx: JobContext, entry: Model) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """`recommendations`, model by model in ranges of pids. A model sees the seeds of a row and what was shipped."""
+    """Write `recommendations`, model by model, in ranges of pids, from each row's seeds and the broadcast arrays."""
     models = [model(name) for name in ctx.config.recommend.models]
     log = ctx.store.there(RECOMMENDATIONS)
     stale = [entry for entry in models if ctx.remaining(log, entry.name)]

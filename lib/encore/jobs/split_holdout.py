@@ -19,7 +19,7 @@ SETTINGS = ("split",)
 
 
 def run(ctx: JobContext) -> None:
-    """`holdout` from `playlists`, one row to one row."""
+    """Write `holdout` from `playlists`, one row for each row."""
     seed, fraction = ctx.config.split.seed, ctx.config.split.fraction
 
     def start() -> Kernel:

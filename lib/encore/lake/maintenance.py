@@ -1,4 +1,4 @@
-"""Keeping the tables of a lake in order: small files together, unreferenced files away. Changes no row."""
+"""Table maintenance: compacts small files and removes unreferenced ones. Changes no row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from encore.lake.schema import LOG_RETENTION
 from encore.lake.tables import Table
 
 SMALL_BYTES = 16 * 1024**2
-"""Opening a file costs about as much as reading so much of it from S3."""
+"""Files below this size are compacted: opening a file on S3 costs about as much as reading this many bytes."""
 
 
 def optimize(tables: Tables, table: Table, small_files: int) -> int:
-    """Merge small files where a table, or a partition, has at least so many; returns how many were merged."""
+    """Compact the small files of each partition that has at least `small_files`; returns how many were merged."""
     found = tables.there(table)
     small: dict[tuple[str, ...], int] = {}
     for file in data_files(found):
@@ -37,8 +37,8 @@ def optimize(tables: Tables, table: Table, small_files: int) -> int:
 
 
 def vacuum(tables: Tables, table: Table, keep_versions: Sequence[int], retention_days: int) -> int:
-    """Remove files that neither the newest version nor `keep_versions` refer to and that are older than the
-    retention; returns how many. The log of a kept version stays, too."""
+    """Remove files older than the retention that neither the newest version nor `keep_versions` refer to; returns
+    how many. The log entries of kept versions stay, too."""
     found = tables.there(table)
     with _maintaining(table):
         if found.metadata().configuration.get(LOG_RETENTION[0]) != LOG_RETENTION[1]:
@@ -55,7 +55,7 @@ def vacuum(tables: Tables, table: Table, keep_versions: Sequence[int], retention
 
 
 def _readable(tables: Tables, found: DeltaTable, version: int) -> bool:
-    """Whether the log still says what a version was; another lake's run may name one that never was here."""
+    """Whether a version can still be read; a run of another lake may name one that never existed here."""
     try:
         return DeltaTable(found.table_uri, version=version, storage_options=tables.options).version() == version
     except (DeltaError, OSError):

@@ -1,12 +1,13 @@
-"""Data files of Delta tables that the workers write themselves, and what they report of them to the driver.
+"""Data files of Delta tables that workers write directly, and the reports about them that go to the driver.
 
-Rows with arrays of hundreds of numbers are columns of plain memory in a Python worker. Sent back to Spark they are
-taken apart and written value by value; written here, column by column, they cost an eighth and take a fifth less
-space. A file stays invisible until the driver commits it (`Store.commit_files`); one whose task or commit failed is
-what VACUUM removes.
+In a Python worker, rows with arrays of hundreds of numbers are columns of contiguous memory. Sent back to Spark they
+would be unpacked and written value by value; written here, column by column, they take an eighth of the time and a
+fifth less space. A file is invisible until the driver commits it (`transaction.Transaction`). VACUUM removes files
+whose task or commit failed.
 
-Files are Parquet, compressed with zstd, in row groups of about GROUP_BYTES in memory. Arrays are stored plainly: ids
-and scores seldom repeat, so a dictionary of them costs much and saves nothing. Other columns have dictionaries.
+Files are Parquet, compressed with zstd, in row groups of about GROUP_BYTES in memory. Arrays have plain
+encoding: ids and scores rarely repeat, so a dictionary would cost time and save no space. Other columns have
+dictionaries.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from encore.lake.filesystem import is_s3, open_file, write_bytes
 from encore.lake.tables import Table, arrow_schema
 
 GROUP_BYTES = 16 << 20
-"""Memory that a row group takes before it is written: the least that a reader must read, and what a writer holds."""
+"""Size of a row group in memory: the smallest unit that a reader reads, and what a writer buffers."""
 FILE_BYTES = 128 << 20
-"""Size on disk at which a file is ended and another one begun; of S3, what a writer holds."""
+"""Size on disk at which a new file is started; on S3, what a writer buffers."""
 
 REPORT = pa.schema(
     [
@@ -49,14 +50,14 @@ REPORT = pa.schema(
         ("read_bytes", pa.int64()),
     ]
 )
-"""What a task reports: a row for each file (path in the table, bytes, ms since 1970; partition values and Delta's
-statistics as JSON), one for rows that break the declaration (`broken`: JSON, condition to count and example), and one
-with what its kernel had to say (`said`), and what it read (`read_rows`, `read_bytes`)."""
+"""What a task reports: a row for each file (path in the table, bytes, ms since 1970; partition values and Delta
+statistics as JSON), one for rows that violate the declaration (`broken`: JSON, condition to count and example), one
+with its kernel's state (`state`), and one with what it read (`read_rows`, `read_bytes`)."""
 
 
 @dataclass
 class IoStats:
-    """Rows and bytes that Python processes read and wrote without Spark's knowledge."""
+    """Rows and bytes that Python processes read and wrote, which Spark's metrics do not include."""
 
     read_rows: int = 0
     read_bytes: int = 0
@@ -66,13 +67,13 @@ class IoStats:
 
 @dataclass(frozen=True)
 class TableLocation:
-    """Where a table's files go: picklable, so that a worker can be told. `uri`: its folder or s3:// prefix."""
+    """Where a table's files are, picklable, so that it can be sent to workers. `uri`: a folder or s3:// prefix."""
 
     uri: str
     s3: S3Config
 
     def open(self, path: str) -> Any:
-        """A data file, by its path as the table's log has it, for random access; see files.open_file."""
+        """Open a data file for random access, by its path in the table's log; see filesystem.open_file."""
         return open_file(f"{self.uri}/{unquote(path)}", self.s3)
 
 

@@ -1,4 +1,4 @@
-"""Rows of Delta tables read from their data files: which files a version has is asked of the log, once, by the driver.
+"""Reads rows of Delta tables from their data files. The driver gets the list of files from the log, once.
 
 Tasks are given stretches of rows of these files and read them column by column with pyarrow, so that rows of arrays
 never pass through the JVM, where each costs ten times as much. See datafiles.py for the way back.
@@ -21,7 +21,7 @@ from encore.lake.parquet import IoStats, TableLocation
 
 @dataclass(frozen=True)
 class KeyRange:
-    """Rows of a table: those of some partition values, of `column` from `low` on and below `high` (None: no bound)."""
+    """Rows of a table: of some partition values, with `low` <= `column` < `high` (None: no bound)."""
 
     partition: tuple[tuple[str, str], ...] = ()
     column: str = "pid"
@@ -29,7 +29,7 @@ class KeyRange:
     high: int | None = None
 
     def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
-        """Whether rows of a file may be inside, and outside, whose values are from low to high (None: unknown)."""
+        """Whether a file whose values are from low to high (None: unknown) may have rows inside, and rows outside."""
         if self.low is None and self.high is None:
             return True, False
         if low is None or high is None:
@@ -40,7 +40,7 @@ class KeyRange:
         return above and below, not whole
 
     def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Which values are outside."""
+        """Which values are outside of the range."""
         found = pa.chunked_array([pa.repeat(False, len(column))])
         if self.low is not None:
             found = pc.or_(found, pc.less(column, self.low))
@@ -51,27 +51,27 @@ class KeyRange:
 
 @dataclass(frozen=True)
 class KeyIn:
-    """Rows of a table: those of some partition values whose `column`, of text or whole numbers, is one of `values`."""
+    """Rows of a table: of some partition values, whose `column` (text or integers) is one of `values`."""
 
     column: str
     values: pa.Array
     partition: tuple[tuple[str, str], ...] = ()
 
     def sides(self, low: Any, high: Any) -> tuple[bool, bool]:
-        """As `KeyRange.sides`."""
+        """Like `KeyRange.sides`."""
         if low is None or high is None:
             return len(self.values) > 0, True
         between = pc.and_(pc.greater_equal(self.values, low), pc.less_equal(self.values, high))
         return bool(pc.any(between, min_count=0).as_py()), True
 
     def outside(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """As `KeyRange.outside`."""
+        """Like `KeyRange.outside`."""
         return pc.invert(pc.is_in(column, value_set=self.values))
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `first` to `last` - 1 of a data file, in its order. `filtered`: whether some of them may be outside."""
+    """Rows `first` to `last` - 1 of a data file, in file order. `filtered`: whether some of them must be left out."""
 
     path: str
     first: int
@@ -82,8 +82,8 @@ class RowRange:
 
 @dataclass(frozen=True)
 class Scan:
-    """Columns of rows of a table at a version, picklable: `schema` of what is read, `where` which rows, `row_ranges`
-    in the order of the files' least keys."""
+    """Some columns of some rows of a table at a version, picklable: `schema` of the result, `where` for which rows,
+    `row_ranges` of the files, ordered by the files' smallest keys."""
 
     place: TableLocation
     schema: pa.Schema
@@ -92,16 +92,16 @@ class Scan:
 
     @property
     def rows(self) -> int:
-        """Rows of all stretches: those that `where` leaves out are counted too."""
+        """Rows of all row ranges, including those that `where` leaves out."""
         return sum(row_range.last - row_range.first for row_range in self.row_ranges)
 
     def of(self, column: str, values: Collection[str]) -> Scan:
-        """The stretches whose partition has one of some values."""
+        """The row ranges whose partition has one of some values."""
         kept = tuple(row_range for row_range in self.row_ranges if dict(row_range.partition)[column] in values)
         return replace(self, row_ranges=kept)
 
     def cut(self, n: int) -> list[Scan]:
-        """At most n scans, none empty, of as many rows each, which one after the other are this one."""
+        """At most n scans of about equal size, none empty, which together are this one, in order."""
         total, parts = self.rows, min(n, self.rows)
         bounds = [total * i // parts for i in range(parts + 1)] if parts else [0]
         cuts: list[list[RowRange]] = [[] for _ in bounds[1:]]
@@ -124,7 +124,7 @@ class Scan:
         return pa.concat_tables([self.schema.empty_table(), *self.read(io_stats)])
 
     def read(self, io_stats: IoStats | None = None) -> Iterator[pa.Table]:
-        """The rows, a table for each row group; what was read is added to `moved`."""
+        """The rows, a table for each row group; what was read is added to `io_stats`."""
         counted = io_stats or IoStats()
         for row_range in self.row_ranges:
             yield from self._read_row_range(row_range, counted)
@@ -170,8 +170,8 @@ def _stored(group: Any, names: set[str]) -> int:
 def touched(
     files: Iterable[dict[str, Any]], where: KeyRange | KeyIn, partition_by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, str], bool, bool]]:
-    """Of rows of deltalake's flattened add actions those of the partitions, each with its partition's values, and
-    whether rows of it may be inside, and outside, by its statistics."""
+    """The files (rows of deltalake's flattened add actions) of the partitions, each with its partition values, and
+    whether by its statistics it may have rows inside, and rows outside."""
     for file in files:
         partition = {name: file[f"partition.{name}"] for name in partition_by}
         if all(partition[name] == value for name, value in where.partition):
@@ -182,7 +182,7 @@ def touched(
 def scan_of(
     place: TableLocation, schema: pa.Schema, where: KeyRange, partition_by: Sequence[str], files: list[dict[str, Any]]
 ) -> Scan:
-    """The scan of a table's files, rows of deltalake's flattened add actions; files that cannot have a row are left."""
+    """The scan of some files (rows of deltalake's flattened add actions), without those that cannot hold a row."""
     found = []
     for file, partition, inside, outside in touched(files, where, partition_by):
         rows = file["num_records"]

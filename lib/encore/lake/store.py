@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _CHANGES = 100
-"""Commits of a table that are looked at unless more are needed."""
+"""How many commits of a table are read at first."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Store(Tables):
     # what is there -------------------------------------------------------------------------------------------------
 
     def exists(self, table: Table) -> bool:
-        """Whether the table is there."""
+        """Whether the table exists."""
         return self.open(table) is not None
 
     def state(self, table: Table) -> TableState | None:
@@ -100,12 +100,12 @@ class Store(Tables):
         return None if found is None else state_of(found)
 
     def partitions(self, table: Table, column: str) -> set[str]:
-        """The values of a partition column that have rows; none where the table is not there."""
+        """The values of a partition column that have rows; none if the table does not exist."""
         found = self.open(table)
         return {file[f"partition.{column}"] for file in data_files(found)} if found else set()
 
     def check_writable(self) -> None:
-        """Raise LakeError where nothing can be written (local lakes; S3 answers at the first write)."""
+        """Raise LakeError if a local lake is not writable; S3 reports it at the first write."""
         if is_s3(self.path):
             return
         probe = os.path.join(self.path, f".encore-{uuid.uuid4().hex}")
@@ -117,13 +117,13 @@ class Store(Tables):
         except OSError as error:
             raise LakeError(
                 f"the lake {self.path} cannot be written: {error.strerror}",
-                remedy="choose another lake.path or mend its rights",
+                remedy="choose another lake.path, or fix its permissions",
             ) from error
 
     # reading -------------------------------------------------------------------------------------------------------
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
-        """The rows of a table, at a version or the newest. Raises LakeError where it is not there."""
+        """The rows of a table, at a version or the newest. LakeError if it does not exist."""
         with _spark_errors(table.name):
             reader = self._spark().read.format("delta")
             if version is not None:
@@ -131,7 +131,7 @@ class Store(Tables):
             return reader.load(self.uri(table))
 
     def read_small(self, table: Table, columns: list[str] | None = None) -> pa.Table:
-        """A small table as Arrow, without Spark; an empty one where it is not there."""
+        """A small table as Arrow, without Spark; no rows if it does not exist."""
         found = self.open(table)
         if found is None:
             schema = arrow_schema(table)
@@ -166,7 +166,7 @@ class Store(Tables):
         return scan_of(self.location(table), schema, where or KeyRange(), table.partition_by, data_files(found))
 
     def register_views(self) -> list[str]:
-        """Make every table that is there, and the views over them, known to Spark SQL by name; returns the names."""
+        """Register every existing table, and the views, in Spark SQL; returns their names."""
         spark, names = self._spark(), []
         for table in ALL:
             if self.exists(table):
@@ -219,7 +219,7 @@ class Store(Tables):
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[str]:
-        """A place in the lake for what a job sets aside between two passes; it is gone when the block ends."""
+        """A folder in the lake for a job's intermediate files, removed when the block ends."""
         place = f"{self.root}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
         try:
             yield place
@@ -232,7 +232,7 @@ def _no_spark() -> NoReturn:
 
 
 def open_store(config: Config) -> Store:
-    """The lake of a configuration, to look at. LakeError where there is none."""
+    """The lake of a configuration, for reading. LakeError if it has no tables."""
     store = Store(config, _no_spark)
     if not any(store.exists(table) for table in ALL):
         raise LakeError(f"no tables in the lake {config.lake.path}", remedy="call `encore run`, or set lake.path")
@@ -260,7 +260,7 @@ def state_of(found: DeltaTable) -> TableState:
 
 @contextmanager
 def _spark_errors(what: str) -> Iterator[None]:
-    """Spark's and Delta's errors as LakeError with their first line. Errors that a worker raised for us pass."""
+    """Turn Spark's and Delta's errors into LakeError, with their first line; errors from Python workers pass through."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException, PythonException
 

@@ -1,4 +1,4 @@
-"""What a job is given: its settings, the tables that it declared, and the session."""
+"""What a job works with: its settings, the tables that it declared, and the Spark session."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class JobContext:
-    """What a job is given. Reading or writing a table that it did not declare is refused.
+    """What a job works with. Reading or writing a table that it did not declare is refused.
 
     `inputs`: the state of each table that it reads and that existed when it started. `models`: by name of the model,
     the fingerprint of the job's rows of it, for jobs whose tables have rows of several models.
@@ -77,13 +77,13 @@ class JobContext:
     # reading -------------------------------------------------------------------------------------------------------
 
     def scan(self, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Scan:
-        """Columns of a declared table as it was when the job started; of one that the job itself writes, as it is."""
+        """Columns of a table as of the start of the job; of a table that the job itself writes, as of now."""
         self._may_read(table)
         at = None if table in self.writes else self.inputs[table.name].log
         return self.store.scan(table, columns, at, where)
 
     def stream(self, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Iterator[pa.Table]:
-        """The rows of `scan`, in parts of bounded size, for the driver itself."""
+        """The rows of `scan` on the driver, in parts of bounded size."""
         return self.scan(table, columns, where).read(self.io_stats)
 
     def _may_read(self, table: Table) -> None:
@@ -94,7 +94,7 @@ class JobContext:
             raise LakeError(f"the lake {self.store.path} has no table {table.name} yet", remedy=f"run {writer} first")
 
     def n_rows(self, table: Table) -> int:
-        """Rows of a declared table that another job writes, when this job started."""
+        """The number of rows of a table that another job writes, as of the start of this job."""
         self._may_read(table)
         return self.inputs[table.name].rows
 
@@ -106,7 +106,7 @@ class JobContext:
     # writing -------------------------------------------------------------------------------------------------------
 
     def begin(self, table: Table) -> None:
-        """Make a table that the job writes where it does not exist, and plan the job's commits on what it holds now."""
+        """Create a table that the job writes if it does not exist, and plan the job's commits on its newest version."""
         self._may_write(table)
         self._transactions[table.name] = Transaction(self.store, table, self.store.ensure(table))
 
@@ -125,7 +125,7 @@ class JobContext:
             raise LakeError(f"{self.name} writes {table.name}, which it does not declare")
 
     def is_own(self, commit: Commit, fingerprint: str) -> bool:
-        """Whether a commit is of the work of a fingerprint; a forced run accepts its own commits alone."""
+        """Whether a commit belongs to a fingerprint's work; a forced run accepts only its own commits."""
         return commit.fingerprint == fingerprint and (not self.force or commit.run_id == self.run_id)
 
     def ship(self, **arrays: np.ndarray) -> broadcast.BroadcastArrays:
@@ -159,7 +159,7 @@ class JobContext:
         )
 
     def writer(self, table: Table) -> Writer:
-        """A writer of files of a table, which show in the table once they are committed."""
+        """A writer of data files of a table, which become visible when they are committed."""
         self._may_write(table)
         return Writer(table, self.store.location(table))
 
@@ -173,7 +173,7 @@ class JobContext:
         fingerprint: str | None = None,
         exclusive: bool = False,
     ) -> None:
-        """Replace the rows `where` by rows that the driver itself has, in one commit, without Spark."""
+        """Replace the rows `where` by rows on the driver, in one commit, without Spark."""
         writer = self.writer(table)
         for rows_ in parts:
             writer.write(rows_.select(table.names).cast(arrow_schema(table)))
@@ -181,7 +181,7 @@ class JobContext:
         self.commit_files(table, reports, where, part=part, fingerprint=fingerprint, exclusive=exclusive)
 
     def append(self, table: Table, rows_: pa.Table, *, part: str = "all") -> None:
-        """Add rows that the driver has, whose keys are new, in one commit."""
+        """Add rows on the driver, with new keys, in one commit."""
         key = table.key[-1]
         self.write(table, [rows_], KeyIn(key, pa.array([], arrow_schema(table).field(key).type)), part=part)
 
@@ -194,12 +194,12 @@ class JobContext:
         *,
         models: Sequence[str] = (),
     ) -> dict[str, list[Interval]]:
-        """Write `target` from `source` in ranges of pids, a commit each; what the log says is done is left out.
+        """Write `target` from `source` in ranges of pids, one commit each, without the ranges that are already done.
 
-        `make(scan, pids, models)` says how the rows of one range come from the source's columns in it and their sorted
-        pids. With `models`, each model's rows are replaced in a commit of its own, under its own fingerprint, and
-        models that lack the same ranges are worked on together. Returns by model, "" without models, the ranges that
-        were left out: from a pid, below a pid.
+        `make(scan, pids, models)` returns the work for one range, from the source's columns in it and its sorted pids.
+        What is done follows from the target's log. With `models`, each model's rows are replaced in a commit of its own, under its own fingerprint, and
+        models that lack the same ranges are computed together. Returns by model ("" without models) the ranges that
+        were already done: from a pid, below a pid.
         """
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
@@ -214,7 +214,7 @@ class JobContext:
         return {model: complement(intervals) for model, intervals in todo.items()}
 
     def remaining(self, log: OpenTable, model: str = "") -> list[Interval]:
-        """The ranges of pids of an opened table that this job, or its part for a model, has still to write."""
+        """The ranges of pids of an opened table that this job, for a model if given, still has to write."""
         partition, fingerprint = _partition(model), self.models[model] if model else self.fingerprint
         return remaining(changes(log), partition, lambda commit: self.is_own(commit, fingerprint))
 
@@ -255,13 +255,13 @@ class JobContext:
             self.commit_files(target, own, where, part=f"{model}: {part}", fingerprint=self.models[model])
 
     def pids(self, table: Table) -> np.ndarray:
-        """The sorted pids of a table that is keyed by them, int64."""
+        """The sorted pids of a table, int64."""
         parts = [part["pid"].to_numpy() for part in self.stream(table, ["pid"])]
         return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 
     @contextmanager
     def watched(self, shown: Meter, amount: int) -> Iterator[None]:
-        """While Spark works on `amount` units, show them as done in the measure in which its tasks are finished."""
+        """While Spark works on `amount` units, show progress by the share of finished tasks."""
         tracker, over, base = self.spark.sparkContext.statusTracker(), threading.Event(), shown.done
 
         def poll() -> None:
@@ -288,16 +288,15 @@ def _partition(model: str) -> tuple[tuple[str, str], ...]:
 
 
 def part_name(low: int | None, high: int | None) -> str:
-    """A range of pids in words: all, or its ends, the upper one not included."""
+    """A range of pids in words, the upper end exclusive."""
     ends = [*([f"from pid {low}"] if low is not None else []), *([f"below pid {high}"] if high is not None else [])]
     return " ".join(ends) or "all"
 
 
 def chunks_of(interval: Interval, pids: np.ndarray, step: int) -> list[tuple[Interval, np.ndarray]]:
-    """An interval of pids cut at multiples of `step` that have playlists between them, with the pids in each part.
+    """Cut an interval of pids at multiples of `step`, with the pids in each part; no part but the only one is empty.
 
-    The parts have the interval's own ends and leave no gap. An interval without a pid is one part: what the table holds
-    there is replaced by nothing.
+    The parts cover the whole interval without gaps. An interval without pids is one part: its rows are removed.
     """
     low, high = interval
     first = 0 if low is None else int(np.searchsorted(pids, low))

@@ -1,4 +1,4 @@
-"""The graph of jobs, derived from what each declares to read and write. Order is written down nowhere else."""
+"""The graph of jobs, derived from the tables that each declares to read and write. It alone determines the order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Node:
 
 
 def writer_of(nodes: Sequence[Node]) -> dict[str, str]:
-    """Which job writes each table. ValueError where two do; `quarantine` alone has a part for each job."""
+    """Which job writes each table. ValueError if two do; only `quarantine` has a partition for each job."""
     writers: dict[str, str] = {}
     for node in nodes:
         for table in node.writes:
@@ -33,7 +33,7 @@ def writer_of(nodes: Sequence[Node]) -> dict[str, str]:
 
 
 def edges(nodes: Sequence[Node]) -> list[tuple[str, str, str]]:
-    """(job that writes, table, job that reads), in the order of `nodes`. A job's own tables are no edges."""
+    """(writing job, table, reading job), in the order of `nodes`, without edges from a job to itself."""
     writers = writer_of(nodes)
     return [
         (writers[table.name], table.name, node.name)
@@ -44,7 +44,7 @@ def edges(nodes: Sequence[Node]) -> list[tuple[str, str, str]]:
 
 
 def order(nodes: Sequence[Node]) -> list[str]:
-    """Names so that each job comes after those whose tables it reads; else as in `nodes`. ValueError on a cycle."""
+    """A topological order of the jobs, ties as in `nodes`. ValueError on a cycle."""
     needs: dict[str, set[str]] = {node.name: set() for node in nodes}
     for before, _, after in edges(nodes):
         needs[after].add(before)
@@ -58,7 +58,7 @@ def order(nodes: Sequence[Node]) -> list[str]:
 
 
 def select(nodes: Sequence[Node], first: str | None, last: str | None, only: Sequence[str]) -> list[str]:
-    """The part of the order that `--from`, `--to`, or else `--only` name.
+    """The jobs that `--from` and `--to`, or `--only`, select, in order.
 
     Raises ConfigError for an unknown job, an empty part, and both ways at once.
     """
@@ -86,7 +86,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Parts of the graph that know nothing of one another."""
+    """Parts of the graph that are independent of one another."""
 
     parts: tuple[Part, ...]
 
@@ -96,7 +96,7 @@ Part: TypeAlias = "str | Series | Parallel"
 
 
 def compose(nodes: Sequence[Node]) -> Part:
-    """The graph as parts in series and side by side, for schedulers that know no other shapes.
+    """The graph as nested series and parallel parts, for schedulers that support nothing else.
 
     Every job comes after those whose tables it reads. Two jobs of which neither needs the other run side by side, but
     where the graph is not made of these two shapes alone: there some jobs wait for others that they do not need.
@@ -131,7 +131,7 @@ def _compose(names: list[str], before: dict[str, set[str]]) -> Part:
 
 
 def _groups(names: list[str], before: dict[str, set[str]]) -> list[list[str]]:
-    """Names by what is connected, in their order."""
+    """The connected components, names in their order."""
     group = {name: {name} for name in names}
     for name in names:
         for other in before[name] & set(names):

@@ -1,4 +1,4 @@
-"""How a job failed, as a small JSON object where a scheduler reads it.
+"""Records how a job failed, as a small JSON object that a scheduler reads.
 
 A service that runs jobs says that one failed, but of the exit code no more than a line of text, if that. Whether to try
 again depends on it, so the job itself writes it down: `code` (encore.errors), `reason`, the sentence a person is shown,
@@ -24,7 +24,7 @@ log = structlog.get_logger("encore.runtime.outcome")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job failed: its exit code, the sentence, and what to do; no `remedy` is an empty one."""
+    """How a job failed: exit code, message, and what to do (empty if unknown)."""
 
     code: int
     reason: str
@@ -32,7 +32,7 @@ class Outcome:
 
 
 def read_outcome(text: str) -> Outcome | None:
-    """What `outcome_at` wrote; None where it is no such object, as one that was cut is not."""
+    """Parse what `outcome_at` wrote; None if it is not such an object, for example if it was truncated."""
     try:
         found = json.loads(text)
         return Outcome(int(found["code"]), str(found["reason"]), str(found["remedy"]))

@@ -1,4 +1,4 @@
-"""The line on one machine: the jobs that were asked for, in the order of the graph, in one process and session."""
+"""Runs a pipeline on one machine: the selected jobs, in the order of the graph, in one process and session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def new_run_id() -> str:
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could only fail late: each job may have a `check` of its own."""
+    """Refuse settings that would otherwise fail late, with each job's own `check`."""
     for name in JOBS:
         own = getattr(job_module(name), "check", None)
         if own is not None:

@@ -1,4 +1,4 @@
-"""The commit of the code: of a checkout, or of the archive that was made of one."""
+"""The git commit of the code, in a checkout or in the application archive."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import subprocess
 from pathlib import Path
 
 SOURCES = ("lib", "jobs", "conf", "deploy/requirements-emr.txt", "deploy/package.py")
-"""What a run is made of, and the archive: changes to other files leave the commit what it is."""
+"""What a run and the archive consist of: changes to other files do not make the commit dirty."""
 
 PACKED = Path(__file__).parents[1] / "COMMIT"
-"""Written into the archive, which has no git."""
+"""The file with the commit in the archive, which is not a git checkout."""
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-"""Where this module is in a checkout."""
+"""The root of the checkout that this module is in."""
 
 
 def commit_of(root: Path = CHECKOUT) -> str:
