@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from encore.arrays.ragged import Ragged
 from encore.config import Config
+from encore.lake.delta import changes
 from encore.lake.scan import KeyRange
 from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
 from encore.lake.track_arrays import count_tracks, listed_tracks, vector_matrix
@@ -57,7 +58,7 @@ def _fingerprint(ctx: JobContext, entry: Model) -> str:
 def run(ctx: JobContext) -> None:
     """Write `recommendations`, model by model, in ranges of pids, from each row's seeds and the broadcast arrays."""
     models = [model(name) for name in ctx.config.recommend.models]
-    log = ctx.store.there(RECOMMENDATIONS)
+    log = list(changes(ctx.store.there(RECOMMENDATIONS)))
     stale = [entry for entry in models if ctx.remaining(log, entry.name)]
     train = _train(ctx, {field for entry in stale for field in entry.needs})
     for entry in stale:

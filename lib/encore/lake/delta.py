@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -24,9 +24,6 @@ MAINTENANCE = frozenset(
     {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD CONSTRAINT", "ADD COLUMN", "CREATE TABLE"}
 )
 """Operations that change no row: a table's data version is that of the last other one."""
-
-OpenTable: TypeAlias = DeltaTable
-"""A table as delta-rs opened it, at a version."""
 
 Interval = tuple[int | None, int | None]
 """Whole numbers from the first on and below the second; None: no bound."""
@@ -82,13 +79,18 @@ def changes(found: DeltaTable) -> Iterator[Change]:
     seen, limit = 0, 100
     while True:
         entries = found.history(limit)
-        for entry in entries[seen:]:
-            if entry.get("operation") not in MAINTENANCE:
-                commit = Commit.parse(entry.get("userMetadata"))
-                yield Change(int(entry["version"]), int(entry["timestamp"]), commit)
+        yield from changes_of(entries[seen:])
         if len(entries) < limit:
             return
         seen, limit = len(entries), limit * 10
+
+
+def changes_of(entries: Iterable[dict[str, Any]]) -> Iterator[Change]:
+    """Of entries of a table's log, as delta-rs has them, those that changed rows."""
+    for entry in entries:
+        if entry.get("operation") not in MAINTENANCE:
+            commit = Commit.parse(entry.get("userMetadata"))
+            yield Change(int(entry["version"]), int(entry["timestamp"]), commit)
 
 
 class Tables:

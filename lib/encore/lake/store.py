@@ -22,7 +22,7 @@ from deltalake.exceptions import DeltaError
 
 from encore.config import Config
 from encore.errors import LakeError
-from encore.lake.delta import Change, Commit, Tables, changes, data_files, first_line
+from encore.lake.delta import Change, Commit, Tables, changes, changes_of, data_files, first_line
 from encore.lake.filesystem import delete_folder, is_s3
 from encore.lake.scan import KeyRange, Scan, scan_of
 from encore.lake.schema import delta_field, delta_schema, missing_columns, properties
@@ -31,8 +31,8 @@ from encore.lake.tables import ALL, VIEWS, Table, arrow_schema
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_CHANGES = 100
-"""How many commits of a table are read at first."""
+_ENTRIES = 100
+"""How many entries of a table's log are read at first."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class TableState:
     def changes(self) -> Iterator[Change]:
         """The commits that changed rows, newest first; those that are not in `newest` are read when they are needed."""
         yield from self.newest
-        if len(self.newest) == _CHANGES:
-            yield from islice(changes(self.log), _CHANGES, None)
+        if self.version >= _ENTRIES:
+            yield from islice(changes(self.log), len(self.newest), None)
 
     @property
     def data_version(self) -> int:
@@ -242,9 +242,8 @@ def open_store(config: Config) -> Store:
 def state_of(found: DeltaTable) -> TableState:
     """What the log of an open table says about it."""
     actions = pa.table(found.get_add_actions(flatten=True))
-    last = found.history(1)
-    # the newest changes are enough to tell what was derived from them; others are read by who needs them
-    newest = tuple(islice(changes(found), _CHANGES))
+    entries = found.history(_ENTRIES)
+    newest = tuple(changes_of(entries))
     return TableState(
         id=str(found.metadata().id),
         version=found.version(),
@@ -252,7 +251,7 @@ def state_of(found: DeltaTable) -> TableState:
         files=actions.num_rows,
         bytes=int(pc.sum(actions["size_bytes"]).as_py() or 0) if actions.num_rows else 0,
         commit=next((change.commit for change in newest if change.commit), None),
-        changed_at_ms=int(last[0]["timestamp"]) if last else 0,
+        changed_at_ms=int(entries[0]["timestamp"]) if entries else 0,
         newest=newest,
         log=found,
     )
@@ -260,7 +259,7 @@ def state_of(found: DeltaTable) -> TableState:
 
 @contextmanager
 def _spark_errors(what: str) -> Iterator[None]:
-    """Turn Spark's and Delta's errors into LakeError, with their first line; errors from Python workers pass through."""
+    """Turn errors of Spark and Delta into LakeError, with their first line; those of Python workers pass through."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException, PythonException
 

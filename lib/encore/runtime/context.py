@@ -19,7 +19,7 @@ import structlog
 from encore.config import Config
 from encore.errors import LakeError, WriteRefused
 from encore.lake.coverage import complement, remaining
-from encore.lake.delta import Commit, Interval, OpenTable, changes
+from encore.lake.delta import Change, Commit, Interval, changes
 from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.store import Store, TableState
@@ -197,14 +197,14 @@ class JobContext:
         """Write `target` from `source` in ranges of pids, one commit each, without the ranges that are already done.
 
         `make(scan, pids, models)` returns the work for one range, from the source's columns in it and its sorted pids.
-        What is done follows from the target's log. With `models`, each model's rows are replaced in a commit of its own, under its own fingerprint, and
-        models that lack the same ranges are computed together. Returns by model ("" without models) the ranges that
-        were already done: from a pid, below a pid.
+        What is done follows from the target's log. With `models`, each model's rows are replaced in a commit of its
+        own, under its own fingerprint, and models that lack the same ranges are computed together. Returns by model
+        ("" without models) the ranges that were already done: from a pid, below a pid.
         """
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
             raise WriteRefused(source.name, ["key pid repeats"])
-        log = self.store.there(target)
+        log = list(changes(self.store.there(target)))
         todo = {model: self.remaining(log, model) for model in models or ("",)}
         groups: dict[tuple[Interval, ...], list[str]] = {}
         for model, intervals in todo.items():
@@ -213,10 +213,10 @@ class JobContext:
             self._write_ranges(source, target, columns, make, pids, ranges, tuple(name for name in group if name))
         return {model: complement(intervals) for model, intervals in todo.items()}
 
-    def remaining(self, log: OpenTable, model: str = "") -> list[Interval]:
-        """The ranges of pids of an opened table that this job, for a model if given, still has to write."""
+    def remaining(self, log: Iterable[Change], model: str = "") -> list[Interval]:
+        """The ranges of pids that this job, for a model if given, still has to write, by a table's changes."""
         partition, fingerprint = _partition(model), self.models[model] if model else self.fingerprint
-        return remaining(changes(log), partition, lambda commit: self.is_own(commit, fingerprint))
+        return remaining(log, partition, lambda commit: self.is_own(commit, fingerprint))
 
     def _write_ranges(
         self,

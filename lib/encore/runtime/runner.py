@@ -146,4 +146,4 @@ def _up_to_date(ctx: JobContext, module: ModuleType) -> dict[str, int] | None:
 
 def _is_derived(ctx: JobContext, state: TableState) -> bool:
     """Whether the newest commit of every row is of this job's fingerprint, or of its model's."""
-    return not any(ctx.remaining(state.log, model) for model in ctx.models or ("",))
+    return not any(ctx.remaining(state.changes(), model) for model in ctx.models or ("",))
