@@ -91,6 +91,9 @@ class IngestConfig(Section):
     trust_timestamps: bool = Field(
         description="Take a file of unchanged size and time of change as unchanged; false: read and digest each again."
     )
+    vanished: Literal["keep", "remove"] = Field(
+        description="What becomes of playlists whose file is gone and that no other file has: keep or remove them."
+    )
 
 
 class FeaturesConfig(Section):

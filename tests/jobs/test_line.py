@@ -292,7 +292,7 @@ class TestInputThatIsNotWhole:
             ("mpd.slice.150-199.json", "pid_duplicate"),
             ("mpd.slice.150-199.json", "track_uri_malformed"),
         }
-        assert "belongs to another file" in found["mpd.slice.150-199.json", "pid_duplicate"]["detail"]
+        assert "is taken from mpd.slice." in found["mpd.slice.150-199.json", "pid_duplicate"]["detail"]
         ledger = {row["slice"]: row for row in recompute.table(mixed[0], "ingest_ledger")}
         assert ledger["mpd.slice.50-99.json"]["status"] == "refused"
         assert ledger["mpd.slice.150-199.json"]["n_quarantined"] == 2

@@ -58,7 +58,7 @@ def test_a_task_for_each_run_and_no_shuffle(
 ) -> None:
     files = by_number(list_files(str(generated), "*.json", S3))
     runs, aside = tasks_of(files, 2, 2), Staging(str(tmp_path / "aside"), S3)
-    about = parse_files(session(), runs, Parsing(Limits(1000, 100), aside, {}, {}))
+    about = parse_files(session(), dict(enumerate(runs)), Parsing(Limits(1000, 100), aside, {}, {}))
     assert stages() == [[len(runs)]]
     assert about["slice"].to_pylist() == [file.name for file in files]
     assert sorted(pid for pids in about["pids"].to_pylist() for pid in pids) == list(range(300))

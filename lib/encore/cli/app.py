@@ -160,7 +160,8 @@ def run(
 def _result_line(result: Any) -> str:
     rows = ", ".join(f"{table} {n:,}" for table, n in result.rows.items())
     status = "up to date" if result.status == "up_to_date" else f"{result.seconds:.1f} s"
-    return f"[bold]{result.name:20}[/] {status:>10}  {rows}"
+    notes = "".join(f"\n{_escape(note)}" for note in result.facts.get("notes", ()))
+    return f"[bold]{result.name:20}[/] {status:>10}  {rows}{notes}"
 
 
 @app.command()

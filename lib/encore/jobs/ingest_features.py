@@ -67,6 +67,7 @@ def _take_all(ctx: JobContext, source: Any) -> None:
 def _quarantine_rows(refused: pa.Table) -> pa.Table:
     rows = refused.append_column("pid", pa.nulls(refused.num_rows, pa.int64()))
     rows = rows.append_column("stage", pa.repeat(STAGE, refused.num_rows))
+    rows = rows.append_column("taken_by", pa.nulls(refused.num_rows, pa.string()))
     return rows.select(QUARANTINE.names).cast(arrow_schema(QUARANTINE))
 
 

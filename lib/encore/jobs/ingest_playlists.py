@@ -1,11 +1,17 @@
-"""Slices to playlists and tracks: only new and changed files are read, and bad input is set aside with its reason."""
+"""Slices to playlists and tracks. Only files whose rows could differ are read; bad input is set aside with its reason.
+
+After each run the tables are what a fresh lake of the same files would have, but for three things: tracks keep their
+ids, tracks that no playlist holds any more stay and are marked, and playlists that only files that are gone held stay
+where ingest.vanished is keep.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,18 +20,24 @@ import pyarrow.compute as pc
 from encore.arrays.track_keys import loops
 from encore.errors import InputError
 from encore.lake.filesystem import SourceFile, list_files
+from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyIn, KeyRange
-from encore.lake.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.lake.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
+from encore.lake.track_arrays import count_tracks, listed_tracks
 from encore.mpd import ingest
-from encore.mpd.parse import TRACK_FIELDS, Limits
+from encore.mpd.held import Held
+from encore.mpd.parse import Limits
+from encore.mpd.reading import Reading
 from encore.progress import meter
 from encore.runtime.context import JobContext
+from encore.runtime.fingerprint import code_digest
 
-READS = (PLAYLISTS, TRACKS, INGEST_LEDGER)
+READS = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
-IDENTITY = ("track_id", "track_uri", "first_pid")
+PARSER = "encore.mpd.tracks"
+"""With what it imports, the code that makes rows of files: where it has changed, files are read again."""
 
 
 def source_files(ctx: JobContext) -> list[SourceFile]:
@@ -53,116 +65,200 @@ def state(ctx: JobContext) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """The four tables from the files that are new or have changed.
+    """The four tables from the files that are there.
 
-    The order of the commits makes a run that broke off safe to repeat: tracks, then playlists, then quarantine, and
-    the ledger, which says that a file is done, at the end.
+    The ledger forgets a file before any of its rows is replaced, and has it again once all are: after a run that broke
+    off, the next one reads the file, whatever has become of it meanwhile.
     """
-    files = ingest.by_number(source_files(ctx))
-    ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
-    todo = [file for file in files if _is_new(ctx, file, ledger.get(file.name))]
-    ctx.log.info("files", found=len(files), to_read=len(todo))
-    if not todo:
-        return
-    # compiled here, so that workers on this machine find it
-    loops()
-    runs = ingest.tasks_of(todo, ctx.config.ingest.slices_per_task, ctx.spark.sparkContext.defaultParallelism)
-    with ctx.store.scratch(STAGE) as place:
-        aside = ingest.Staging(place, ctx.config.s3)
-        about, changed = _parse(ctx, runs, aside, ledger)
-        if changed:
-            _write(ctx, about, changed, aside, is_first=not ledger)
-        _write_ledger(ctx, about, ledger)
-    ctx.facts["files_read"] = len(changed)
-
-
-def _parse(
-    ctx: JobContext, runs: list[list[SourceFile]], aside: ingest.Staging, ledger: dict[str, dict[str, Any]]
-) -> tuple[pa.Table, list[str]]:
-    """The first pass: what it says of the files, and which of them are not the same as before."""
+    files = {file.name: file for file in ingest.by_number(source_files(ctx))}
+    held = _held(ctx, set(files))
     limits = Limits(ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes)
-    digests = {} if ctx.force else {name: row["digest"] for name, row in ledger.items()}
-    n_files = sum(map(len, runs))
-    taken: dict[str, list[int]] = {}
-    with meter(ctx.name, "files", n_files) as shown:
-        while True:
-            with ctx.watched(shown, n_files):
-                about = ingest.parse_files(ctx.spark, runs, ingest.Parsing(limits, aside, digests, taken))
-            changed = about.filter(pc.not_equal(about["status"], "same"))["slice"].to_pylist()
-            lost = ingest.losers(_owned(about), _others(ctx, changed, ledger))
-            ctx.io_stats.read_rows += pc.sum(about["n_playlists"]).as_py() or 0
-            ctx.io_stats.read_bytes += pc.sum(about["size_bytes"]).as_py() or 0
-            if not lost:
-                return about, changed
-            # Rare: two files claim a playlist. What the other one has of it must leave no trace, so read again.
-            for name, pids in lost.items():
-                taken.setdefault(name, []).extend(pids)
+    parser, trust = code_digest(PARSER), ctx.config.ingest.trust_timestamps
+    again = {name for name in files if ctx.force or held.is_outdated(name, limits, parser)}
+    todo = [
+        file for name, file in files.items() if name in again or held.may_have_changed(file, trust_timestamps=trust)
+    ]
+    ctx.log.info("files", found=len(files), to_read=len(todo), gone=len(held.gone))
+    if todo:
+        # compiled here, so that workers on this machine find it
+        loops()
+    with ctx.store.scratch(STAGE) as place:
+        reading = Reading(ctx, files, held, limits, ingest.Staging(place, ctx.config.s3))
+        reading.read(todo, again)
+        gone = Gone.of(held, reading)
+        if reading.changed or gone.names:
+            _write(ctx, reading, gone)
+        _write_ledger(ctx, reading, gone, limits, parser)
+    ctx.facts["files_read"] = len(reading.changed)
+    vanished = ctx.config.ingest.vanished
+    if (note := gone.note(held, vanished)) is not None:
+        ctx.facts |= {"files_gone": len(gone.names), "playlists_kept": sum(gone.kept.values())}
+        ctx.facts |= {"playlists_removed": gone.removed, "notes": [note]}
+        ctx.log.info("files_gone", vanished=vanished, note=note)
 
 
-def _owned(about: pa.Table) -> pa.Table:
-    """`pid` and `slice` of the playlists that the first pass has taken."""
-    pids = about["pids"].combine_chunks()
-    slices = about["slice"].combine_chunks().dictionary_encode().take(pc.list_parent_indices(pids))
-    return pa.table({"pid": pids.flatten(), "slice": slices})
+def _held(ctx: JobContext, files: set[str]) -> Held:
+    """What the lake has of files that were read before."""
+    ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
+    playlists = _columns(ctx, PLAYLISTS, ("pid", "slice"))
+    refused = _columns(ctx, QUARANTINE, ("source", "pid", "taken_by"), KeyRange((("stage", STAGE),)))
+    table = str(ctx.store.there(TRACKS).metadata().id)
+    tables = {row["tracks_table"] for row in ledger.values() if row["n_playlists"]} - {None}
+    # without a ledger it shows in playlists of tracks that are not there
+    lost = tables != {table} if tables else playlists.num_rows > 0 and ctx.n_rows(TRACKS) == 0
+    return Held(ledger, playlists, refused, files, table, lost)
 
 
-def _others(ctx: JobContext, changed: list[str], ledger: dict[str, dict[str, Any]]) -> pa.Table:
-    """`pid` and `slice` of the playlists in the lake that are of other files."""
-    schema = pa.schema([("pid", pa.int64()), ("slice", pa.string())])
-    parts = ctx.stream(PLAYLISTS, schema.names) if ledger else ()
-    mine = pa.array(changed, pa.string())
-    kept = [part.filter(pc.invert(pc.is_in(part["slice"], mine))) for part in parts]
-    return pa.concat_tables([schema.empty_table(), *kept])
+def _columns(ctx: JobContext, table: Table, names: tuple[str, ...], where: KeyRange | None = None) -> pa.Table:
+    return pa.concat_tables([arrow_schema(table, names).empty_table(), *ctx.stream(table, names, where)])
 
 
-def _is_new(ctx: JobContext, file: SourceFile, row: dict[str, Any] | None) -> bool:
-    if row is None or ctx.force or not ctx.config.ingest.trust_timestamps:
-        return True
-    if file.etag is not None:
-        return bool(row["digest"] != f"etag:{file.etag}")
-    return bool(row["size_bytes"] != file.size or row["modified_ns"] != file.modified_ns)
+@dataclass(frozen=True, eq=False)
+class Gone:
+    """Files of which the lake has something and which are not there: `names`. `staying`: which rows of the lake's
+    playlists stay, bool; of these `kept` are by file that is gone. `removed`: playlists of such files that go although
+    no other file has them. `rewritten`: files of which some playlists go; `dropped`: those of which nothing stays."""
 
+    names: tuple[str, ...]
+    staying: np.ndarray
+    kept: Counter[str]
+    removed: int
+    rewritten: list[str]
+    dropped: list[str]
 
-def _write(ctx: JobContext, about: pa.Table, changed: list[str], aside: ingest.Staging, *, is_first: bool) -> None:
-    """Ids, the second pass, and a commit a table."""
-    tasks = dict(zip(about["task"].to_pylist(), about["scratch"].to_pylist(), strict=True))
-    scratch = [tasks[task] for task in sorted(tasks)]
-    n_playlists = sum(about["n_playlists"].to_pylist())
-    ids = ingest.assign_ids((ingest.TaskTracks.read(aside, name) for name in scratch), _existing(ctx))
-    places = {table.name: ctx.store.location(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
-    with meter(f"{ctx.name} tables", "playlists", n_playlists) as shown, ctx.watched(shown, n_playlists):
-        written = ingest.write_files(ctx.spark, ids, ingest.Writing(aside, scratch, STAGE, places))
-    ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)))
-    mine, stage = pa.array(changed, pa.string()), (("stage", STAGE),)
-    ctx.commit_files(PLAYLISTS, written[PLAYLISTS.name], KeyRange() if is_first else KeyIn("slice", mine))
-    ctx.commit_files(
-        QUARANTINE, written[QUARANTINE.name], KeyRange(stage) if is_first else KeyIn("source", mine, stage)
-    )
-    ctx.facts["new_tracks"] = ids.n_new
+    @classmethod
+    def of(cls, held: Held, reading: Reading) -> Gone:
+        """By ingest.vanished and by what the files that are there have."""
+        staying = reading.staying
+        slices = held.playlists["slice"]
+        theirs = pc.is_in(slices, value_set=pa.array(held.gone, pa.string())).to_numpy()
+        kept = _count(slices.filter(pa.array(theirs & staying)))
+        alone = np.isin(held.playlists["pid"].to_numpy(), reading.claimed, invert=True)
+        return cls(
+            names=held.gone,
+            staying=staying,
+            kept=kept,
+            removed=int((theirs & alone & ~staying).sum()),
+            rewritten=sorted(_count(slices.filter(pa.array(theirs & ~staying)))),
+            dropped=[name for name in held.gone if not kept[name]],
+        )
 
-
-def _existing(ctx: JobContext) -> pa.Table:
-    """The tracks that are there: track_id, track_uri, first_pid, and how many of TRACK_FIELDS are null."""
-    schema = pa.schema([*arrow_schema(TRACKS, IDENTITY), ("n_missing", pa.int8())])
-    parts = [schema.empty_table()]
-    # by what is there and not by the ledger: a first run that broke off has left tracks, and their ids stay
-    for rows in ctx.stream(TRACKS, (*IDENTITY, *TRACK_FIELDS)):
-        missing = np.zeros(rows.num_rows, np.int8)
-        for name in TRACK_FIELDS:
-            missing += rows[name].is_null().to_numpy()
-        parts.append(rows.select(IDENTITY).append_column("n_missing", pa.array(missing)))
-    return pa.concat_tables(parts)
-
-
-def _write_ledger(ctx: JobContext, about: pa.Table, ledger: dict[str, dict[str, Any]]) -> None:
-    """The rows of these files: with a new time of change alone where they are the same as before."""
-    now, rows = datetime.now(UTC), []
-    for row in about.select([c for c in INGEST_LEDGER.names if c != "ingested_at"]).to_pylist():
-        if row["status"] == "same":
-            before = ledger[row["slice"]]
-            row = {**before, "modified_ns": row["modified_ns"], "size_bytes": row["size_bytes"]}
+    def note(self, held: Held, vanished: str) -> str | None:
+        """One line for people about them; None where no file is gone."""
+        if not self.names:
+            return None
+        one = len(self.names) == 1
+        shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
+        text = f"{len(self.names):,} {'file is' if one else 'files are'} gone ({shown})"
+        # without the table it is not known which of them other files have
+        lost = (
+            0
+            if held.playlists.num_rows
+            else sum(held.ledger[name]["n_playlists"] for name in self.names if name in held.ledger)
+        )
+        if n := sum(self.kept.values()):
+            text += f"; {_alone(n, 'stays', 'stay')} (ingest.vanished: {vanished})"
+        elif self.removed and held.tracks_lost:
+            text += f"; {_alone(self.removed, 'was', 'were')} removed and cannot be made again:"
+            text += " the table tracks, to which their track ids belong, was dropped"
+        elif self.removed:
+            text += f"; {_alone(self.removed, 'was', 'were')} removed (ingest.vanished: {vanished})"
+        elif lost:
+            text += f"; up to {lost:,} {'playlist' if lost == 1 else 'playlists'} cannot be made again:"
+            text += " the table playlists was dropped"
         else:
-            row["ingested_at"] = now
-        rows.append(row)
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(INGEST_LEDGER))
-    ctx.write(INGEST_LEDGER, [table], KeyIn("slice", about["slice"].combine_chunks()))
+            text += "; no playlist was lost"
+        return text
+
+
+def _alone(n: int, one: str, many: str) -> str:
+    return f"{n:,} {'playlist' if n == 1 else 'playlists'} that no other file has {one if n == 1 else many}"
+
+
+def _count(column: pa.ChunkedArray) -> Counter[str]:
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
+
+
+def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
+    """Ids, the second pass, and the commits, after each of which the next run can go on."""
+    held, changed = reading.held, reading.changed
+    had_tracks = ctx.n_rows(TRACKS) > 0
+    known = reading.known_tracks() if changed else None
+    if held.tracks_lost and held.playlists.num_rows:
+        # before there are new ids, so that no playlist is ever seen with tracks that are not its own
+        ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table")
+    forgotten = [name for name in changed if name in held.ledger]
+    if forgotten:
+        ctx.write(INGEST_LEDGER, [], KeyIn("slice", pa.array(forgotten)), part="files to be replaced")
+    written = {table.name: REPORT.empty_table() for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    if known is not None:
+        ids = ingest.assign_ids(reading.tasks(), known)
+        written = _second_pass(ctx, reading, ids)
+        ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)))
+        ctx.facts["new_tracks"] = ids.n_new
+    if slices := [*changed, *gone.rewritten]:
+        rows = pa.concat_tables([written[PLAYLISTS.name], _rest(ctx, held, gone)])
+        ctx.commit_files(PLAYLISTS, rows, KeyRange() if held.is_empty else KeyIn("slice", pa.array(slices)))
+    stage = (("stage", STAGE),)
+    if sources := [*changed, *(name for name in gone.dropped if held.n_refused[name])]:
+        where = KeyRange(stage) if held.is_empty else KeyIn("source", pa.array(sources), stage)
+        ctx.commit_files(QUARANTINE, written[QUARANTINE.name], where)
+    if had_tracks:
+        _mark_orphans(ctx)
+
+
+def _second_pass(ctx: JobContext, reading: Reading, ids: ingest.Ids) -> dict[str, pa.Table]:
+    places = {table.name: ctx.store.location(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    n_playlists = pc.sum(reading.about["n_playlists"]).as_py() or 0
+    with meter(f"{ctx.name} tables", "playlists", n_playlists) as shown, ctx.watched(shown, n_playlists):
+        return ingest.write_files(ctx.spark, ids, ingest.Writing(reading.aside, reading.scratch, STAGE, places))
+
+
+def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
+    """Of files that are gone and lose some playlists, the others, written again; reports of the files."""
+    writer = ctx.writer(PLAYLISTS)
+    names = pa.array([name for name in gone.rewritten if gone.kept[name]], pa.string())
+    if len(names):
+        pids = held.playlists["pid"].filter(pa.array(gone.staying))
+        for part in ctx.stream(PLAYLISTS, PLAYLISTS.names):
+            wanted = pc.and_(pc.is_in(part["slice"], names), pc.is_in(part["pid"], pids.combine_chunks()))
+            writer.write(part.filter(wanted))
+    return pa.Table.from_batches([writer.close()], REPORT)
+
+
+def _mark_orphans(ctx: JobContext) -> None:
+    """Mark the tracks that no playlist holds, and take the mark from those that one holds again."""
+    n_tracks = ctx.n_rows(TRACKS)
+    is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks) > 0
+    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
+    wrong = pa.array(np.flatnonzero(is_held != listed).astype(np.int32))
+    if len(wrong):
+        parts = []
+        for part in ctx.stream(TRACKS, TRACKS.names):
+            rows = part.filter(pc.is_in(part["track_id"], wrong))
+            marks = pa.array([None if held else True for held in is_held[rows["track_id"].to_numpy()]], pa.bool_())
+            parts.append(rows.set_column(rows.schema.get_field_index("orphaned"), "orphaned", marks))
+        ctx.write(TRACKS, parts, KeyIn("track_id", wrong), part="marks of tracks without a playlist")
+    ctx.facts["orphaned_tracks"] = int((~is_held).sum())
+
+
+def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits, parser: str) -> None:
+    """The rows of the files that were read, with a new time of change alone where they are the same as before, and of
+    those that are gone."""
+    now, rows, ledger = datetime.now(UTC), [], reading.held.ledger
+    read_with = {"parser": parser, "tracks_table": reading.held.tracks_table, **limits.__dict__}
+    for found in reading.about.drop_columns(["task", "scratch", "pids"]).to_pylist():
+        if found["status"] == "same":
+            before = ledger[found["slice"]]
+            rows.append({**before, "modified_ns": found["modified_ns"], "size_bytes": found["size_bytes"]})
+        else:
+            rows.append({**found, **read_with, "ingested_at": now, "vanished_at": None})
+    for name in gone.names:
+        if name in ledger and gone.kept[name]:
+            before = ledger[name]
+            rows.append({**before, "n_playlists": gone.kept[name], "vanished_at": before["vanished_at"] or now})
+    rows = [row for row in rows if row != ledger.get(row["slice"])]
+    names = [*(row["slice"] for row in rows), *(name for name in gone.dropped if name in ledger)]
+    if names:
+        table = pa.Table.from_pylist(rows, schema=arrow_schema(INGEST_LEDGER))
+        ctx.write(INGEST_LEDGER, [table], KeyIn("slice", pa.array(names)))

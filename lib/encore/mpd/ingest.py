@@ -51,6 +51,7 @@ FILES = pa.schema(
         ("modified_ns", pa.int64()),
         ("n_playlists", pa.int64()),
         ("n_quarantined", pa.int64()),
+        ("longest", pa.int32()),
         ("status", pa.string()),
         ("pids", pa.list_(pa.int64())),
     ]
@@ -114,17 +115,17 @@ class Staging:
 @dataclass(frozen=True)
 class Parsing:
     """What every task of the first pass knows. `digests`: by file name, of files taken before; a file of the same
-    digest is not parsed again. `taken`: pids by file name that are another file's."""
+    digest is not parsed again. `taken`: by file name, pids that are taken from another file, and the name of that."""
 
     limits: Limits
     aside: Staging
     digests: Mapping[str, str]
-    taken: Mapping[str, Sequence[int]]
+    taken: Mapping[str, Mapping[int, str]]
 
 
-def parse_files(spark: SparkSession, runs: Sequence[Sequence[SourceFile]], parsing: Parsing) -> pa.Table:
-    """The first pass, a task for each run of files: a row of FILES a file."""
-    parts = [(task, list(run)) for task, run in enumerate(runs)]
+def parse_files(spark: SparkSession, runs: Mapping[int, Sequence[SourceFile]], parsing: Parsing) -> pa.Table:
+    """The first pass, a task for each run of files, by its number: a row of FILES a file."""
+    parts = [(task, list(run)) for task, run in runs.items()]
     about = run_tasks(spark, parts, lambda part: parse_run(part[0], part[1], parsing))
     return pa.concat_tables([FILES.empty_table(), *about])
 
@@ -176,13 +177,15 @@ def _parse_file(file: SourceFile, content: bytes | InputError, parsing: Parsing)
     else:
         digest = f"etag:{file.etag}" if file.etag else f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
         if parsing.digests.get(file.name) == digest:
-            return {**row, "digest": digest, "n_playlists": 0, "n_quarantined": 0, "status": "same"}, None
-        parsed = parse_slice(content, parsing.limits, frozenset(parsing.taken.get(file.name, ())))
+            same = {"n_playlists": 0, "n_quarantined": 0, "longest": 0, "status": "same"}
+            return {**row, "digest": digest, **same}, None
+        parsed = parse_slice(content, parsing.limits, parsing.taken.get(file.name, {}))
     return {
         **row,
         "digest": digest,
         "n_playlists": parsed.playlists.num_rows,
         "n_quarantined": len(parsed.refused),
+        "longest": parsed.longest,
         "status": "refused" if parsed.is_refused else "ingested",
     }, parsed
 
@@ -196,26 +199,6 @@ def _tracks_aside(best: BestRecords) -> pa.Table:
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(24), len(best), [None, pa.py_buffer(best.keys.words)])
     numbers = {"pid": pa.int64(), "missing": pa.int8(), "n_rows": pa.int32()}
     return pa.table({"id": ids, **{name: pa.array(best.column(name), kind) for name, kind in numbers.items()}})
-
-
-def losers(playlists: pa.Table, owners: pa.Table) -> dict[str, list[int]]:
-    """Pids by file name that another file has: one already in the lake (`owners`), else the first by name.
-
-    Both tables have `pid` and `slice`.
-    """
-    pids = np.concatenate([owners["pid"].to_numpy(), playlists["pid"].to_numpy()])
-    unique, counts = np.unique(pids, return_counts=True)
-    twice = unique[counts > 1]
-    if not len(twice):
-        return {}
-    wanted = pa.array(twice)
-    kept = {row["pid"]: "" for row in owners.filter(pc.is_in(owners["pid"], wanted)).to_pylist()}
-    lost: dict[str, list[int]] = {}
-    rows = playlists.filter(pc.is_in(playlists["pid"], wanted)).to_pylist()
-    for row in sorted(rows, key=lambda row: (row["slice"], row["pid"])):
-        if kept.setdefault(row["pid"], row["slice"]) != row["slice"]:
-            lost.setdefault(row["slice"], []).append(row["pid"])
-    return lost
 
 
 @dataclass(frozen=True, eq=False)

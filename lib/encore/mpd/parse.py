@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ U64 = NDArray[np.uint64]
 TRACK_URI = re.compile(r"spotify:track:[0-9A-Za-z]{22}")
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 TRACK_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
+"""What the table `tracks` takes of a record of a track, besides its URI."""
+NAMING_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
+"""The record with the fewest of these missing names its track. A column that is added to `tracks` does not belong here:
+with it, tracks would be renamed."""
 LATEST = 253402300799
 """Epoch seconds of the last second of the year 9999: later times fit no timestamp column."""
 
@@ -76,13 +81,15 @@ PLAYLIST_FIELDS = (
 
 @dataclass(frozen=True)
 class Refused:
-    """A record that is not taken: `record` is its place in the file, or `file` for the whole of it."""
+    """A record that is not taken: `record` is its place in the file, or `file` for the whole of it; `taken_by` is the
+    other file that has the playlist, where that is why."""
 
     record: str
     pid: int | None
     reason: str
     detail: str
     payload: str | None
+    taken_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,9 @@ class Slice:
 
     `playlists`: pid and the fields of the table `playlists`, a row a good playlist, in the file's order. Of their m
     tracks, in the file's order too: `records`, structs with `track_uri` and TRACK_FIELDS; `words`, the ids in the URIs,
-    uint64 (m, 3); `pids` int64 (m,); `missing` int8 (m,), how many of TRACK_FIELDS are null. `offsets` int64: those of
+    uint64 (m, 3); `pids` int64 (m,); `missing` int8 (m,), how many of NAMING_FIELDS are null. `offsets` int64: those of
     playlist i are offsets[i] to offsets[i + 1] - 1. `order` int64 (m,): playlist order; None: as they are.
+    `longest`: tracks of the longest list in the file, whether it was taken or not.
     """
 
     playlists: pa.Table
@@ -111,6 +119,7 @@ class Slice:
     offsets: I64
     order: I64 | None
     refused: list[Refused] = field(default_factory=list)
+    longest: int = 0
 
     @property
     def is_refused(self) -> bool:
@@ -126,18 +135,18 @@ class _NotClean(Exception):
     """The fast way met something that the slow way has to look at."""
 
 
-def parse_slice(data: bytes, limits: Limits, taken: Collection[int] = ()) -> Slice:
+def parse_slice(data: bytes, limits: Limits, taken: Mapping[int, str] = MappingProxyType({})) -> Slice:
     """Parse the content of a file. Bad records and bad files come back in `refused`; nothing is raised for them.
 
-    `taken`: pids that belong to another file, refused here as duplicates.
+    `taken`: pids that belong to another file, and its name; they are refused here as duplicates.
     """
     try:
-        return _to_slice(_fast(data, limits, taken), [])
+        return _to_slice(_fast(data, limits, taken))
     except (_NotClean, pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
         return _slow(data, limits, taken)
 
 
-def _fast(data: bytes, limits: Limits, taken: Collection[int]) -> pa.StructArray:
+def _fast(data: bytes, limits: Limits, taken: Mapping[int, str]) -> pa.StructArray:
     """The playlists of a wholly good file as one struct array. Raises _NotClean or ArrowInvalid for any other."""
     # pyarrow crashes on a file that is `null`, so nothing but an object gets to it
     if not _OBJECT.match(data) or not (data.isascii() or _is_utf8(data)):
@@ -156,7 +165,7 @@ def _fast(data: bytes, limits: Limits, taken: Collection[int]) -> pa.StructArray
     if playlists.null_count or pids.null_count or tracks.null_count:
         raise _NotClean
     ids = pids.to_numpy()
-    if len(ids) and (ids.min() < 0 or len(np.unique(ids)) != len(ids) or not set(taken).isdisjoint(ids.tolist())):
+    if len(ids) and (ids.min() < 0 or len(np.unique(ids)) != len(ids) or not taken.keys().isdisjoint(ids.tolist())):
         raise _NotClean
     items = tracks.flatten()
     lengths = np.diff(tracks.offsets.to_numpy())
@@ -179,8 +188,11 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _to_slice(playlists: pa.StructArray, refused: list[Refused]) -> Slice:
-    """Arrays of a struct array of good playlists. Raises _NotClean for a malformed URI."""
+def _to_slice(playlists: pa.StructArray, refused: Sequence[Refused] = (), longest: int = 0) -> Slice:
+    """Arrays of a struct array of good playlists. Raises _NotClean for a malformed URI.
+
+    `longest`: as in Slice, of the records that are not among the playlists.
+    """
     lists = playlists.field("tracks")
     records = lists.flatten()
     words = id_words(records.field("track_uri"))
@@ -189,7 +201,7 @@ def _to_slice(playlists: pa.StructArray, refused: list[Refused]) -> Slice:
     offsets = lists.offsets.to_numpy().astype(np.int64)
     offsets -= offsets[0]
     missing = np.zeros(len(records), np.int8)
-    for name in TRACK_FIELDS:
+    for name in NAMING_FIELDS:
         if records.field(name).null_count:
             missing += records.field(name).is_null().to_numpy(zero_copy_only=False)
     fields: dict[str, Any] = {"pid": playlists.field("pid")}
@@ -199,7 +211,8 @@ def _to_slice(playlists: pa.StructArray, refused: list[Refused]) -> Slice:
     fields["modified_at"] = fields["modified_at"].cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("us", "UTC"))
     pids = np.repeat(playlists.field("pid").to_numpy(), np.diff(offsets))
     order = _by_position(records.field("pos"), offsets)
-    return Slice(pa.table(fields), records, words, pids, missing, offsets, order, refused)
+    longest = max(longest, int(np.diff(offsets).max(initial=0)))
+    return Slice(pa.table(fields), records, words, pids, missing, offsets, order, list(refused), longest)
 
 
 def _by_position(pos: pa.Array, offsets: I64) -> I64 | None:
@@ -221,7 +234,7 @@ def _by_position(pos: pa.Array, offsets: I64) -> I64 | None:
     return np.lexsort((place, key, rows))
 
 
-def _slow(data: bytes, limits: Limits, taken: Collection[int]) -> Slice:
+def _slow(data: bytes, limits: Limits, taken: Mapping[int, str]) -> Slice:
     """Record by record: good playlists as `_fast` gives them, and a reason for each of the others."""
     try:
         text = data.decode("utf-8")
@@ -250,16 +263,22 @@ def _slow(data: bytes, limits: Limits, taken: Collection[int]) -> Slice:
     refused: list[Refused] = []
     good: list[dict[str, Any]] = []
     seen: set[int] = set()
+    longest = 0
     for place, record in enumerate(content["playlists"]):
         problem = _problem(record, seen, taken, limits)
-        pid = record.get("pid") if isinstance(record, dict) else None
+        pid, tracks = (record.get("pid"), record.get("tracks")) if isinstance(record, dict) else (None, None)
+        # of refused records too: with another limit they may be refused for another reason, or taken
+        longest = max(longest, len(tracks) if isinstance(tracks, list) else 0)
         if problem is None:
             seen.add(record["pid"])
             good.append(_plain(record))
         else:
             known = pid if isinstance(pid, int) and not isinstance(pid, bool) and abs(pid) < 2**63 else None
-            refused.append(Refused(f"playlist {place}", known, *problem, _shown(record, limits.payload_bytes)))
-    return _to_slice(pa.array(good, _PLAYLIST), refused)
+            reason, detail = problem
+            other = taken.get(known) if reason == "pid_duplicate" and known is not None else None
+            payload = _shown(record, limits.payload_bytes)
+            refused.append(Refused(f"playlist {place}", known, reason, detail, payload, other))
+    return _to_slice(pa.array(good, _PLAYLIST), refused, longest)
 
 
 def _whole(data: bytes, limits: Limits, reason: str, detail: str) -> Slice:
@@ -280,7 +299,7 @@ def _shown(value: Any, most: int = 100) -> str:
         return "a deeply nested value"[:most]
 
 
-def _problem(record: Any, seen: set[int], taken: Collection[int], limits: Limits) -> tuple[str, str] | None:
+def _problem(record: Any, seen: set[int], taken: Mapping[int, str], limits: Limits) -> tuple[str, str] | None:
     """Reason and detail why a playlist is refused; None for a good one."""
     if not isinstance(record, dict):
         return "pid_missing", f"an object with a pid expected, {_shown(record)} found"
@@ -290,9 +309,9 @@ def _problem(record: Any, seen: set[int], taken: Collection[int], limits: Limits
     if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid < 2**63:
         return "pid_not_integer", f"pid: an integer from 0 expected, {_shown(pid)} found"
     if pid in seen:
-        return "pid_duplicate", f"pid: {pid} stands in this file before"
+        return "pid_duplicate", f"pid: {pid} occurs earlier in this file"
     if pid in taken:
-        return "pid_duplicate", f"pid: {pid} belongs to another file"
+        return "pid_duplicate", f"pid: {pid} is taken from {taken[pid]}"
     tracks = record.get("tracks")
     if not isinstance(tracks, list):
         return "tracks_missing", f"tracks: a list expected, {_shown(tracks)} found"

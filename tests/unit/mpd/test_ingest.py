@@ -33,7 +33,6 @@ from encore.mpd.ingest import (
     Writing,
     assign_ids,
     by_number,
-    losers,
     parse_run,
     tasks_of,
     write_run,
@@ -103,33 +102,6 @@ def test_runs_by_example(sizes: list[int], each: int, parallelism: int, expected
 
 def test_no_files_are_no_runs() -> None:
     assert tasks_of([], 16, 4) == []
-
-
-# playlists that two files claim -------------------------------------------------------------------------------------
-
-
-def owned(*rows: tuple[int, str]) -> pa.Table:
-    pids, names = zip(*rows, strict=True) if rows else ((), ())
-    return pa.table({"pid": pa.array(pids, pa.int64()), "slice": pa.array(names, pa.string())})
-
-
-@pytest.mark.parametrize(
-    ("playlists", "owners", "expected"),
-    [
-        ([(1, "a"), (2, "b")], [], {}),
-        ([(1, "a"), (2, "b")], [(3, "c")], {}),
-        ([(1, "b"), (1, "a")], [], {"b": [1]}),
-        ([(1, "c"), (1, "b"), (1, "a"), (2, "c")], [], {"b": [1], "c": [1]}),
-        ([(1, "a"), (2, "a")], [(1, "z"), (2, "z")], {"a": [1, 2]}),
-        ([(1, "a"), (1, "b")], [(1, "z")], {"a": [1], "b": [1]}),
-        ([(2, "b"), (1, "b"), (2, "a"), (1, "a")], [], {"b": [1, 2]}),
-    ],
-)
-def test_the_first_owner_keeps_a_playlist(
-    playlists: list[tuple[int, str]], owners: list[tuple[int, str]], expected: dict[str, list[int]]
-) -> None:
-    assert losers(owned(*playlists), owned(*owners)) == expected
-    assert losers(owned(*playlists[::-1]), owned(*owners)) == expected, "whatever the order of the rows"
 
 
 # ids ----------------------------------------------------------------------------------------------------------------
@@ -341,7 +313,7 @@ class Passes:
         self,
         runs: Sequence[Sequence[SourceFile]],
         digests: dict[str, str] | None = None,
-        taken: dict[str, list[int]] | None = None,
+        taken: dict[str, dict[int, str]] | None = None,
     ) -> pa.Table:
         """What the first one says of the files."""
         parsing = Parsing(LIMITS, self.aside, digests or {}, taken or {})
@@ -452,7 +424,7 @@ def test_a_file_row_tells_size_digest_and_counts(tmp_path: Path, passes: Passes)
         "status": "ingested",
     }
     assert row["digest"] == f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
-    assert (row["n_playlists"], row["n_quarantined"], row["pids"]) == (1, 1, [1])
+    assert (row["n_playlists"], row["n_quarantined"], row["longest"], row["pids"]) == (1, 1, 1, [1])
 
 
 def test_a_refused_record_has_a_row_with_its_reason(tmp_path: Path, passes: Passes) -> None:
@@ -497,10 +469,10 @@ def test_a_file_of_a_known_digest_gives_its_file_row_alone(tmp_path: Path, passe
 def test_playlists_that_are_taken_are_refused_and_leave_no_track(tmp_path: Path, passes: Passes) -> None:
     records = [{"pid": pid, "tracks": [{"track_uri": URIS[pid]}]} for pid in (1, 2)]
     (file,) = write(tmp_path, {"a.json": records})
-    about = passes.first([[file]], taken={"a.json": [2], "b.json": [1]})
+    about = passes.first([[file]], taken={"a.json": {2: "z.json"}, "b.json": {1: "a.json"}})
     assert about["pids"].to_pylist() == [[1]]
     assert passes.tracks(about) == [URIS[1]]
-    assert [row["reason"] for row in passes.refused(about)] == ["pid_duplicate"]
+    assert [(row["reason"], row["taken_by"]) for row in passes.refused(about)] == [("pid_duplicate", "z.json")]
 
 
 def test_the_digest_of_an_object_is_its_entity_tag(tmp_path: Path, passes: Passes) -> None:

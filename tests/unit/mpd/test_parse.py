@@ -92,7 +92,7 @@ def rendered(playlists: Sequence[object], **more: object) -> bytes:
 
 
 def parsed(*playlists: object, taken: Sequence[int] = (), limits: Limits = LIMITS) -> Slice:
-    return parse_slice(rendered(playlists), limits, frozenset(taken))
+    return parse_slice(rendered(playlists), limits, dict.fromkeys(taken, "a.json"))
 
 
 def playlist(pid: object = 7, *uris: object, **fields: object) -> Record:
@@ -178,8 +178,8 @@ def slices(draw: st.DrawFn) -> list[Record]:
 @given(slices(), st.booleans(), st.sampled_from([None, 2]))
 def test_both_ways_agree_with_plain_python(playlists: list[Record], ascii_only: bool, indent: int | None) -> None:
     data = json.dumps({"x": 1, "playlists": playlists}, ensure_ascii=ascii_only, indent=indent).encode()
-    fast = parse._to_slice(parse._fast(data, LIMITS, ()), [])
-    slow = parse._slow(data, LIMITS, ())
+    fast = parse._to_slice(parse._fast(data, LIMITS, {}), [])
+    slow = parse._slow(data, LIMITS, {})
     for found in (fast, slow, parse_slice(data, LIMITS)):
         assert found.refused == []
         assert playlists_of(found) == [plain_playlist(record) for record in playlists]
@@ -310,6 +310,14 @@ def test_tracks_of_several_files_do_not_depend_on_files(playlists: list[Record],
             assert with_uris(part, own, tracks) == playlists_of(part)
 
 
+def test_the_longest_list_counts_whether_it_was_taken_or_not() -> None:
+    tracks = [track(URIS[0])] * 3
+    assert parsed(playlist(1, URIS[0]), playlist(2)).longest == 1
+    assert parsed(playlist(1, URIS[0]), {"pid": None, "tracks": tracks}, 7).longest == 3
+    assert parsed({"pid": 1, "tracks": tracks}, limits=Limits(2, 9)).longest == 3
+    assert parsed({"pid": 1, "tracks": "none"}).longest == 0
+
+
 def test_texts_are_taken_once_a_track_and_again_only_for_a_better_record() -> None:
     first = parsed({"pid": 5, "tracks": [track(), track(), track(URIS[1])]})
     same = parsed({"pid": 6, "tracks": [track(), track(URIS[1])]})
@@ -391,8 +399,8 @@ def with_track(**fields: object) -> Record:
         (playlist(-1), -1, "pid_not_integer", "pid: an integer from 0 expected, -1 found"),
         (playlist(2**63), None, "pid_not_integer", f"pid: an integer from 0 expected, {2**63} found"),
         (playlist(2**70), None, "pid_not_integer", "pid: an integer from 0 expected, 1.18"),
-        (playlist(1), 1, "pid_duplicate", "pid: 1 stands in this file before"),
-        (playlist(99), 99, "pid_duplicate", "pid: 99 belongs to another file"),
+        (playlist(1), 1, "pid_duplicate", "pid: 1 occurs earlier in this file"),
+        (playlist(99), 99, "pid_duplicate", "pid: 99 is taken from a.json"),
         ({"pid": 7}, 7, "tracks_missing", "tracks: a list expected, null found"),
         ({"pid": 7, "tracks": None}, 7, "tracks_missing", "tracks: a list expected, null found"),
         ({"pid": 7, "tracks": {"0": 1}}, 7, "tracks_missing", 'tracks: a list expected, {"0": 1} found'),

@@ -1,0 +1,101 @@
+"""Which record names a track, once playlists whose records named tracks have changed or are gone.
+
+The best of all records names a track. While records are only added, the row of a track and the new records are enough
+to know it. Where the record behind a row is gone, the best of the others may be in a file that nobody would read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from encore.arrays.ragged import I64, Ragged
+from encore.arrays.track_keys import KeyTable
+from encore.lake.tables import TRACKS
+from encore.lake.track_arrays import track_words
+from encore.mpd.ingest import TaskTracks
+
+ANY_IS_BETTER = 127
+"""Fields missing of a record that is gone: every other record is better."""
+_NOBODY = np.iinfo(np.int64).max
+
+Mask = NDArray[np.bool_]
+
+
+def unnamed(existing: pa.Table, staying: I64) -> Mask:
+    """Which tracks lost the record that names them: bool, by row of `existing` (track_uri, first_pid, orphaned and
+    others). `staying`: pids of the playlists in the lake that stay as they are."""
+    # what named an orphaned track is gone, even where its playlist stays
+    orphaned = pc.fill_null(existing["orphaned"], False).to_numpy()
+    return np.asarray(orphaned | np.isin(existing["first_pid"].to_numpy(), staying, invert=True))
+
+
+def without_names(existing: pa.Table, lost: Mask) -> pa.Table:
+    """The same, but so that any record is better than one that is lost."""
+    missing = np.where(lost, ANY_IS_BETTER, existing["n_missing"].to_numpy()).astype(np.int8)
+    place = existing.schema.get_field_index("n_missing")
+    return existing.set_column(place, "n_missing", pa.array(missing))
+
+
+def files_needed(
+    existing: pa.Table,
+    lost: Mask,
+    unread: Callable[[], Iterable[pa.Table]],
+    tasks: Iterable[TaskTracks],
+    *,
+    every: bool,
+) -> set[str]:
+    """Files that have to be read to find the best record of tracks that lost theirs.
+
+    `unread()`: parts of `pid`, `slice` and `track_ids` of files that were not read; `tasks`: the tracks of those that
+    were. A record that is not known yet is no better than the lost one, and of no lower pid than the first playlist
+    that holds the track: where a known one is as good as that, nothing has to be read. Else it is the file of that
+    first playlist, or with `every` all files that hold the track.
+    """
+    ids = existing["track_id"].to_numpy()
+    is_lost = np.zeros(int(ids.max(initial=-1)) + 1, np.bool_)
+    is_lost[ids[lost]] = True
+    first_holder = np.full(len(is_lost), _NOBODY)
+    for part in unread():
+        lists = Ragged.from_arrow(part["track_ids"])
+        wanted = is_lost[lists.values]
+        pids = np.repeat(part["pid"].to_numpy(), lists.lengths)
+        np.minimum.at(first_holder, lists.values[wanted], pids[wanted])
+    rows = np.flatnonzero(lost & (first_holder[ids] != _NOBODY))
+    if not len(rows):
+        return set()
+
+    keys = KeyTable()
+    keys.add(track_words(TRACKS, existing["track_uri"].take(pa.array(rows))))
+    missing, pid = np.full(len(rows), ANY_IS_BETTER, np.int8), np.full(len(rows), _NOBODY)
+    for task in tasks:
+        codes = keys.find(task.words)
+        here = np.flatnonzero(codes >= 0)
+        codes = codes[here]
+        better = _is_better(task.missing[here], task.pids[here], missing[codes], pid[codes])
+        missing[codes[better]], pid[codes[better]] = task.missing[here][better], task.pids[here][better]
+    bound = existing["n_missing"].to_numpy()[rows]
+    open_ = ids[rows[_is_better(bound, first_holder[ids[rows]], missing, pid)]]
+    is_open = np.zeros(len(is_lost), np.bool_)
+    is_open[open_] = True
+    first = np.unique(first_holder[open_])
+
+    found: set[str] = set()
+    for part in unread() if len(open_) else ():
+        lists = Ragged.from_arrow(part["track_ids"])
+        if every:
+            mask = np.zeros(len(lists), np.bool_)
+            mask[lists.rows[is_open[lists.values]]] = True
+        else:
+            mask = np.isin(part["pid"].to_numpy(), first)
+        found.update(pc.unique(part["slice"].filter(pa.array(mask))).to_pylist())
+    return found
+
+
+def _is_better(missing: NDArray[np.int8], pid: I64, than_missing: NDArray[np.int8], than_pid: I64) -> Mask:
+    """Whether records of so many missing fields and these pids are better than others."""
+    return (missing < than_missing) | ((missing == than_missing) & (pid < than_pid))

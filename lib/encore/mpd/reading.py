@@ -1,0 +1,189 @@
+"""The first pass over all files that have to be read: which these are shows only as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encore.arrays.ragged import I64
+from encore.lake.filesystem import SourceFile
+from encore.lake.tables import PLAYLISTS, TRACKS, arrow_schema
+from encore.mpd import ingest
+from encore.mpd.held import Held, text
+from encore.mpd.naming import files_needed, unnamed, without_names
+from encore.mpd.ownership import Claims, settle
+from encore.mpd.parse import NAMING_FIELDS, Limits
+from encore.progress import meter
+from encore.runtime.context import JobContext
+
+IDENTITY = ("track_id", "track_uri", "first_pid", "orphaned")
+
+
+class Reading:
+    """Parses files until there is none left whose rows depend on what was found in others.
+
+    Two things make the rows of a file depend on others: it has a playlist that is taken from another one now, or no
+    longer is; and it has the best of the records that are left of a track. Both are rare.
+    """
+
+    def __init__(
+        self, ctx: JobContext, files: dict[str, SourceFile], held: Held, limits: Limits, aside: ingest.Staging
+    ) -> None:
+        self.held, self.aside = held, aside
+        self._ctx, self._files, self._limits = ctx, files, limits
+        self._names = sorted(files)
+        self._runs: dict[int, list[SourceFile]] = {}
+        self._about: dict[int, pa.Table] = {}
+        self._taken: dict[str, dict[int, str]] = {}
+        self._digests: dict[str, str] = {}
+        self._existing: pa.Table | None = None
+
+    # what was found ------------------------------------------------------------------------------------------------
+
+    @property
+    def about(self) -> pa.Table:
+        """A row of ingest.FILES for each file that was read."""
+        return pa.concat_tables([ingest.FILES.empty_table(), *(self._about[task] for task in sorted(self._about))])
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the files whose rows are made anew."""
+        about = self.about
+        found: list[str] = about.filter(pc.not_equal(about["status"], "same"))["slice"].to_pylist()
+        return found
+
+    @property
+    def scratch(self) -> list[str]:
+        """Where the tasks have set their tables aside, in their order."""
+        return list(dict.fromkeys(self.about["scratch"].to_pylist()))
+
+    @property
+    def claimed(self) -> I64:
+        """Pids of the playlists of all files that are there, those that were not read included."""
+        return np.concatenate([self._read_claims().pids, self._held_claims().pids])
+
+    @property
+    def staying(self) -> np.ndarray:
+        """Which rows of `held.playlists` stay as they are, bool."""
+        keep = self._ctx.config.ingest.vanished == "keep"
+        return self.held.staying(self.changed, self.claimed, keep_gone=keep)
+
+    @property
+    def existing(self) -> pa.Table:
+        """The tracks that are there: track_id, track_uri, first_pid, orphaned, and how many of NAMING_FIELDS the record
+        that names them lacks."""
+        if self._existing is None:
+            schema = pa.schema([*arrow_schema(TRACKS, IDENTITY), ("n_missing", pa.int8())])
+            parts = [schema.empty_table()]
+            # by what is there and not by the ledger: a first run that broke off has left tracks, and their ids stay
+            for rows in self._ctx.stream(TRACKS, (*IDENTITY, *NAMING_FIELDS)):
+                missing = np.zeros(rows.num_rows, np.int8)
+                for name in NAMING_FIELDS:
+                    missing += rows[name].is_null().to_numpy()
+                parts.append(rows.select(IDENTITY).append_column("n_missing", pa.array(missing)))
+            self._existing = pa.concat_tables(parts)
+        return self._existing
+
+    def tasks(self) -> Iterator[ingest.TaskTracks]:
+        """The distinct tracks of each task."""
+        return (ingest.TaskTracks.read(self.aside, name) for name in self.scratch)
+
+    def known_tracks(self) -> pa.Table:
+        """As `existing`, but any record is better than one of a playlist that has changed or is gone."""
+        return without_names(self.existing, self._unnamed())
+
+    # reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, todo: list[SourceFile], again: Collection[str]) -> None:
+        """Parse files, and those that depend on them; those of `again` even where their content is what it was."""
+        ledger = self.held.ledger
+        self._digests = {file.name: ledger[file.name]["digest"] for file in todo if file.name not in again}
+        pending, rounds = self._plan(todo), 0
+        while True:
+            self._parse(pending)
+            taken, others = settle(self._names, self._read_claims(), self._held_claims())
+            pending = {
+                task
+                for task, run in self._runs.items()
+                if any(taken.get(file.name) != self._taken.get(file.name) for file in run)
+            }
+            # a file that is read for the first time says first what it has
+            self._taken = taken
+            if not pending and not others:
+                others, rounds = self._files_for_names(every=rounds > 1), rounds + 1
+            if not pending and not others:
+                return
+            self._leave(others)
+            pending |= self._plan([file for name, file in self._files.items() if name in others])
+
+    def _plan(self, files: list[SourceFile]) -> set[int]:
+        """Numbers of new tasks for some files."""
+        if not files:
+            return set()
+        parallelism = self._ctx.spark.sparkContext.defaultParallelism
+        runs = ingest.tasks_of(files, self._ctx.config.ingest.slices_per_task, parallelism)
+        first = max(self._runs, default=-1) + 1
+        self._runs |= dict(enumerate(runs, first))
+        return set(range(first, first + len(runs)))
+
+    def _leave(self, names: Collection[str]) -> None:
+        """Take files that turned out to be the same out of their tasks: others will read them after all."""
+        wanted = pa.array(list(names), pa.string())
+        for task, run in self._runs.items():
+            self._runs[task] = [file for file in run if file.name not in names]
+            self._about[task] = self._about[task].filter(pc.invert(pc.is_in(self._about[task]["slice"], wanted)))
+        self._digests = {name: digest for name, digest in self._digests.items() if name not in names}
+
+    def _parse(self, tasks: Collection[int]) -> None:
+        runs = {task: self._runs[task] for task in sorted(tasks)}
+        if not runs:
+            return
+        ctx, names = self._ctx, {file.name for run in runs.values() for file in run}
+        parsing = ingest.Parsing(
+            self._limits,
+            self.aside,
+            {name: digest for name, digest in self._digests.items() if name in names},
+            {name: pids for name, pids in self._taken.items() if name in names},
+        )
+        with meter(ctx.name, "files", len(names)) as shown, ctx.watched(shown, len(names)):
+            about = ingest.parse_files(ctx.spark, runs, parsing)
+        for task in runs:
+            self._about[task] = about.filter(pc.equal(about["task"], task))
+        ctx.io_stats.read_rows += pc.sum(about["n_playlists"]).as_py() or 0
+        ctx.io_stats.read_bytes += pc.sum(about["size_bytes"]).as_py() or 0
+
+    def _read_claims(self) -> Claims:
+        """Of the files that were read: the playlists taken from them, and those left to others."""
+        about = self.about
+        taken = about["pids"].combine_chunks()
+        pids, parents = [taken.flatten().to_numpy()], [text(about["slice"]).take(pc.list_parent_indices(taken))]
+        for name, left in self._taken.items():
+            pids.append(np.fromiter(left, np.int64, len(left)))
+            parents.append(pa.repeat(pa.scalar(name, pa.string()), len(left)))
+        files = pa.concat_arrays(parents)
+        return Claims.of(self._names, np.concatenate(pids), files, files)
+
+    def _held_claims(self) -> Claims:
+        return self.held.claims(self._names, set(self.changed))
+
+    def _unnamed(self) -> np.ndarray:
+        return unnamed(self.existing, self.held.playlists["pid"].to_numpy()[self.staying])
+
+    def _files_for_names(self, *, every: bool) -> set[str]:
+        """Files that may have the best record of tracks that lost theirs."""
+        unread = set(self._files) - set(self.changed)
+        if not unread or (not self.changed and not self.held.gone):
+            return set()
+        lost = self._unnamed()
+        if not lost.any():
+            return set()
+        wanted = pa.array(sorted(unread), pa.string())
+
+        def parts() -> Iterable[pa.Table]:
+            for part in self._ctx.stream(PLAYLISTS, ("pid", "slice", "track_ids")):
+                yield part.filter(pc.is_in(part["slice"], wanted))
+
+        return files_needed(self.existing, lost, parts, self.tasks(), every=every)

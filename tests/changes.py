@@ -1,0 +1,154 @@
+"""Folders of small slices that change, a lake that follows them, and what a fresh lake of the same folder would be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from encore.config import Config
+from encore.runtime.runner import run_job
+from encore.runtime.tracking import Tracking
+from tests import recompute
+from tests.conftest import settings
+from tests.local_spark import LocalSession
+
+Track = tuple[int, int]
+"""Number of a track, and how many of its naming fields are there: 0 to 6."""
+Slice = dict[int, list[Track]]
+"""Tracks by pid."""
+FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
+_CLOCK = count(1_600_000_000)
+
+
+def uri(track: int) -> str:
+    """The URI of a track."""
+    return f"spotify:track:{track:022d}"
+
+
+def record(pid: int, track: Track) -> dict[str, Any]:
+    """A track's record in a playlist: its names say which playlist they are of."""
+    number, n_fields = track
+    names = {name: f"{name} of {number} in {pid}" for name in FIELDS[:n_fields]}
+    names |= {name: f"spotify:artist:{number % 3}" for name in ("artist_uri",) if name in names}
+    return {"track_uri": uri(number), **names, **({"duration_ms": pid} if n_fields == len(FIELDS) else {})}
+
+
+def plain(tracks: Sequence[int]) -> list[Track]:
+    """Tracks with all of their names."""
+    return [(number, len(FIELDS)) for number in tracks]
+
+
+@dataclass
+class Folder:
+    """A folder of slices. Each write has a later time than all before, as if hours lay between them."""
+
+    path: Path
+
+    def write(self, name: str, playlists: Mapping[int, Sequence[Track]], *more: Any) -> None:
+        """A slice of these playlists, and of further records as they are."""
+        records = [{"pid": pid, "name": f"list {pid}", "tracks": [record(pid, t) for t in own]} for pid, own in
+                   playlists.items()]  # fmt: skip
+        self.put(name, json.dumps({"playlists": [*records, *more]}))
+
+    def put(self, name: str, content: str) -> None:
+        """A file of any content."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_text(content)
+        self.touch(name)
+
+    def touch(self, name: str) -> None:
+        """Give a file a new time of change."""
+        now = next(_CLOCK)
+        os.utime(self.path / name, (now, now))
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        (self.path / name).unlink()
+
+    def rename(self, name: str, to: str) -> None:
+        """Rename a file, which keeps its time of change."""
+        (self.path / name).rename(self.path / to)
+
+
+@dataclass
+class Lake:
+    """A lake of a folder, and the settings of its runs."""
+
+    path: Path
+    raw: Folder
+    overrides: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        own = [f"raw.playlists={self.raw.path}", *(f"{name}={value}" for name, value in self.overrides.items())]
+        return settings(self.path, *own)
+
+    def ingest(self, *, force: bool = False) -> Any:
+        """Run ingest_playlists; its result."""
+        return self.run("ingest_playlists", force=force)
+
+    def run(self, job: str, *, force: bool = False) -> Any:
+        """Run a job in this process, with nothing logged to MLflow."""
+        config = self.config
+        tracking = Tracking(config, f"run {next(_CLOCK)}")
+        tracking.failed = "switched off"
+        session = LocalSession(config, self.path.parent / f"{self.path.name}-sent")
+        return run_job(job, config, session, tracking, force=force)
+
+    def playlists(self) -> dict[int, dict[str, Any]]:
+        """Rows of `playlists` by pid, their tracks as URIs."""
+        uris = {row["track_id"]: row["track_uri"] for row in recompute.table(self.path, "tracks")}
+        rows = recompute.table(self.path, "playlists")
+        found = {row["pid"]: {**row, "track_ids": [uris[i] for i in row["track_ids"]]} for row in rows}
+        assert len(found) == len(rows), "a pid repeats"
+        return found
+
+    def tracks(self) -> dict[str, dict[str, Any]]:
+        """Rows of `tracks` by URI, without ids and without those that no playlist holds."""
+        rows = recompute.table(self.path, "tracks")
+        assert sorted(row["track_id"] for row in rows) == list(range(len(rows))), "ids are dense"
+        assert len({row["track_uri"] for row in rows}) == len(rows), "a URI repeats"
+        skipped = ("track_id", "orphaned")
+        return {
+            row["track_uri"]: {k: v for k, v in row.items() if k not in skipped} for row in rows if not row["orphaned"]
+        }
+
+    def ids(self) -> dict[str, int]:
+        """Ids by URI of all tracks."""
+        return {row["track_uri"]: row["track_id"] for row in recompute.table(self.path, "tracks")}
+
+    def quarantine(self) -> list[tuple[Any, ...]]:
+        """Rows of `quarantine`, in order."""
+        return sorted(tuple(map(str, row.values())) for row in recompute.table(self.path, "quarantine"))
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Status and counts of each file that is in the ledger."""
+        names = ("status", "n_playlists", "n_quarantined", "longest", "vanished_at")
+        return {
+            row["slice"]: {name: row.get(name) for name in names} for row in recompute.table(self.path, "ingest_ledger")
+        }
+
+    def contents(self) -> dict[str, Any]:
+        """All that does not depend on what was in the folder before."""
+        return {
+            "playlists": self.playlists(),
+            "tracks": self.tracks(),
+            "quarantine": self.quarantine(),
+            "ledger": self.ledger(),
+        }
+
+
+_FRESH = count()
+
+
+def fresh(lake: Lake) -> dict[str, Any]:
+    """What a new lake of the same folder and settings has."""
+    other = Lake(lake.path.parent / f"fresh-{next(_FRESH)}" / "lake", lake.raw, lake.overrides)
+    other.ingest()
+    return other.contents()

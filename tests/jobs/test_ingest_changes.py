@@ -1,0 +1,372 @@
+"""Ingest after files, settings or tables have changed: what a fresh lake of the same folder would have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encore.mpd import parse
+from encore.runtime import context, runner
+from encore.runtime.fingerprint import code_digest
+from tests.changes import Folder, Lake, fresh, plain, uri
+from tests.recompute import table
+
+SMALL = ("playlists", "tracks", "quarantine", "ingest_ledger")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Folder:
+    """An empty folder for slices."""
+    return Folder(tmp_path / "raw")
+
+
+@pytest.fixture
+def lake(tmp_path: Path, raw: Folder) -> Lake:
+    """A lake of that folder, of which nothing is there yet."""
+    return Lake(tmp_path / "lake", raw)
+
+
+def is_fresh(lake: Lake) -> None:
+    """Fail unless the lake is what a fresh one of the same folder is, and knows that it is up to date."""
+    expected, found = fresh(lake), lake.contents()
+    for name, rows in expected.items():
+        assert found[name] == rows, name
+    assert lake.ingest().status == "up_to_date"
+
+
+# settings and code -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 10), (10, 3)])
+def test_another_bound_of_tracks_reaches_files_that_were_read(raw: Folder, lake: Lake, before: int, after: int) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([1, 2, 3, 4])})
+    raw.write("b.json", {3: plain([5, 6])})
+    lake.overrides["ingest.max_tracks"] = str(before)
+    lake.ingest()
+    lake.overrides["ingest.max_tracks"] = str(after)
+    assert lake.ingest().facts["files_read"] == 1, "that of the long list alone"
+    assert (2 in lake.playlists()) == (after == 10)
+    is_fresh(lake)
+
+
+def test_a_bound_that_no_list_reaches_reads_nothing(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2])}, {"pid": None, "tracks": [{}, {}, {}]})
+    lake.ingest()
+    lake.overrides["ingest.max_tracks"] = "4"
+    assert lake.ingest().facts["files_read"] == 0
+    lake.overrides["ingest.max_tracks"] = "2"
+    assert lake.ingest().facts["files_read"] == 1, "the list of a refused record counts"
+
+
+def test_a_list_that_was_left_to_another_file_is_bounded_too(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.write("b.json", {1: plain([1, 2, 3]), 2: plain([3])})
+    lake.ingest()
+    lake.overrides["ingest.max_tracks"] = "2"
+    lake.ingest()
+    assert [row["reason"] for row in table(lake.path, "quarantine")] == ["too_many_tracks"]
+    is_fresh(lake)
+
+
+def test_another_length_of_payloads_reaches_files_with_refused_records_alone(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])}, {"pid": None, "name": "x" * 50})
+    raw.write("b.json", {2: plain([2])})
+    lake.ingest()
+    lake.overrides["ingest.payload_bytes"] = "20"
+    assert lake.ingest().facts["files_read"] == 1
+    assert [len(row["payload"]) for row in table(lake.path, "quarantine")] == [20]
+    is_fresh(lake)
+
+
+def test_another_parser_reads_every_file(raw: Folder, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.write("b.json", {2: plain([2])})
+    lake.ingest()
+
+    def fixed(data: bytes, *more: Any) -> parse.Slice:
+        return plain_parse(data.replace(b"list 1", b"LIST 1"), *more)
+
+    from encore.jobs import ingest_playlists
+    from encore.mpd import ingest
+
+    plain_parse = parse.parse_slice
+    monkeypatch.setattr(ingest, "parse_slice", fixed)
+    for module in (ingest_playlists, runner):
+        monkeypatch.setattr(module, "code_digest", lambda name: f"fixed {code_digest(name)}", raising=False)
+    assert lake.ingest().facts["files_read"] == 2
+    assert lake.playlists()[1]["name"] == "LIST 1"
+    is_fresh(lake)
+
+
+def test_a_ledger_of_before_these_columns_reads_every_file_once(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    lake.ingest()
+    rows = table(lake.path, "ingest_ledger")
+    forget(lake, {**rows[0], **dict.fromkeys(("parser", "max_tracks", "payload_bytes", "longest", "tracks_table"))})
+    assert lake.ingest().facts["files_read"] == 1
+    is_fresh(lake)
+
+
+def forget(lake: Lake, row: dict[str, Any]) -> None:
+    """Write a row of the ledger in place of all."""
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    from encore.lake.tables import INGEST_LEDGER, arrow_schema
+
+    rows = pa.Table.from_pylist([row], schema=arrow_schema(INGEST_LEDGER))
+    write_deltalake(str(lake.path / "ingest_ledger"), rows, mode="overwrite")
+
+
+def test_force_reads_every_file(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.write("b.json", {1: plain([2]), 2: plain([2])})
+    lake.ingest()
+    assert lake.ingest(force=True).facts["files_read"] == 2
+    assert lake.contents() == fresh(lake)
+
+
+# tracks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_track_that_no_playlist_holds_is_marked_and_unmarked_when_it_is_back(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
+    lake.ingest()
+    ids = lake.ids()
+    raw.write("a.json", {1: plain([1]), 2: plain([3, 4])})
+    assert lake.ingest().facts["orphaned_tracks"] == 1
+    assert set(lake.tracks()) == {uri(i) for i in (1, 3, 4)}
+    assert {u: i for u, i in lake.ids().items() if u in ids} == ids, "ids never change"
+    is_fresh(lake)
+    raw.write("b.json", {3: plain([2])})
+    assert lake.ingest().facts["orphaned_tracks"] == 0
+    assert lake.ids() == {**ids, uri(4): 3}
+    is_fresh(lake)
+
+
+def test_a_track_is_named_by_the_best_record_that_is_left(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([2])})
+    raw.write("b.json", {3: [(1, 4)], 4: plain([5])})
+    raw.write("c.json", {6: [(1, 5)], 7: [(1, 5)]})
+    raw.write("d.json", {8: plain([9])})
+    lake.ingest()
+    raw.write("a.json", {2: plain([2])})
+    assert lake.ingest().facts["files_read"] == 3, "those that hold the track"
+    assert lake.tracks()[uri(1)]["first_pid"] == 6
+    is_fresh(lake)
+
+
+def test_the_first_playlist_that_is_left_names_a_track_if_its_record_lacks_nothing(raw: Folder, lake: Lake) -> None:
+    for i in range(1, 9):
+        raw.write(f"{i}.json", {i: plain([1, 10 + i])})
+    lake.ingest()
+    raw.write("1.json", {1: plain([11])})
+    assert lake.ingest().facts["files_read"] == 2
+    assert lake.tracks()[uri(1)]["first_pid"] == 2
+    is_fresh(lake)
+
+
+def test_a_changed_name_is_taken_from_the_same_playlist(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    lake.ingest()
+    raw.put("a.json", (raw.path / "a.json").read_text().replace("track_name of 1", "another name of 1"))
+    lake.ingest()
+    assert lake.tracks()[uri(1)]["track_name"] == "another name of 1 in 1"
+    is_fresh(lake)
+
+
+def test_a_new_column_of_tracks_renames_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
+    assert fields == parse.NAMING_FIELDS
+    monkeypatch.setattr(parse, "TRACK_FIELDS", (*parse.TRACK_FIELDS, "pos"))
+    track = {"track_uri": uri(1), **dict.fromkeys(fields[:5], "x")}
+    content = json.dumps({"playlists": [{"pid": 1, "tracks": [track]}]}).encode()
+    assert parse.parse_slice(content, parse.Limits(10, 10)).missing.tolist() == [1]
+
+
+# tables that were dropped -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropped", [(name,) for name in SMALL] + [("tracks", "ingest_ledger"), SMALL, SMALL[:3]])
+def test_a_dropped_table_is_made_again(raw: Folder, lake: Lake, dropped: tuple[str, ...]) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
+    raw.write("b.json", {1: plain([1]), 3: plain([4])}, {"pid": None})
+    lake.ingest()
+    for name in dropped:
+        shutil.rmtree(lake.path / name)
+    assert lake.ingest().status == "done"
+    assert set(lake.playlists()) == {1, 2, 3}
+    is_fresh(lake)
+
+
+@pytest.mark.parametrize("dropped", ["playlists", "tracks", "quarantine", "ingest_ledger"])
+def test_a_dropped_table_says_what_cannot_be_made_again(raw: Folder, lake: Lake, dropped: str) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
+    raw.write("b.json", {3: plain([4])})
+    lake.ingest()
+    raw.remove("b.json")
+    lake.ingest()
+    shutil.rmtree(lake.path / dropped)
+    (note,) = lake.ingest().facts["notes"]
+    if dropped in ("playlists", "tracks"):
+        assert "1 playlist" in note
+        assert "cannot be made again" in note
+        assert dropped in note
+        is_fresh(lake)
+    else:
+        assert "1 playlist that no other file has stays" in note
+        assert set(lake.playlists()) == {1, 2, 3}
+
+
+# files that move ----------------------------------------------------------------------------------------------------
+
+
+def test_a_playlist_that_one_file_lets_go_is_taken_from_the_other(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1]), 2: plain([2])})
+    raw.write("b.json", {1: plain([3]), 3: plain([4])})
+    lake.ingest()
+    (refused,) = table(lake.path, "quarantine")
+    assert (refused["source"], refused["pid"], refused["taken_by"]) == ("b.json", 1, "a.json")
+    assert "a.json" in refused["detail"]
+    raw.write("a.json", {2: plain([2])})
+    lake.ingest()
+    assert lake.playlists()[1]["slice"] == "b.json"
+    is_fresh(lake)
+
+
+def test_a_file_that_comes_later_wins_by_name(raw: Folder, lake: Lake) -> None:
+    raw.write("b.json", {1: plain([1]), 2: plain([2])})
+    raw.write("c.json", {1: plain([3])})
+    lake.ingest()
+    raw.write("a.json", {1: plain([4])})
+    lake.ingest()
+    assert lake.playlists()[1]["slice"] == "a.json"
+    assert [row["taken_by"] for row in table(lake.path, "quarantine")] == ["a.json", "a.json"]
+    is_fresh(lake)
+
+
+def test_a_renamed_file_is_followed(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1]), 2: plain([2])})
+    lake.ingest()
+    raw.rename("a.json", "z.json")
+    result = lake.ingest()
+    assert result.facts["notes"] == ["1 file is gone (a.json); no playlist was lost"]
+    assert {row["slice"] for row in lake.playlists().values()} == {"z.json"}
+    is_fresh(lake)
+    raw.write("z.json", {1: plain([5]), 2: plain([2])})
+    lake.ingest()
+    is_fresh(lake)
+
+
+def test_a_copy_that_is_deleted_again_leaves_the_slice_in_possession(raw: Folder, lake: Lake) -> None:
+    raw.write("mpd.slice.0-99.json", {1: plain([1]), 2: plain([2])})
+    lake.ingest()
+    copy = "mpd.slice.0-99 (1).json"
+    raw.put(copy, (raw.path / "mpd.slice.0-99.json").read_text())
+    lake.ingest()
+    is_fresh(lake)
+    raw.remove(copy)
+    lake.ingest()
+    assert {row["slice"] for row in lake.playlists().values()} == {"mpd.slice.0-99.json"}
+    assert table(lake.path, "quarantine") == []
+    is_fresh(lake)
+
+
+def test_a_new_lake_of_two_files_that_swap_their_playlists(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1]), 2: plain([2])})
+    raw.write("b.json", {3: plain([3]), 4: plain([4])})
+    lake.ingest()
+    raw.write("a.json", {3: plain([3]), 2: plain([2])})
+    raw.write("b.json", {1: plain([1]), 4: plain([4])})
+    lake.ingest()
+    is_fresh(lake)
+
+
+def test_playlists_of_a_file_that_is_gone_stay_or_go(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([2, 3])}, {"pid": None})
+    raw.write("b.json", {2: plain([4]), 3: plain([4])})
+    lake.ingest()
+    raw.remove("a.json")
+    result = lake.ingest()
+    assert result.facts["notes"] == [
+        "1 file is gone (a.json); 1 playlist that no other file has stays (ingest.vanished: keep)"
+    ]
+    assert (result.facts["playlists_kept"], result.facts["playlists_removed"]) == (1, 0)
+    assert {pid: row["slice"] for pid, row in lake.playlists().items()} == {1: "a.json", 2: "b.json", 3: "b.json"}
+    gone = lake.ledger()["a.json"]
+    assert gone["n_playlists"] == 1
+    assert gone["vanished_at"] is not None
+    assert lake.ingest().status == "up_to_date"
+
+    raw.write("c.json", {9: plain([1])})
+    lake.ingest()
+    assert set(lake.playlists()) == {1, 2, 3, 9}, "they stay through later runs"
+    lake.overrides["ingest.vanished"] = "remove"
+    result = lake.ingest()
+    assert result.facts["playlists_removed"] == 1
+    is_fresh(lake)
+
+
+def test_a_file_that_comes_back_is_read_again(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1]), 2: plain([2])})
+    raw.write("b.json", {2: plain([4]), 3: plain([4])})
+    lake.ingest()
+    raw.rename("a.json", "elsewhere")
+    lake.ingest()
+    raw.rename("elsewhere", "a.json")
+    lake.ingest()
+    is_fresh(lake)
+
+
+def test_a_file_that_was_refused_as_a_whole_and_is_gone_leaves_nothing(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.put("b.json", "{")
+    lake.ingest()
+    raw.remove("b.json")
+    lake.ingest()
+    is_fresh(lake)
+
+
+# runs that break off ------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """As if the process had ended."""
+
+
+@pytest.mark.parametrize("n_commits", range(7))
+def test_a_run_that_breaks_off_is_made_good(
+    raw: Folder, lake: Lake, monkeypatch: pytest.MonkeyPatch, n_commits: int
+) -> None:
+    """After any of its commits; and then the file changes back, so that its size and time are those of the ledger."""
+    raw.write("a.json", {1: plain([1, 2, 9]), 2: [(3, 2)]})
+    raw.write("b.json", {1: plain([1]), 3: plain([2, 3])})
+    lake.ingest()
+    before = (raw.path / "a.json").read_text(), (raw.path / "a.json").stat().st_mtime_ns
+    raw.write("a.json", {2: plain([3, 7]), 5: plain([8])})
+    commit, left = context.commit_files, [n_commits]
+
+    def breaks_off(*args: Any, **named: Any) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        commit(*args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(context, "commit_files", breaks_off)
+        try:
+            lake.ingest()
+        except Killed:
+            pass
+        else:
+            assert n_commits == 6, "the run has as many commits"
+    (raw.path / "a.json").write_text(before[0])
+    import os
+
+    os.utime(raw.path / "a.json", ns=(before[1], before[1]))
+    lake.ingest()
+    is_fresh(lake)
