@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from encore.lake.transaction import Transaction
 from encore.mpd import parse
-from encore.runtime import context, runner
+from encore.runtime import runner
 from encore.runtime.fingerprint import code_digest
 from tests.changes import Folder, Lake, fresh, plain, uri
 from tests.recompute import table
@@ -127,7 +128,7 @@ def test_force_reads_every_file(raw: Folder, lake: Lake) -> None:
     raw.write("b.json", {1: plain([2]), 2: plain([2])})
     lake.ingest()
     assert lake.ingest(force=True).facts["files_read"] == 2
-    assert lake.contents() == fresh(lake)
+    is_fresh(lake)
 
 
 # tracks ------------------------------------------------------------------------------------------------------------
@@ -348,16 +349,16 @@ def test_a_run_that_breaks_off_is_made_good(
     lake.ingest()
     before = (raw.path / "a.json").read_text(), (raw.path / "a.json").stat().st_mtime_ns
     raw.write("a.json", {2: plain([3, 7]), 5: plain([8])})
-    commit, left = context.commit_files, [n_commits]
+    commit, left = Transaction.commit, [n_commits]
 
-    def breaks_off(*args: Any, **named: Any) -> None:
+    def breaks_off(*args: Any, **named: Any) -> int:
         if not left[0]:
             raise Killed
         left[0] -= 1
-        commit(*args, **named)
+        return commit(*args, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(context, "commit_files", breaks_off)
+        patched.setattr(Transaction, "commit", breaks_off)
         try:
             lake.ingest()
         except Killed:

@@ -102,11 +102,15 @@ def _held(ctx: JobContext, files: set[str]) -> Held:
     ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
     playlists = _columns(ctx, PLAYLISTS, ("pid", "slice"))
     refused = _columns(ctx, QUARANTINE, ("source", "pid", "taken_by"), KeyRange((("stage", STAGE),)))
-    table = str(ctx.store.there(TRACKS).metadata().id)
+    table = ctx.transaction(TRACKS).id
     tables = {row["tracks_table"] for row in ledger.values() if row["n_playlists"]} - {None}
     # without a ledger it shows in playlists of tracks that are not there
-    lost = tables != {table} if tables else playlists.num_rows > 0 and ctx.n_rows(TRACKS) == 0
+    lost = tables != {table} if tables else playlists.num_rows > 0 and _n_tracks(ctx) == 0
     return Held(ledger, playlists, refused, files, table, lost)
+
+
+def _n_tracks(ctx: JobContext) -> int:
+    return ctx.scan(TRACKS, ("track_id",)).rows
 
 
 def _columns(ctx: JobContext, table: Table, names: tuple[str, ...], where: KeyRange | None = None) -> pa.Table:
@@ -180,29 +184,33 @@ def _count(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
-    """Ids, the second pass, and the commits, after each of which the next run can go on."""
+    """Ids, the second pass, and the commits, after each of which the next run can go on.
+
+    What is written follows from all rows that were there at the start, so that any other writer's commit is a conflict.
+    """
     held, changed = reading.held, reading.changed
-    had_tracks = ctx.n_rows(TRACKS) > 0
+    had_tracks = _n_tracks(ctx) > 0
     known = reading.known_tracks() if changed else None
     if held.tracks_lost and held.playlists.num_rows:
         # before there are new ids, so that no playlist is ever seen with tracks that are not its own
-        ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table")
+        ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table", exclusive=True)
     forgotten = [name for name in changed if name in held.ledger]
     if forgotten:
-        ctx.write(INGEST_LEDGER, [], KeyIn("slice", pa.array(forgotten)), part="files to be replaced")
+        ctx.write(INGEST_LEDGER, [], KeyIn("slice", pa.array(forgotten)), part="files to be replaced", exclusive=True)
     written = {table.name: REPORT.empty_table() for table in (TRACKS, PLAYLISTS, QUARANTINE)}
     if known is not None:
         ids = ingest.assign_ids(reading.tasks(), known)
         written = _second_pass(ctx, reading, ids)
-        ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)))
+        ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)), exclusive=True)
         ctx.facts["new_tracks"] = ids.n_new
     if slices := [*changed, *gone.rewritten]:
         rows = pa.concat_tables([written[PLAYLISTS.name], _rest(ctx, held, gone)])
-        ctx.commit_files(PLAYLISTS, rows, KeyRange() if held.is_empty else KeyIn("slice", pa.array(slices)))
+        where = KeyRange() if held.is_empty else KeyIn("slice", pa.array(slices))
+        ctx.commit_files(PLAYLISTS, rows, where, exclusive=True)
     stage = (("stage", STAGE),)
     if sources := [*changed, *(name for name in gone.dropped if held.n_refused[name])]:
-        where = KeyRange(stage) if held.is_empty else KeyIn("source", pa.array(sources), stage)
-        ctx.commit_files(QUARANTINE, written[QUARANTINE.name], where)
+        refused = KeyRange(stage) if held.is_empty else KeyIn("source", pa.array(sources), stage)
+        ctx.commit_files(QUARANTINE, written[QUARANTINE.name], refused, exclusive=True)
     if had_tracks:
         _mark_orphans(ctx)
 
@@ -228,7 +236,7 @@ def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
 
 def _mark_orphans(ctx: JobContext) -> None:
     """Mark the tracks that no playlist holds, and take the mark from those that one holds again."""
-    n_tracks = ctx.n_rows(TRACKS)
+    n_tracks = _n_tracks(ctx)
     is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks) > 0
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
     wrong = pa.array(np.flatnonzero(is_held != listed).astype(np.int32))
@@ -238,7 +246,7 @@ def _mark_orphans(ctx: JobContext) -> None:
             rows = part.filter(pc.is_in(part["track_id"], wrong))
             marks = pa.array([None if held else True for held in is_held[rows["track_id"].to_numpy()]], pa.bool_())
             parts.append(rows.set_column(rows.schema.get_field_index("orphaned"), "orphaned", marks))
-        ctx.write(TRACKS, parts, KeyIn("track_id", wrong), part="marks of tracks without a playlist")
+        ctx.write(TRACKS, parts, KeyIn("track_id", wrong), part="orphaned tracks", exclusive=True)
     ctx.facts["orphaned_tracks"] = int((~is_held).sum())
 
 
@@ -261,4 +269,4 @@ def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits,
     names = [*(row["slice"] for row in rows), *(name for name in gone.dropped if name in ledger)]
     if names:
         table = pa.Table.from_pylist(rows, schema=arrow_schema(INGEST_LEDGER))
-        ctx.write(INGEST_LEDGER, [table], KeyIn("slice", pa.array(names)))
+        ctx.write(INGEST_LEDGER, [table], KeyIn("slice", pa.array(names)), exclusive=True)
