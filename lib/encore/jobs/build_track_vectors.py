@@ -11,7 +11,7 @@ from encore.arrays.ragged import Ragged
 from encore.features import vectors
 from encore.lake.scan import KeyRange
 from encore.lake.tables import AUDIO_FEATURES, TRACK_VECTORS, TRACKS, VECTOR_PARAMETERS, arrow_schema
-from encore.lake.track_arrays import features_by_track
+from encore.lake.track_arrays import features_by_track, without_orphans
 from encore.runtime.context import JobContext
 from encore.vocabulary import FEATURES
 
@@ -48,7 +48,7 @@ def run(ctx: JobContext) -> None:
 
 def _features(ctx: JobContext) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the tracks with features, int32 (n,), ascending, and the features, float64 (n, 11)."""
-    tracks = ctx.stream(TRACKS, ("track_id", "track_uri"))
+    tracks = without_orphans(ctx.stream(TRACKS, ("track_id", "track_uri", "orphaned")))
     features = ctx.stream(AUDIO_FEATURES, ("track_uri", *FEATURES))
     every = features_by_track(tracks, features, ctx.n_rows(TRACKS), np.float64)
     ids = np.flatnonzero(~np.isnan(every[:, 0])).astype(np.int32)

@@ -16,7 +16,7 @@ from encore.features.providers.registry import Fetched, provider
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyRange
 from encore.lake.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
-from encore.lake.track_arrays import track_words
+from encore.lake.track_arrays import track_words, without_orphans
 from encore.progress import meter
 from encore.runtime.context import JobContext
 
@@ -24,7 +24,7 @@ READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
 WRITES = (AUDIO_FEATURES, QUARANTINE)
 SETTINGS = ("features",)
 STAGE = "ingest_features"
-TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri"))
+TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri", "orphaned"))
 
 
 def state(ctx: JobContext) -> str:
@@ -78,7 +78,7 @@ def _ask(ctx: JobContext, source: Any) -> None:
         known.append(part.filter(pc.equal(part["source"], source.name))["record"])
     done = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
     parts = [TRACKS_ASKED.empty_table()]
-    for part in ctx.stream(TRACKS, TRACKS_ASKED.names):
+    for part in without_orphans(ctx.stream(TRACKS, TRACKS_ASKED.names)):
         parts.append(part.filter(pc.invert(pc.is_in(part["track_uri"], done.combine_chunks()))))
     # ids are given by frequency: what stands in most playlists is asked for first
     todo = pa.concat_tables(parts).combine_chunks().sort_by("track_id")
@@ -109,12 +109,13 @@ def _report_coverage(ctx: JobContext) -> None:
     for part in ctx.stream(AUDIO_FEATURES, ["track_uri"]):
         features.add(track_words(AUDIO_FEATURES, part["track_uri"]))
     n = ctx.n_rows(TRACKS)
-    covered, counts = np.zeros(n, bool), np.zeros(n, np.int64)
-    for part in ctx.stream(TRACKS, ["track_id", "track_uri"]):
+    covered, counts, n_listed = np.zeros(n, bool), np.zeros(n, np.int64), 0
+    for part in without_orphans(ctx.stream(TRACKS, ("track_id", "track_uri", "orphaned"))):
+        n_listed += part.num_rows
         covered[part["track_id"].to_numpy()] = features.find(track_words(TRACKS, part["track_uri"])) >= 0
     for part in ctx.stream(PLAYLISTS, ["track_ids"]):
         counts += np.bincount(Ragged.from_arrow(part["track_ids"]).values, minlength=n)
     rows = int(counts.sum())
-    ctx.facts["coverage_tracks"] = float(covered.mean()) if n else 0.0
+    ctx.facts["coverage_tracks"] = float(covered.sum() / n_listed) if n_listed else 0.0
     ctx.facts["coverage_rows"] = float(counts[covered].sum() / rows) if rows else 0.0
     ctx.log.info("coverage", tracks=ctx.facts["coverage_tracks"], rows=ctx.facts["coverage_rows"])

@@ -33,7 +33,7 @@ from encore.lake.tables import (
     Table,
     arrow_schema,
 )
-from encore.lake.track_arrays import artist_numbers, count_tracks, features_by_track
+from encore.lake.track_arrays import artist_numbers, count_tracks, features_by_track, listed_tracks, without_orphans
 from encore.runtime.context import JobContext
 from encore.runtime.provenance import commit_of
 from encore.spark.stage_metrics import latest
@@ -94,11 +94,13 @@ def run(ctx: JobContext) -> None:
     settings = ctx.config.report
     n_tracks = ctx.n_rows(TRACKS)
     counts = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks)
-    artist_of, artist_uris = artist_numbers(ctx.stream(TRACKS, ("track_id", "artist_uri")), n_tracks)
+    artist_of, artist_uris = artist_numbers(_listed(ctx, "track_id", "artist_uri"), n_tracks)
     artist_rows = data.sums_by(artist_of, counts, len(artist_uris))
     facts = _playlist_facts(ctx)
     titles = data.count_titles(facts["name"], settings.top)
-    n_albums = pc.count_distinct(_whole(ctx, TRACKS, ["album_uri"])["album_uri"]).as_py()
+    albums = [part["album_uri"] for part in _listed(ctx, "album_uri")]
+    n_albums = pc.count_distinct(pa.chunked_array([c for column in albums for c in column.chunks], pa.string())).as_py()
+    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
 
     features = _features(ctx, n_tracks)
     has = ~np.isnan(features).all(axis=1)
@@ -136,7 +138,7 @@ def run(ctx: JobContext) -> None:
             tracks=_tracks(ctx, counts),
             titles=titles.most,
             untitled=titles.untitled,
-            coverage=data.coverage(has, counts),
+            coverage=data.coverage(has[listed], counts[listed]),
             sampled=len(sample),
             refused=data.refused(_parts(ctx, QUARANTINE, data.REFUSED)),
             ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
@@ -180,6 +182,11 @@ def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRang
     return ctx.stream(table, columns, where) if table.name in ctx.versions else iter(())
 
 
+def _listed(ctx: JobContext, *columns: str) -> Iterator[pa.Table]:
+    """Columns of the tracks that some playlist holds."""
+    return without_orphans(ctx.stream(TRACKS, (*columns, "orphaned")))
+
+
 def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> pa.Table:
     schema = arrow_schema(table, columns)
     return pa.concat_tables([schema.empty_table(), *_parts(ctx, table, columns, where)])
@@ -200,7 +207,7 @@ def _playlist_facts(ctx: JobContext) -> pa.Table:
 def _features(ctx: JobContext, n_tracks: int) -> np.ndarray:
     """float32 (n_tracks, 11), NaN where a track has none."""
     features = _parts(ctx, AUDIO_FEATURES, ("track_uri", *FEATURES))
-    return features_by_track(ctx.stream(TRACKS, ("track_id", "track_uri")), features, n_tracks, np.float32)
+    return features_by_track(_listed(ctx, "track_id", "track_uri"), features, n_tracks, np.float32)
 
 
 def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
@@ -239,7 +246,7 @@ def _artists(ctx: JobContext, rows: np.ndarray, uris: pa.Array) -> list[Count]:
     places = top(rows, ctx.config.report.top).tolist()
     wanted = uris.take(pa.array(places, pa.int64()))
     names: dict[str, tuple[int, str]] = {}
-    for part in ctx.stream(TRACKS, ("track_id", "artist_uri", "artist_name")):
+    for part in _listed(ctx, "track_id", "artist_uri", "artist_name"):
         own = part.filter(pc.and_(pc.is_in(part["artist_uri"], wanted), part["artist_name"].is_valid()))
         for row in own.to_pylist():
             known = (row["track_id"], row["artist_name"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,13 @@ def listed_tracks(parts: Iterable[pa.Table], n_tracks: int) -> np.ndarray:
     for part in parts:
         listed[part["track_id"].to_numpy()] = pc.invert(pc.fill_null(part["orphaned"], False)).to_numpy()
     return listed
+
+
+def without_orphans(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Parts of `tracks`, with a column `orphaned`, without the rows of tracks that no playlist holds."""
+    for part in parts:
+        orphaned = pc.fill_null(part["orphaned"], False)
+        yield part.filter(pc.invert(orphaned)) if pc.any(orphaned).as_py() else part
 
 
 def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, pa.Array]:
