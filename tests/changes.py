@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from encore.config import Config
+from encore.lake.transaction import Transaction
 from encore.runtime.runner import run_job
 from encore.runtime.tracking import Tracking
 from tests import recompute
@@ -152,3 +155,22 @@ def fresh(lake: Lake) -> dict[str, Any]:
     other = Lake(lake.path.parent / f"fresh-{next(_FRESH)}" / "lake", lake.raw, lake.overrides)
     other.ingest()
     return other.contents()
+
+
+class Killed(Exception):
+    """As if the process had ended."""
+
+
+@contextmanager
+def killed_after(n_commits: int) -> Iterator[None]:
+    """Let so many commits of a run succeed: the next one ends it."""
+    commit, left = Transaction.commit, [n_commits]
+
+    def breaks_off(self: Transaction, *args: Any, **named: Any) -> int:
+        if left[0] <= 0:
+            raise Killed
+        left[0] -= 1
+        return commit(self, *args, **named)
+
+    with patch.object(Transaction, "commit", breaks_off):
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,22 @@ def raw_playlists(folder: Path) -> dict[int, list[str]]:
     return found
 
 
-def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: int = 25) -> list[str]:
-    """Everything that differs between the tables of a lake and what follows from the raw files; empty: all is well."""
+def problems(
+    lake: Path,
+    expected: dict[int, list[str]] | Path,
+    *,
+    k: int,
+    fraction: float = 0.25,
+    sample: int = 25,
+    models: Collection[str] = ("cosine", "popularity", "random"),
+) -> list[str]:
+    """Everything that differs between the tables of a lake and what follows from its playlists; empty: all is well.
+
+    `expected`: the URIs of each playlist by pid, or the folder of raw files that they are in.
+    """
     wrong: list[str] = []
-    expected = raw_playlists(raw)
+    if isinstance(expected, Path):
+        expected = raw_playlists(expected)
     tracks_found = table(lake, "tracks")
     uris = {row["track_id"]: row["track_uri"] for row in tracks_found}
     artist = {row["track_id"]: row["artist_uri"] for row in tracks_found}
@@ -83,7 +96,7 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
 
     holdout = {row["pid"]: row for row in table(lake, "holdout")}
     if set(holdout) != set(playlists):
-        wrong.append("holdout lacks playlists")
+        return [*wrong, "holdout is not of the playlists"]
     for pid, tracks in playlists.items():
         distinct = list(dict.fromkeys(tracks))
         n_test = max(0, min(math.ceil(fraction * len(distinct) - 1e-9), len(distinct) - 1))
@@ -107,6 +120,8 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
                 wrong.append(f"centroid of {pid}")
 
     ranked = {(row["model"], row["pid"]): (row["track_ids"], row["scores"]) for row in table(lake, "recommendations")}
+    if {pid for _, pid in ranked} - set(holdout) or {model for model, _ in ranked} - set(models):
+        return [*wrong, "recommendations are of other playlists or models"]
     for (model, pid), (ids, scores) in ranked.items():
         ordered = sorted(zip(ids, scores, strict=True), key=lambda item: (-item[1], item[0]))
         if len(ids) > k or len(set(ids)) != len(ids) or set(ids) & set(holdout[pid]["train"]):
@@ -118,26 +133,29 @@ def problems(lake: Path, raw: Path, *, k: int, fraction: float = 0.25, sample: i
     ids = np.array(sorted(vectors))
     matrix = np.array([vectors[t] for t in ids], np.float64)
     norms = np.linalg.norm(matrix, axis=1)
-    for pid in sorted(centroids)[:: max(1, len(centroids) // sample)]:
+    for pid in sorted(centroids)[:: max(1, len(centroids) // sample)] if "cosine" in models else ():
         centre = np.array(centroids[pid]["vector"], np.float64)
         cosines = (matrix @ centre / (norms * np.linalg.norm(centre))).astype(np.float32)
         cosines[np.isin(ids, holdout[pid]["train"])] = -2
         best = np.lexsort((ids, -cosines))[:k]
         best = best[cosines[best] > -2]
-        found, scores = ranked["cosine", pid]
+        found, scores = ranked.get(("cosine", pid), ([], []))
         if len(found) != len(best) or not np.allclose(scores, cosines[best], rtol=0, atol=2e-7):
             wrong.append(f"cosine of {pid} is not the exact top {k}")
     counts = np.zeros(len(uris), int)
     for row in holdout.values():
         counts[row["train"]] += 1
-    for pid in sorted(holdout)[:: max(1, len(holdout) // sample)]:
+    for pid in sorted(holdout)[:: max(1, len(holdout) // sample)] if "popularity" in models else ():
         train = set(holdout[pid]["train"])
         best_ids = [t for t in np.lexsort((np.arange(len(counts)), -counts)).tolist() if t in listed - train][:k]
-        if ranked["popularity", pid][0] != best_ids:
+        if ranked.get(("popularity", pid), ([], []))[0] != best_ids:
             wrong.append(f"popularity of {pid}")
 
+    for pid, row in holdout.items() if "random" in models else ():
+        if len(ranked.get(("random", pid), ([], []))[0]) != min(k, len(listed - set(row["train"]))):
+            wrong.append(f"random of {pid}")
+
     metrics = {(row["model"], row["pid"]): row for row in table(lake, "playlist_metrics")}
-    models = {model for model, _ in ranked}
     if set(metrics) != {(model, pid) for model in models for pid, row in holdout.items() if row["test"]}:
         wrong.append("playlist_metrics lacks playlists, or has others")
     for (model, pid), row in metrics.items():

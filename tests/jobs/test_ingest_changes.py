@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from encore.lake.transaction import Transaction
 from encore.mpd import parse
 from encore.runtime import runner
 from encore.runtime.fingerprint import code_digest
-from tests.changes import Folder, Lake, fresh, plain, uri
+from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
 from tests.recompute import table
 
 SMALL = ("playlists", "tracks", "quarantine", "ingest_ledger")
@@ -335,30 +334,15 @@ def test_a_file_that_was_refused_as_a_whole_and_is_gone_leaves_nothing(raw: Fold
 # runs that break off ------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("n_commits", range(7))
-def test_a_run_that_breaks_off_is_made_good(
-    raw: Folder, lake: Lake, monkeypatch: pytest.MonkeyPatch, n_commits: int
-) -> None:
+def test_a_run_that_breaks_off_is_made_good(raw: Folder, lake: Lake, n_commits: int) -> None:
     """After any of its commits; and then the file changes back, so that its size and time are those of the ledger."""
     raw.write("a.json", {1: plain([1, 2, 9]), 2: [(3, 2)]})
     raw.write("b.json", {1: plain([1]), 3: plain([2, 3])})
     lake.ingest()
     before = (raw.path / "a.json").read_text(), (raw.path / "a.json").stat().st_mtime_ns
     raw.write("a.json", {2: plain([3, 7]), 5: plain([8])})
-    commit, left = Transaction.commit, [n_commits]
-
-    def breaks_off(*args: Any, **named: Any) -> int:
-        if not left[0]:
-            raise Killed
-        left[0] -= 1
-        return commit(*args, **named)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Transaction, "commit", breaks_off)
+    with killed_after(n_commits):
         try:
             lake.ingest()
         except Killed:

@@ -1,0 +1,229 @@
+"""Any sequence of changes to files, settings and tables, with runs that are killed: a fresh lake of what is there.
+
+After each run that ends, the tables of ingest are those of a fresh lake of the same folder, but for ids, for marked
+tracks, and for playlists of files that are gone where they are kept. What is derived from ids is recomputed from the
+lake itself. CHANGES_SEQUENCES is how many sequences the slow test draws.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from encore.arrays.ragged import Ragged
+from encore.jobs import evaluate
+from encore.lake.tables import ALL, FRAMEWORK
+from encore.splits.holdout import split
+from encore.vocabulary import FEATURES
+from tests import recompute
+from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
+
+NAMES = ("a.json", "a (1).json", "b.json", "c.json", "mpd.slice.0-9.json")
+JOBS = ("ingest_playlists", "ingest_features", "build_track_vectors", "split_holdout", "build_centroids", "recommend")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "ingest.max_tracks": ("2", "4", "10000"),
+    "ingest.payload_bytes": ("7", "500"),
+    "ingest.vanished": ("keep", "remove"),
+    "split.seed": ("1", "2"),
+    "run.chunk_playlists": ("2", "5", "250000"),
+    "recommend.k": ("2", "4"),
+    "recommend.models": ("[cosine,popularity,random]", "[random,popularity]", "[popularity]", "[popularity,cosine]"),
+}
+DROPPED = tuple(table.name for table in ALL if table not in FRAMEWORK) + ("job_runs",)
+
+names = st.integers(0, len(NAMES) - 1)
+pids = st.integers(0, 9)
+tracks = st.tuples(st.integers(0, 11), st.sampled_from((6, 6, 6, 4, 0)))
+slices = st.dictionaries(pids, st.lists(tracks, max_size=5), max_size=4)
+Operation = tuple[Any, ...]
+operations: st.SearchStrategy[Operation] = st.one_of(
+    st.tuples(st.just("write"), names, slices, st.booleans()),
+    st.tuples(st.just("let go"), names, pids),
+    st.tuples(st.just("move"), names, names, pids),
+    st.tuples(st.just("rename"), names, names),
+    st.tuples(st.just("copy"), names, names),
+    st.tuples(st.just("remove"), names),
+    st.tuples(st.just("spoil"), names),
+    st.tuples(st.just("touch"), names),
+    st.sampled_from(sorted(SETTINGS)).flatmap(
+        lambda name: st.tuples(st.just("set"), st.just(name), st.sampled_from(SETTINGS[name]))
+    ),
+    st.tuples(st.just("drop"), st.sampled_from(DROPPED)),
+)
+steps = st.tuples(st.lists(operations, min_size=1, max_size=3), st.one_of(st.none(), st.none(), st.integers(0, 16)))
+"""Changes, and after how many commits the run that follows is killed."""
+start = st.dictionaries(names, slices, max_size=4)
+
+
+class World:
+    """A folder, its lake, and what the slices were made of."""
+
+    def __init__(self, path: Path) -> None:
+        self.raw = Folder(path / "raw")
+        self.lake = Lake(path / "lake", self.raw, {"recommend.k": "4", "vectors.transform": "raw"})
+        self.slices: dict[str, tuple[dict[int, Any], bool] | None] = {}
+        self.lost_tracks = False
+        features = path / "features" / "features.csv"
+        features.parent.mkdir(parents=True)
+        rows = [[uri(i), *(str(0.05 * ((i * (j + 2)) % 11) + 0.01) for j in range(len(FEATURES)))] for i in range(10)]
+        features.write_text("\n".join(",".join(row) for row in [["track_uri", *FEATURES], *rows]))
+        self.lake.overrides["raw.features"] = str(features)
+        # always there, so that there is something to derive
+        self.raw.write("z.json", {100: plain([0, 1, 2]), 101: plain([1, 3])})
+
+    def write(self, name: str, own: dict[int, Any], has_bad: bool) -> None:
+        """A slice, which may have a record that is no playlist."""
+        self.slices[name] = (own, has_bad)
+        self.raw.write(name, own, *([{"pid": "none", "name": "a long name"}] if has_bad else []))
+
+    def change(self, operation: Operation) -> None:
+        """Do one thing; nothing where it cannot be done."""
+        kind, *rest = operation
+        if kind == "set":
+            self.lake.overrides[rest[0]] = rest[1]
+            return
+        if kind == "drop":
+            self.lost_tracks |= rest[0] == "tracks"
+            shutil.rmtree(self.lake.path / rest[0], ignore_errors=True)
+            return
+        name = NAMES[rest[0]]
+        if kind == "write":
+            self.write(name, rest[1], rest[2])
+            return
+        if name not in self.slices:
+            return
+        content, other = self.slices[name], NAMES[rest[1] if kind in ("move", "rename", "copy") else 0]
+        if kind == "touch":
+            self.raw.touch(name)
+        elif kind == "spoil":
+            self.slices[name] = None
+            self.raw.put(name, '{"playlists": [')
+        elif kind == "remove":
+            del self.slices[name]
+            self.raw.remove(name)
+        elif kind == "rename" and other not in self.slices:
+            self.slices[other] = self.slices.pop(name)
+            self.raw.rename(name, other)
+        elif kind == "copy" and other not in self.slices:
+            self.slices[other] = content
+            self.raw.put(other, (self.raw.path / name).read_text())
+        elif kind in ("let go", "move") and content is not None and rest[-1] in content[0]:
+            target = self.slices.get(other) if kind == "move" and other != name else None
+            if target is not None:
+                self.write(other, {**target[0], rest[-1]: content[0][rest[-1]]}, target[1])
+            self.write(name, {pid: own for pid, own in content[0].items() if pid != rest[-1]}, content[1])
+
+    def run(self) -> list[str]:
+        """All jobs but the report; their statuses."""
+        return [self.lake.run(job).status for job in (*JOBS, "evaluate")]
+
+    def before(self) -> dict[int, str]:
+        """File by pid of the playlists that are in the lake."""
+        if not (self.lake.path / "playlists").is_dir():
+            return {}
+        return {row["pid"]: row["slice"] for row in recompute.table(self.lake.path, "playlists")}
+
+    def check(self, before: dict[int, str]) -> None:
+        """Fail unless the lake is what it has to be; `before`: what it had before the last run that ended."""
+        expected, found = fresh(self.lake), self.lake.contents()
+        there = {*self.slices, "z.json"}
+        kept = {pid: name for pid, name in before.items() if name not in there and pid not in expected["playlists"]}
+        if self.lake.overrides.get("ingest.vanished") == "remove":
+            kept = {}
+        if self.lost_tracks:
+            # those that had not been read with the new ids are gone
+            kept = {pid: name for pid, name in kept.items() if pid in found["playlists"]}
+        self.lost_tracks = False
+        assert {pid: row["slice"] for pid, row in found["playlists"].items()} == {
+            **{pid: row["slice"] for pid, row in expected["playlists"].items()},
+            **kept,
+        }
+        playlists = found["playlists"]
+        assert {pid: row for pid, row in playlists.items() if pid not in kept} == expected["playlists"]
+        held = {track for pid in kept for track in playlists[pid]["track_ids"]}
+        assert set(found["tracks"]) == set(expected["tracks"]) | held
+        for track, row in expected["tracks"].items():
+            # a record of a file that is gone cannot be read again
+            assert track in held or found["tracks"][track] == row
+        sources = {row[0] for row in found["quarantine"]} - there
+        assert sources <= set(kept.values())
+        assert [row for row in found["quarantine"] if row[0] in there] == expected["quarantine"]
+        assert {name: row for name, row in found["ledger"].items() if name in there} == expected["ledger"]
+        gone = {name: row["n_playlists"] for name, row in found["ledger"].items() if name not in there}
+        assert gone.items() <= Counter(kept.values()).items()
+        self._check_derived({pid: row["track_ids"] for pid, row in playlists.items()})
+
+    def _check_derived(self, playlists: dict[int, list[str]]) -> None:
+        lake, overrides = self.lake.path, self.lake.overrides
+        models = self.lake.config.recommend.models
+        assert recompute.problems(lake, playlists, k=int(overrides["recommend.k"]), models=models) == []
+        rows = sorted(recompute.table(lake, "playlists"), key=lambda row: row["pid"])
+        lists = [row["track_ids"] for row in rows]
+        values = np.array([track for own in lists for track in own], np.int32)
+        ragged = Ragged.from_lengths(np.array([len(own) for own in lists]), values)
+        train, _ = split(
+            np.array([row["pid"] for row in rows]), ragged, seed=self.lake.config.split.seed, fraction=0.25
+        )
+        holdout = {row["pid"]: row["train"] for row in recompute.table(lake, "holdout")}
+        assert holdout == {row["pid"]: own for row, own in zip(rows, train.tolist(), strict=True)}
+
+
+def follow(path: Path, initial: dict[int, Any], sequence: list[tuple[list[Operation], int | None]]) -> None:
+    """Do what was drawn, and check the lake after each run that ends."""
+    world = World(path)
+    for number, own in initial.items():
+        world.write(NAMES[number], own, number % 2 == 1)
+    for changes, kill_after in [([], None), *sequence]:
+        for operation in changes:
+            world.change(operation)
+        before = world.before()
+        if kill_after is not None:
+            with killed_after(kill_after):
+                try:
+                    world.run()
+                except Killed:
+                    continue
+        else:
+            world.run()
+        world.check(before)
+        assert world.run() == ["up_to_date"] * (len(JOBS) + 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_figures() -> Iterator[None]:
+    """Pictures for MLflow take most of the time of such small runs, and nothing is logged."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evaluate, "_log", lambda *_: None)
+        yield
+
+
+def drawn(n: int, most: int) -> Any:
+    """A test of so many sequences of at most so many steps."""
+
+    @settings(
+        max_examples=n,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate, Phase.shrink) if n > 10 else (Phase.generate,),
+        derandomize=n <= 10,
+    )
+    @given(start, st.lists(steps, min_size=1, max_size=most))
+    def test(initial: dict[int, Any], sequence: list[tuple[list[Operation], int | None]]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            follow(Path(folder), initial, sequence)
+
+    return test
+
+
+test_some_sequences = drawn(3, 3)
+test_many_sequences = pytest.mark.slow(drawn(int(os.environ.get("CHANGES_SEQUENCES", "200")), 5))
