@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ class Folder:
         (self.path / name).rename(self.path / to)
 
 
+# reading the layers of settings takes longer than a job on so few playlists
+_settings = lru_cache(maxsize=16)(settings)
+
+
 @dataclass
 class Lake:
     """A lake of a folder, and the settings of its runs."""
@@ -90,7 +95,7 @@ class Lake:
     def config(self) -> Config:
         """The settings."""
         own = [f"raw.playlists={self.raw.path}", *(f"{name}={value}" for name, value in self.overrides.items())]
-        return settings(self.path, *own)
+        return _settings(self.path, *own)
 
     def ingest(self, *, force: bool = False) -> Any:
         """Run ingest_playlists; its result."""

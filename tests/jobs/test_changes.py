@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from encore.arrays.ragged import Ragged
 from encore.jobs import evaluate
 from encore.lake.tables import ALL, FRAMEWORK
+from encore.log import configure_logging
 from encore.splits.holdout import split
 from encore.vocabulary import FEATURES
 from tests import recompute
 from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
+from tests.conftest import settings as lake_settings
 
 NAMES = ("a.json", "a (1).json", "b.json", "c.json", "mpd.slice.0-9.json")
 JOBS = ("ingest_playlists", "ingest_features", "build_track_vectors", "split_holdout", "build_centroids", "recommend")
@@ -166,7 +168,8 @@ class World:
     def _check_derived(self, playlists: dict[int, list[str]]) -> None:
         lake, overrides = self.lake.path, self.lake.overrides
         models = self.lake.config.recommend.models
-        assert recompute.problems(lake, playlists, k=int(overrides["recommend.k"]), models=models) == []
+        wrong = recompute.problems(lake, playlists, k=int(overrides["recommend.k"]), models=models)
+        assert wrong == [], wrong
         rows = sorted(recompute.table(lake, "playlists"), key=lambda row: row["pid"])
         lists = [row["track_ids"] for row in rows]
         values = np.array([track for own in lists for track in own], np.int32)
@@ -196,12 +199,14 @@ def follow(path: Path, initial: dict[int, Any], sequence: list[tuple[list[Operat
         else:
             world.run()
         world.check(before)
-        assert world.run() == ["up_to_date"] * (len(JOBS) + 1)
+        again = world.run()
+        assert again == ["up_to_date"] * len(again), again
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _without_figures() -> Iterator[None]:
+def _without_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Pictures for MLflow take most of the time of such small runs, and nothing is logged."""
+    configure_logging(lake_settings(tmp_path_factory.mktemp("changes") / "lake").log)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(evaluate, "_log", lambda *_: None)
         yield

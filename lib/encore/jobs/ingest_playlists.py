@@ -244,7 +244,7 @@ def _mark_orphans(ctx: JobContext) -> None:
         parts = []
         for part in ctx.stream(TRACKS, TRACKS.names):
             rows = part.filter(pc.is_in(part["track_id"], wrong))
-            marks = pa.array([None if held else True for held in is_held[rows["track_id"].to_numpy()]], pa.bool_())
+            marks = pa.array(np.ones(len(rows), np.bool_), mask=is_held[rows["track_id"].to_numpy()])
             parts.append(rows.set_column(rows.schema.get_field_index("orphaned"), "orphaned", marks))
         ctx.write(TRACKS, parts, KeyIn("track_id", wrong), part="orphaned tracks", exclusive=True)
     ctx.facts["orphaned_tracks"] = int((~is_held).sum())
