@@ -92,7 +92,7 @@ class IngestConfig(Section):
         description="Take a file of unchanged size and time of change as unchanged; false: read and digest each again."
     )
     vanished: Literal["keep", "remove"] = Field(
-        description="What becomes of playlists whose file is gone and that no other file has: keep or remove them."
+        description="What to do with playlists whose file is gone and that no other file has: keep or remove them."
     )
 
 

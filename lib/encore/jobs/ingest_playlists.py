@@ -1,8 +1,8 @@
-"""Slices to playlists and tracks. Only files whose rows could differ are read; bad input is set aside with its reason.
+"""Slices to playlists and tracks. Only files whose rows could differ are read; bad input goes to quarantine.
 
-After each run the tables are what a fresh lake of the same files would have, but for three things: tracks keep their
-ids, tracks that no playlist holds any more stay and are marked, and playlists that only files that are gone held stay
-where ingest.vanished is keep.
+After each run the tables equal those of a fresh lake of the same files, with three exceptions: tracks keep their ids,
+tracks that no playlist holds any more stay and are marked, and playlists of files that are gone stay if
+ingest.vanished is keep and no other file has them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
 PARSER = "encore.mpd.tracks"
-"""With what it imports, the code that makes rows of files: where it has changed, files are read again."""
+"""The module that, with its imports, turns files into rows: if its code changes, every file is read again."""
 
 
 def source_files(ctx: JobContext) -> list[SourceFile]:
@@ -65,10 +65,10 @@ def state(ctx: JobContext) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """The four tables from the files that are there.
+    """Bring the four tables up to date with the files that exist.
 
-    The ledger forgets a file before any of its rows is replaced, and has it again once all are: after a run that broke
-    off, the next one reads the file, whatever has become of it meanwhile.
+    A file's row in the ledger is deleted before its first row elsewhere is replaced, and written after the last one. If
+    a run is interrupted in between, the next one reads the file again, whatever has happened to it since.
     """
     files = {file.name: file for file in ingest.by_number(source_files(ctx))}
     held = _held(ctx, set(files))
@@ -98,13 +98,13 @@ def run(ctx: JobContext) -> None:
 
 
 def _held(ctx: JobContext, files: set[str]) -> Held:
-    """What the lake has of files that were read before."""
+    """What the lake holds from files that were read before."""
     ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
     playlists = _columns(ctx, PLAYLISTS, ("pid", "slice"))
     refused = _columns(ctx, QUARANTINE, ("source", "pid", "taken_by"), KeyRange((("stage", STAGE),)))
     table = ctx.transaction(TRACKS).id
     tables = {row["tracks_table"] for row in ledger.values() if row["n_playlists"]} - {None}
-    # without a ledger it shows in playlists of tracks that are not there
+    # without a ledger: playlists, but no tracks
     lost = tables != {table} if tables else playlists.num_rows > 0 and _n_tracks(ctx) == 0
     return Held(ledger, playlists, refused, files, table, lost)
 
@@ -119,9 +119,12 @@ def _columns(ctx: JobContext, table: Table, names: tuple[str, ...], where: KeyRa
 
 @dataclass(frozen=True, eq=False)
 class Gone:
-    """Files of which the lake has something and which are not there: `names`. `staying`: which rows of the lake's
-    playlists stay, bool; of these `kept` are by file that is gone. `removed`: playlists of such files that go although
-    no other file has them. `rewritten`: files of which some playlists go; `dropped`: those of which nothing stays."""
+    """Files that are gone, but that the lake holds something from: `names`.
+
+    `staying`: which rows of `playlists` stay as they are, bool. `kept`: playlists that stay, by file that is gone;
+    `removed`: how many are removed although no other file has them. `rewritten`: files that lose playlists;
+    `dropped`: files that nothing is left of.
+    """
 
     names: tuple[str, ...]
     staying: np.ndarray
@@ -132,7 +135,7 @@ class Gone:
 
     @classmethod
     def of(cls, held: Held, reading: Reading) -> Gone:
-        """By ingest.vanished and by what the files that are there have."""
+        """By ingest.vanished and by the playlists of the files that exist."""
         staying = reading.staying
         slices = held.playlists["slice"]
         theirs = pc.is_in(slices, value_set=pa.array(held.gone, pa.string())).to_numpy()
@@ -148,13 +151,13 @@ class Gone:
         )
 
     def note(self, held: Held, vanished: str) -> str | None:
-        """One line for people about them; None where no file is gone."""
+        """One line about them for the terminal; None if no file is gone."""
         if not self.names:
             return None
         one = len(self.names) == 1
         shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
         text = f"{len(self.names):,} {'file is' if one else 'files are'} gone ({shown})"
-        # without the table it is not known which of them other files have
+        # with the table gone, nothing says which of them other files have too
         lost = (
             0
             if held.playlists.num_rows
@@ -184,15 +187,15 @@ def _count(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
-    """Ids, the second pass, and the commits, after each of which the next run can go on.
+    """Assign ids, run the second pass and commit. An interruption after any commit is repaired by the next run.
 
-    What is written follows from all rows that were there at the start, so that any other writer's commit is a conflict.
+    The new rows depend on all rows that were read, so a commit by another writer is a conflict.
     """
     held, changed = reading.held, reading.changed
     had_tracks = _n_tracks(ctx) > 0
     known = reading.known_tracks() if changed else None
     if held.tracks_lost and held.playlists.num_rows:
-        # before there are new ids, so that no playlist is ever seen with tracks that are not its own
+        # before new ids are given: a playlist must never show tracks that are not its own
         ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table", exclusive=True)
     forgotten = [name for name in changed if name in held.ledger]
     if forgotten:
@@ -223,7 +226,7 @@ def _second_pass(ctx: JobContext, reading: Reading, ids: ingest.Ids) -> dict[str
 
 
 def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
-    """Of files that are gone and lose some playlists, the others, written again; reports of the files."""
+    """Write the playlists that stay of files that are gone and lose others; reports of the data files."""
     writer = ctx.writer(PLAYLISTS)
     names = pa.array([name for name in gone.rewritten if gone.kept[name]], pa.string())
     if len(names):
@@ -235,7 +238,7 @@ def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
 
 
 def _mark_orphans(ctx: JobContext) -> None:
-    """Mark the tracks that no playlist holds, and take the mark from those that one holds again."""
+    """Mark the tracks that no playlist holds, and unmark those that one holds again."""
     n_tracks = _n_tracks(ctx)
     is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks) > 0
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
@@ -251,8 +254,8 @@ def _mark_orphans(ctx: JobContext) -> None:
 
 
 def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits, parser: str) -> None:
-    """The rows of the files that were read, with a new time of change alone where they are the same as before, and of
-    those that are gone."""
+    """Write the rows of files that were read, only their new modification time if they are unchanged, and update or
+    delete those of files that are gone."""
     now, rows, ledger = datetime.now(UTC), [], reading.held.ledger
     read_with = {"parser": parser, "tracks_table": reading.held.tracks_table, **limits.__dict__}
     for found in reading.about.drop_columns(["task", "scratch", "pids"]).to_pylist():

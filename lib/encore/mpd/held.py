@@ -1,4 +1,4 @@
-"""What a lake has of files that were read before, and which of them have to be read again."""
+"""What a lake holds from files that were read before, and which of them have to be read again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from encore.mpd.parse import Limits
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What the lake has of files when the job starts.
+    """What the lake holds from files when the job starts.
 
     `ledger`: rows of `ingest_ledger` by file. `playlists`: `pid` and `slice` of all. `refused`: `source`, `pid` and
-    `taken_by` of the records of files that were refused. `files`: names of those that are there. `tracks_table`: id of
-    the Delta table `tracks`; `tracks_lost`: the playlists' track ids are of another table, which was dropped, so that
-    they mean nothing.
+    `taken_by` of refused records. `files`: names of the files that exist. `tracks_table`: id of the Delta table
+    `tracks`; `tracks_lost`: the track ids in `playlists` refer to another table, which was dropped.
     """
 
     ledger: dict[str, dict[str, Any]]
@@ -37,26 +36,26 @@ class Held:
 
     @cached_property
     def gone(self) -> tuple[str, ...]:
-        """Files of which the lake has anything, and which are not there; by name."""
+        """Names of files that the lake holds anything from and that no longer exist, sorted."""
         return tuple(sorted({*self.ledger, *self.n_playlists, *self.n_refused} - set(self.files)))
 
     @cached_property
     def n_playlists(self) -> Counter[str]:
-        """How many playlists the lake has of each file."""
+        """Playlists in the lake by file."""
         return _count(self.playlists["slice"])
 
     @cached_property
     def n_refused(self) -> Counter[str]:
-        """How many refused records the lake has of each file."""
+        """Refused records in the lake by file."""
         return _count(self.refused["source"])
 
     @property
     def is_empty(self) -> bool:
-        """Whether the lake has nothing of any file."""
+        """Whether the lake holds nothing from any file."""
         return not self.ledger and not self.playlists.num_rows and not self.refused.num_rows
 
     def is_outdated(self, name: str, limits: Limits, parser: str) -> bool:
-        """Whether the rows of a file could come out otherwise although it has not changed, or are not all there."""
+        """Whether reading an unchanged file again could give other rows than those in the lake."""
         row = self.ledger.get(name)
         if row is None or self.tracks_lost or row["vanished_at"] is not None or row["digest"] == "unreadable":
             return True
@@ -69,7 +68,7 @@ class Held:
         return bool(row["n_playlists"] != self.n_playlists[name] or row["n_quarantined"] != self.n_refused[name])
 
     def may_have_changed(self, file: SourceFile, *, trust_timestamps: bool) -> bool:
-        """Whether a file that is in the ledger may have another content than when it was read."""
+        """Whether a file in the ledger may have changed since it was read."""
         row = self.ledger[file.name]
         if not trust_timestamps:
             return True
@@ -78,7 +77,7 @@ class Held:
         return bool(row["size_bytes"] != file.size or row["modified_ns"] != file.modified_ns)
 
     def claims(self, names: Sequence[str], read: Collection[str]) -> Claims:
-        """Of the files that are there, by name, those that were not `read`."""
+        """Claims of the files that exist (`names`, sorted) but were not `read`."""
         refused = self.refused.filter(pc.is_valid(self.refused["taken_by"]))
         own = text(self.playlists["slice"])
         files, taken_from = (pa.concat_arrays([own, text(refused[name])]) for name in ("source", "taken_by"))
@@ -88,8 +87,8 @@ class Held:
         return found.select(~was_read[found.files])
 
     def staying(self, read: Collection[str], claimed: I64, *, keep_gone: bool) -> np.ndarray:
-        """Which rows of `playlists` stay as they are, bool: those of files that are there and were not `read`, and with
-        `keep_gone` those that no file that is there claims (`claimed`: pids)."""
+        """Which rows of `playlists` stay as they are, bool: those of existing files that were not `read`, and with
+        `keep_gone` those of files that are gone, unless an existing file has the playlist (`claimed`: pids)."""
         slices = self.playlists["slice"]
         is_gone = pc.is_in(slices, value_set=pa.array(self.gone, pa.string())).to_numpy()
         was_read = pc.is_in(slices, value_set=pa.array(list(read), pa.string())).to_numpy()

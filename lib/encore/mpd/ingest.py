@@ -115,7 +115,7 @@ class Staging:
 @dataclass(frozen=True)
 class Parsing:
     """What every task of the first pass knows. `digests`: by file name, of files taken before; a file of the same
-    digest is not parsed again. `taken`: by file name, pids that are taken from another file, and the name of that."""
+    digest is not parsed again. `taken`: by file name, pids that are taken from another file, and its name."""
 
     limits: Limits
     aside: Staging

@@ -1,7 +1,7 @@
-"""Which record names a track, once playlists whose records named tracks have changed or are gone.
+"""Which record names a track after the playlist that it came from has changed or is gone.
 
-The best of all records names a track. While records are only added, the row of a track and the new records are enough
-to know it. Where the record behind a row is gone, the best of the others may be in a file that nobody would read again.
+The best of all records of a track names it. As long as records are only added, it is either the one in `tracks` or a
+new one. If the one in `tracks` is gone, the best of the others may be in a file that would not be read otherwise.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from encore.lake.track_arrays import track_words
 from encore.mpd.ingest import TaskTracks
 
 ANY_IS_BETTER = 127
-"""Fields missing of a record that is gone: every other record is better."""
+"""Number of missing fields of a record that is gone: more than any record can have."""
 _NOBODY = np.iinfo(np.int64).max
 
 Mask = NDArray[np.bool_]
 
 
 def unnamed(existing: pa.Table, staying: I64) -> Mask:
-    """Which tracks lost the record that names them: bool, by row of `existing` (track_uri, first_pid, orphaned and
-    others). `staying`: pids of the playlists in the lake that stay as they are."""
-    # what named an orphaned track is gone, even where its playlist stays
+    """Which tracks lost the record that named them: bool, by row of `existing`.
+
+    `existing` has first_pid and orphaned; `staying`: pids of the playlists in the lake that stay as they are.
+    """
+    # an orphaned track has no record left, even if its playlist stays
     orphaned = pc.fill_null(existing["orphaned"], False).to_numpy()
     return np.asarray(orphaned | np.isin(existing["first_pid"].to_numpy(), staying, invert=True))
 
 
 def without_names(existing: pa.Table, lost: Mask) -> pa.Table:
-    """The same, but so that any record is better than one that is lost."""
+    """The same with ANY_IS_BETTER for the tracks of a mask, bool, by row."""
     missing = np.where(lost, ANY_IS_BETTER, existing["n_missing"].to_numpy()).astype(np.int8)
     place = existing.schema.get_field_index("n_missing")
     return existing.set_column(place, "n_missing", pa.array(missing))
@@ -52,9 +54,9 @@ def files_needed(
     """Files that have to be read to find the best record of tracks that lost theirs.
 
     `unread()`: parts of `pid`, `slice` and `track_ids` of files that were not read; `tasks`: the tracks of those that
-    were. A record that is not known yet is no better than the lost one, and of no lower pid than the first playlist
-    that holds the track: where a known one is as good as that, nothing has to be read. Else it is the file of that
-    first playlist, or with `every` all files that hold the track.
+    were. An unread record is no better than the lost one, and its pid is at least that of the first unread playlist
+    with the track: if a known record is as good as that, nothing has to be read. Otherwise the file of that playlist
+    is needed, or with `every` all files that contain the track.
     """
     ids = existing["track_id"].to_numpy()
     is_lost = np.zeros(int(ids.max(initial=-1)) + 1, np.bool_)

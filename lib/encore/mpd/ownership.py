@@ -1,6 +1,6 @@
-"""Which file a playlist is taken from where several have it: the first by name of the files that are there.
+"""Which file a playlist is taken from if several have it: the first by name of those that exist.
 
-The rule looks at nothing but the files, so that the tables do not depend on the order in which files came and went.
+The rule depends only on the files, so the order in which they came and went does not matter.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Claims:
-    """Good records of playlists in files that are there: a claim each, whether the playlist is taken from it or not.
+    """A claim for each valid playlist in each file that exists, whether the playlist is taken from that file or not.
 
     Arrays of one length n: `pids` int64; `files` int32, places in the sorted names of the files; `taken_from` int32,
-    which file the lake has the playlist from, -1 where that one is gone.
+    the file that the lake has the playlist from, -1 if that file is gone.
     """
 
     pids: I64
@@ -31,7 +31,7 @@ class Claims:
 
     @classmethod
     def of(cls, names: Sequence[str], pids: I64, files: pa.Array, taken_from: pa.Array) -> Claims:
-        """From names of files; claims of files that are not among `names`, which are sorted, are left out."""
+        """From names of files. Claims of files that are not in `names`, which are sorted, are left out."""
         known = pa.array(names, pa.string())
         own, other = (
             pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -42,7 +42,7 @@ class Claims:
 
     @staticmethod
     def joined(parts: Sequence[Claims]) -> Claims:
-        """All claims of several."""
+        """The claims of several."""
         return Claims(
             np.concatenate([np.empty(0, np.int64), *(part.pids for part in parts)]),
             np.concatenate([np.empty(0, np.int32), *(part.files for part in parts)]),
@@ -50,12 +50,12 @@ class Claims:
         )
 
     def select(self, mask: NDArray[np.bool_]) -> Claims:
-        """Those of a mask, bool (n,)."""
+        """The claims selected by a mask, bool (n,)."""
         return Claims(self.pids[mask], self.files[mask], self.taken_from[mask])
 
 
 def winners(pids: I64, files: I32) -> I32:
-    """Of claims, arrays of one length, the file that each playlist is taken from: the least number, int32 (n,)."""
+    """The file that the playlist of each claim is taken from, int32 (n,): the lowest of those that claim it."""
     order = np.lexsort((files, pids))
     ordered = pids[order]
     is_first = np.ones(len(order), np.bool_)
@@ -67,10 +67,10 @@ def winners(pids: I64, files: I32) -> I32:
 
 
 def settle(names: Sequence[str], read: Claims, held: Claims) -> tuple[dict[str, dict[int, str]], set[str]]:
-    """What the rule says of the claims of files that were read, and of others; `names` are sorted.
+    """Apply the rule to the claims of files that were `read` and of files whose rows are `held` in the lake.
 
-    Returns the pids that each file that was read leaves to another one, with the name of that one; and which of the
-    other files have to be read, since the lake has their playlists, or says who has them, by other claims than these.
+    `names` are sorted. Returns, by file that was read, the pids that it leaves to other files and the names of those;
+    and the files with held rows that contradict the rule, which therefore have to be read.
     """
     every = Claims.joined([read, held])
     winner = winners(every.pids, every.files)

@@ -29,10 +29,10 @@ U64 = NDArray[np.uint64]
 TRACK_URI = re.compile(r"spotify:track:[0-9A-Za-z]{22}")
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 TRACK_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
-"""What the table `tracks` takes of a record of a track, besides its URI."""
+"""What `tracks` takes from a track's record, besides its URI."""
 NAMING_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
-"""The record with the fewest of these missing names its track. A column that is added to `tracks` does not belong here:
-with it, tracks would be renamed."""
+"""The record with the fewest of these missing names its track. Do not add new columns of `tracks`: a record that has
+them would rename tracks."""
 LATEST = 253402300799
 """Epoch seconds of the last second of the year 9999: later times fit no timestamp column."""
 
@@ -81,8 +81,8 @@ PLAYLIST_FIELDS = (
 
 @dataclass(frozen=True)
 class Refused:
-    """A record that is not taken: `record` is its place in the file, or `file` for the whole of it; `taken_by` is the
-    other file that has the playlist, where that is why."""
+    """A record that is not taken. `record`: its place in the file, or `file` for the whole file; `taken_by`: the other
+    file that the playlist is taken from, if that is the reason."""
 
     record: str
     pid: int | None
@@ -267,7 +267,7 @@ def _slow(data: bytes, limits: Limits, taken: Mapping[int, str]) -> Slice:
     for place, record in enumerate(content["playlists"]):
         problem = _problem(record, seen, taken, limits)
         pid, tracks = (record.get("pid"), record.get("tracks")) if isinstance(record, dict) else (None, None)
-        # of refused records too: with another limit they may be refused for another reason, or taken
+        # refused records count too: with another limit they could be taken, or refused for another reason
         longest = max(longest, len(tracks) if isinstance(tracks, list) else 0)
         if problem is None:
             seen.add(record["pid"])

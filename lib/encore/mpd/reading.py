@@ -1,4 +1,4 @@
-"""The first pass over all files that have to be read: which these are shows only as they are read."""
+"""The first pass over the files that have to be read. Reading some can reveal that others must be read too."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ IDENTITY = ("track_id", "track_uri", "first_pid", "orphaned")
 
 
 class Reading:
-    """Parses files until there is none left whose rows depend on what was found in others.
+    """Parses files, and then those whose rows depend on what was found in them.
 
-    Two things make the rows of a file depend on others: it has a playlist that is taken from another one now, or no
-    longer is; and it has the best of the records that are left of a track. Both are rare.
+    A file depends on others in two ways: one of its playlists is now taken from another file, or no longer is; or it
+    has the best remaining record of a track whose name came from another file. Both are rare.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class Reading:
 
     @property
     def about(self) -> pa.Table:
-        """A row of ingest.FILES for each file that was read."""
+        """A row of ingest.FILES for each file that was read, in the order of the tasks."""
         return pa.concat_tables([ingest.FILES.empty_table(), *(self._about[task] for task in sorted(self._about))])
 
     @property
     def changed(self) -> list[str]:
-        """Names of the files whose rows are made anew."""
+        """Names of the files whose rows are replaced."""
         about = self.about
         found: list[str] = about.filter(pc.not_equal(about["status"], "same"))["slice"].to_pylist()
         return found
 
     @property
     def scratch(self) -> list[str]:
-        """Where the tasks have set their tables aside, in their order."""
+        """Names under which the tasks staged their tables, in the order of the tasks."""
         return list(dict.fromkeys(self.about["scratch"].to_pylist()))
 
     @property
@@ -73,12 +73,11 @@ class Reading:
 
     @property
     def existing(self) -> pa.Table:
-        """The tracks that are there: track_id, track_uri, first_pid, orphaned, and how many of NAMING_FIELDS the record
-        that names them lacks."""
+        """Of `tracks`: track_id, track_uri, first_pid, orphaned, and `n_missing`: how many NAMING_FIELDS are null."""
         if self._existing is None:
             schema = pa.schema([*arrow_schema(TRACKS, IDENTITY), ("n_missing", pa.int8())])
             parts = [schema.empty_table()]
-            # by what is there and not by the ledger: a first run that broke off has left tracks, and their ids stay
+            # also without a ledger: an interrupted first run may have left tracks, which keep their ids
             for rows in self._ctx.stream(TRACKS, (*IDENTITY, *NAMING_FIELDS)):
                 missing = np.zeros(rows.num_rows, np.int8)
                 for name in NAMING_FIELDS:
@@ -92,13 +91,13 @@ class Reading:
         return (ingest.TaskTracks.read(self.aside, name) for name in self.scratch)
 
     def known_tracks(self) -> pa.Table:
-        """As `existing`, but any record is better than one of a playlist that has changed or is gone."""
+        """As `existing`, but any record beats that of a playlist that has changed or is gone."""
         return without_names(self.existing, self._unnamed())
 
     # reading -------------------------------------------------------------------------------------------------------
 
     def read(self, todo: list[SourceFile], again: Collection[str]) -> None:
-        """Parse files, and those that depend on them; those of `again` even where their content is what it was."""
+        """Parse `todo` and the files that depend on them; those in `again` even if their content has not changed."""
         ledger = self.held.ledger
         self._digests = {file.name: ledger[file.name]["digest"] for file in todo if file.name not in again}
         pending, rounds = self._plan(todo), 0
@@ -110,7 +109,7 @@ class Reading:
                 for task, run in self._runs.items()
                 if any(taken.get(file.name) != self._taken.get(file.name) for file in run)
             }
-            # a file that is read for the first time says first what it has
+            # without the files that are still to be read: they are parsed once to find out what they have
             self._taken = taken
             if not pending and not others:
                 others, rounds = self._files_for_names(every=rounds > 1), rounds + 1
@@ -130,7 +129,7 @@ class Reading:
         return set(range(first, first + len(runs)))
 
     def _leave(self, names: Collection[str]) -> None:
-        """Take files that turned out to be the same out of their tasks: others will read them after all."""
+        """Remove unchanged files from their tasks, because other tasks will read them after all."""
         wanted = pa.array(list(names), pa.string())
         for task, run in self._runs.items():
             self._runs[task] = [file for file in run if file.name not in names]
@@ -156,7 +155,7 @@ class Reading:
         ctx.io_stats.read_bytes += pc.sum(about["size_bytes"]).as_py() or 0
 
     def _read_claims(self) -> Claims:
-        """Of the files that were read: the playlists taken from them, and those left to others."""
+        """Claims of the files that were read: the playlists taken from them, and those left to other files."""
         about = self.about
         taken = about["pids"].combine_chunks()
         pids, parents = [taken.flatten().to_numpy()], [text(about["slice"]).take(pc.list_parent_indices(taken))]
@@ -173,7 +172,7 @@ class Reading:
         return unnamed(self.existing, self.held.playlists["pid"].to_numpy()[self.staying])
 
     def _files_for_names(self, *, every: bool) -> set[str]:
-        """Files that may have the best record of tracks that lost theirs."""
+        """Files that may have the best remaining record of a track."""
         unread = set(self._files) - set(self.changed)
         if not unread or (not self.changed and not self.held.gone):
             return set()
