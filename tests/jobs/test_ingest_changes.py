@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from encore.mpd import parse
+from encore.reports import page
 from encore.runtime import runner
 from encore.runtime.fingerprint import code_digest
+from encore.vocabulary import FEATURES
 from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
 from tests.recompute import table
 
@@ -146,6 +148,39 @@ def test_a_track_that_no_playlist_holds_is_marked_and_unmarked_when_it_is_back(r
     assert lake.ingest().facts["orphaned_tracks"] == 0
     assert lake.ids() == {**ids, uri(4): 3}
     is_fresh(lake)
+
+
+def test_an_orphaned_track_has_no_vector_and_counts_nowhere(
+    raw: Folder, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = tmp_path / "features.csv"
+    rows = [[uri(i), *("0.25" if i % 2 else "0.5" for _ in FEATURES)] for i in range(5)]
+    features.write_text("\n".join(",".join(row) for row in [["track_uri", *FEATURES], *rows]))
+    lake.overrides |= {"raw.features": str(features), "vectors.transform": "raw"}
+    raw.write("a.json", {1: plain([1, 2, 3]), 2: plain([7])})
+    lake.ingest()
+    raw.write("a.json", {1: plain([1, 3, 8])})
+    pages: list[page.Content] = []
+
+    def render(content: page.Content) -> str:
+        pages.append(content)
+        return ""
+
+    monkeypatch.setattr(page, "render", render)
+    coverages, vectors = [], []
+    for own in (lake, Lake(tmp_path / "other", raw, lake.overrides)):
+        own.ingest()
+        coverages.append(own.run("ingest_features").facts)
+        own.run("build_track_vectors")
+        own.run("report")
+        ids = {track: track_uri for track_uri, track in own.ids().items()}
+        vectors.append({ids[row["track_id"]] for row in table(own.path, "track_vectors")})
+    assert len(lake.ids()) == 5
+    assert coverages[0] == coverages[1] == {"coverage_tracks": 2 / 3, "coverage_rows": 2 / 3}
+    assert vectors == [{uri(1), uri(3)}] * 2
+    one, other = pages
+    for name in ("key_figures", "coverage", "artists", "tracks"):
+        assert getattr(one, name) == getattr(other, name), name
 
 
 def test_a_track_is_named_by_the_best_record_that_is_left(raw: Folder, lake: Lake) -> None:

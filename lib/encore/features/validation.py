@@ -28,7 +28,7 @@ REFUSED_SCHEMA: pa.Schema = pa.schema(
     [
         pa.field(column.name, _ARROW_TYPES[column.type], column.nullable)
         for column in QUARANTINE.columns
-        if column.name not in ("pid", "stage")
+        if column.name not in ("pid", "stage", "taken_by")
     ]
 )
 """Columns of `quarantine` that a provider knows: source, record, reason, detail, payload (may be null)."""

@@ -24,7 +24,7 @@ READS = (TRACKS, PLAYLISTS, AUDIO_FEATURES, QUARANTINE)
 WRITES = (AUDIO_FEATURES, QUARANTINE)
 SETTINGS = ("features",)
 STAGE = "ingest_features"
-TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri", "orphaned"))
+TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri"))
 
 
 def state(ctx: JobContext) -> str:
@@ -78,7 +78,7 @@ def _ask(ctx: JobContext, source: Any) -> None:
         known.append(part.filter(pc.equal(part["source"], source.name))["record"])
     done = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
     parts = [TRACKS_ASKED.empty_table()]
-    for part in without_orphans(ctx.stream(TRACKS, TRACKS_ASKED.names)):
+    for part in without_orphans(ctx.stream(TRACKS, (*TRACKS_ASKED.names, "orphaned"))):
         parts.append(part.filter(pc.invert(pc.is_in(part["track_uri"], done.combine_chunks()))))
     # ids are given by frequency: what stands in most playlists is asked for first
     todo = pa.concat_tables(parts).combine_chunks().sort_by("track_id")

@@ -69,10 +69,10 @@ def listed_tracks(parts: Iterable[pa.Table], n_tracks: int) -> np.ndarray:
 
 
 def without_orphans(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Parts of `tracks`, with a column `orphaned`, without the rows of tracks that no playlist holds."""
+    """Parts of `tracks` without the rows that are marked in their column `orphaned`, and without that column."""
     for part in parts:
-        orphaned = pc.fill_null(part["orphaned"], False)
-        yield part.filter(pc.invert(orphaned)) if pc.any(orphaned).as_py() else part
+        orphaned, rows = pc.fill_null(part["orphaned"], False), part.drop_columns(["orphaned"])
+        yield rows.filter(pc.invert(orphaned)) if pc.any(orphaned).as_py() else rows
 
 
 def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, pa.Array]:

@@ -7,7 +7,14 @@ import pyarrow as pa
 import pytest
 
 from encore.errors import LakeError
-from encore.lake.track_arrays import artist_numbers, count_tracks, features_by_track, listed_tracks, vector_matrix
+from encore.lake.track_arrays import (
+    artist_numbers,
+    count_tracks,
+    features_by_track,
+    listed_tracks,
+    vector_matrix,
+    without_orphans,
+)
 from encore.vocabulary import FEATURES
 
 URI = "spotify:track:" + "0" * 21
@@ -37,6 +44,7 @@ def test_tracks_that_no_playlist_holds_are_not_listed() -> None:
         for ids, orphaned in (([3, 0], [None, True]), ([], []), ([1], [False]))
     ]
     assert listed_tracks(parts, 5).tolist() == [False, True, False, True, False]
+    assert [part.to_pydict() for part in without_orphans(parts)] == [{"track_id": ids} for ids in ([3], [], [1])]
     assert listed_tracks([], 1).tolist() == [False]
 
 

@@ -113,7 +113,13 @@ def test_a_declaration_is_what_it_says_about_rows() -> None:
 
 
 def test_every_part_of_a_fingerprint_counts() -> None:
-    base: dict[str, Any] = {"code": "c", "settings": {"seed": 1}, "inputs": {"tracks": "id@3"}, "writes": (HOLDOUT,), "state": "s"}
+    base: dict[str, Any] = {
+        "code": "c",
+        "settings": {"seed": 1},
+        "inputs": {"tracks": "id@3"},
+        "writes": (HOLDOUT,),
+        "state": "s",
+    }
     others: list[dict[str, Any]] = [
         {"code": "d"},
         {"settings": {"seed": 2}},
