@@ -56,7 +56,9 @@ def run(ctx: JobContext) -> None:
     Every model that was evaluated is logged as a child run, and so is one whose metrics the store does not have yet.
     """
     n_tracks, models = ctx.n_rows(TRACKS), ctx.config.recommend.models
-    artist_of, _ = artist_numbers(ctx.stream(TRACKS, ("track_id", "artist_uri")), n_tracks)
+    tracks = list(ctx.stream(TRACKS, ("track_id", "artist_uri", "orphaned")))
+    artist_of, _ = artist_numbers([part.select(["track_id", "artist_uri"]) for part in tracks], n_tracks)
+    listed = listed_tracks(tracks, n_tracks)
     artists = ctx.ship(artist_of=artist_of)
     covered = {model: np.zeros(n_tracks, np.bool_) for model in models}
     left_out = ctx.chunked(
@@ -71,7 +73,7 @@ def run(ctx: JobContext) -> None:
     known = {} if ctx.force else _known(ctx)
     for model in models:
         if (ctx.models[model], state(ctx)) != known.get(model):
-            _summarize(ctx, model, covered[model], left_out[model])
+            _summarize(ctx, model, covered[model], left_out[model], listed)
 
 
 def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
@@ -82,8 +84,11 @@ def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
     }
 
 
-def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[Interval]) -> None:
-    """Write and log the means of a model. `covered`: tracks recommended in the ranges that this run evaluated."""
+def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[Interval], listed: np.ndarray) -> None:
+    """Write and log the means of a model, for coverage over the `listed` tracks.
+
+    `covered`: tracks recommended in the ranges that this run evaluated; `left_out`: the other ranges.
+    """
     n_tracks = len(covered)
     for low, high in left_out:
         lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
@@ -91,7 +96,6 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     columns = (*Metrics._fields, "n_train", "n_recommended")
     rows = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),))).whole(ctx.io_stats)
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
     # which tracks were covered was counted where the lists are
     sizes = (rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy())
     summary = Summary.of_counts(found, *sizes, covered[listed])
