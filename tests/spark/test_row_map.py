@@ -41,7 +41,7 @@ def source(folder: Path, *files: range, group: int = 4) -> Scan:
 def halves() -> Kernel:
     def kernel(rows: pa.Table) -> tuple[None, dict[str, Any]]:
         lists = Ragged.from_arrow(rows["track_ids"])
-        return None, {"train": lists.head(2).to_arrow(), "test": lists.where(lists.places >= 2).to_arrow()}
+        return None, {"train": lists.head(2).to_arrow(), "test": lists.where(lists.positions >= 2).to_arrow()}
 
     return kernel
 

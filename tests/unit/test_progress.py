@@ -25,8 +25,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def begun(total: int | None = None, what: str = "recommend", unit: str = "playlists") -> Meter:
-    return Meter(what, unit, total, started=0.0, said=0.0)
+def begun(total: int | None = None, label: str = "recommend", unit: str = "playlists") -> Meter:
+    return Meter(label, unit, total, started=0.0, printed_at=0.0)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def run(ctx: JobContext) -> None:
         means = data.feature_histograms({"means of playlists": (data.playlist_means(sample, features), None)})
         beside = {name: {"rows of playlists": rows[name]["rows of playlists"], **own} for name, own in means.items()}
         figures["features"] = plots.feature_distributions("How the tracks sound", rows)
-        figures["variance_shares"] = plots.variance_shares(data.spreads(sample, features))
+        figures["variance_shares"] = plots.variance_shares(data.variance_components(sample, features))
         figures["playlist_means"] = plots.feature_distributions("Playlists on average, and their tracks", beside)
     costs = _costs(ctx)
     if costs.num_rows:
@@ -140,7 +140,7 @@ def run(ctx: JobContext) -> None:
             untitled=titles.untitled,
             coverage=data.coverage(has[listed], counts[listed]),
             sampled=len(sample),
-            refused=data.refused(_parts(ctx, QUARANTINE, data.REFUSED)),
+            quarantine=data.quarantine_groups(_parts(ctx, QUARANTINE, data.QUARANTINE_COLUMNS)),
             ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
             figures=figures,
         )

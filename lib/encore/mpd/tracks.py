@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from encore.arrays.ragged import I64, Ragged
-from encore.arrays.track_keys import BestRecords, grown
+from encore.arrays.track_keys import BestRecords, grow
 from encore.mpd.parse import TRACK_FIELDS, Slice
 
 NAMES = ("track_uri", *TRACK_FIELDS)
@@ -30,7 +30,7 @@ class DistinctTracks:
         start = self.best.n_records
         codes = self.best.add(parsed.words, parsed.missing, parsed.pids)
         if len(self.best) > len(self._place):
-            self._place = grown(self._place, len(self.best), -1)
+            self._place = grow(self._place, len(self.best), -1)
         described = np.flatnonzero(self.best.column("row") >= start)
         rows = pa.array(self.best.column("row")[described] - start)
         self._parts.append(pa.table({name: parsed.records.field(name).take(rows) for name in NAMES}))

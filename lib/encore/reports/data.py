@@ -29,7 +29,7 @@ I64 = NDArray[np.int64]
 SAMPLE_SEED: Final = 1
 """Of the hash that chooses the sample of playlists: always the same ones of the same pids."""
 
-SHOWN: Final[dict[str, tuple[float, float]]] = {**RANGES, "loudness": (-40, 0), "tempo": (40, 220)}
+DISPLAY_RANGES: Final[dict[str, tuple[float, float]]] = {**RANGES, "loudness": (-40, 0), "tempo": (40, 220)}
 """Where nearly all values of a feature are; its picture counts what is beyond in the first and last bin."""
 DISCRETE: Final = ("key", "mode")
 """Features of few whole values: a bin each."""
@@ -192,7 +192,7 @@ def count_titles(names: pa.ChunkedArray, n: int) -> Titles:
 
 def edges(feature: str) -> F64:
     """Edges of the bins of a feature's histogram, ascending."""
-    low, high = SHOWN[feature]
+    low, high = DISPLAY_RANGES[feature]
     if feature in DISCRETE:
         return np.arange(low, high + 2) - 0.5
     return np.linspace(low, high, BINS + 1)
@@ -222,7 +222,7 @@ def feature_histograms(series: Mapping[str, tuple[F32, I64 | None]]) -> dict[str
     }
 
 
-class Spread(NamedTuple):
+class VarianceComponents(NamedTuple):
     """Of one feature: variance of tracks within a playlist, between playlists beyond what that alone makes, and the
     share of the second in both (intraclass correlation); playlists and rows that were looked at."""
 
@@ -252,7 +252,7 @@ def playlist_means(sample: Ragged, features: F32) -> F32:
     return found
 
 
-def spreads(sample: Ragged, features: F32) -> list[Spread]:
+def variance_components(sample: Ragged, features: F32) -> list[VarianceComponents]:
     """How much of each feature's variance lies between playlists, in the order of FEATURES.
 
     `sample`: track ids of some playlists; `features` (tracks, 11) with NaN. One-way analysis of variance with the
@@ -263,17 +263,17 @@ def spreads(sample: Ragged, features: F32) -> list[Spread]:
     two playlists or no playlist with two rows are left, or nothing varies.
     """
     rows = sample.rows
-    return [_spread(name, rows, features[sample.values, j].astype(np.float64)) for j, name in enumerate(FEATURES)]
+    return [_components(name, rows, features[sample.values, j].astype(np.float64)) for j, name in enumerate(FEATURES)]
 
 
-def _spread(name: str, rows: I64, values: F64) -> Spread:
+def _components(name: str, rows: I64, values: F64) -> VarianceComponents:
     known = ~np.isnan(values) & ((values >= 0) | (name != "key"))
     rows, values = rows[known], values[known]
     _, group = np.unique(rows, return_inverse=True)
     sizes = np.bincount(group).astype(np.float64)
     g, n = len(sizes), len(values)
     if g < 2 or n <= g:
-        return Spread(name, 0.0, 0.0, 0.0, g, n)
+        return VarianceComponents(name, 0.0, 0.0, 0.0, g, n)
     angle = values * (2 * np.pi / 12)
     components = (np.cos(angle), np.sin(angle)) if name == "key" else (values,)
     among = inside = 0.0
@@ -287,7 +287,7 @@ def _spread(name: str, rows: I64, values: F64) -> Spread:
     n0 = (n - float((sizes**2).sum()) / n) / (g - 1)
     between = max(0.0, (among - inside) / n0)
     total = between + inside
-    return Spread(name, inside, between, between / total if total else 0.0, g, n)
+    return VarianceComponents(name, inside, between, between / total if total else 0.0, g, n)
 
 
 @dataclass(frozen=True)
@@ -312,10 +312,10 @@ def summary(rows: pa.Table) -> Summary:
     """All playlists of one model together, from its rows of `playlist_metrics`; its `covered` means nothing."""
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
     n_train, n_recommended = (rows[name].to_numpy() for name in ("n_train", "n_recommended"))
-    return Summary.of_counts(found, n_train, n_recommended, np.zeros(1, np.bool_))
+    return Summary.from_counts(found, n_train, n_recommended, np.zeros(1, np.bool_))
 
 
-class Refused(NamedTuple):
+class QuarantineGroup(NamedTuple):
     """Records that one stage refused for one reason, and the first of them by source and record."""
 
     stage: str
@@ -327,16 +327,16 @@ class Refused(NamedTuple):
     payload: str
 
 
-REFUSED: Final = ("stage", "reason", "source", "record", "detail", "payload")
+QUARANTINE_COLUMNS: Final = ("stage", "reason", "source", "record", "detail", "payload")
 """Columns of the quarantine that `refused` looks at."""
 
 
-def refused(parts: Iterable[pa.Table]) -> list[Refused]:
-    """By stage and reason, in their order, from rows of the columns REFUSED; a missing payload is empty."""
-    found: dict[tuple[str, str], Refused] = {}
+def quarantine_groups(parts: Iterable[pa.Table]) -> list[QuarantineGroup]:
+    """By stage and reason, in their order, from rows of the columns QUARANTINE_COLUMNS; a missing payload is empty."""
+    found: dict[tuple[str, str], QuarantineGroup] = {}
     for part in parts:
         for row in part.to_pylist():
-            one = Refused(**{**row, "payload": row["payload"] or ""}, n=0)
+            one = QuarantineGroup(**{**row, "payload": row["payload"] or ""}, n=0)
             known = found.get((one.stage, one.reason), one)
             first = min(known, one, key=lambda line: (line.source, line.record))
             found[one.stage, one.reason] = first._replace(n=known.n + 1)

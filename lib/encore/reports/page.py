@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from encore.evaluation.metrics import Summary
-from encore.reports.data import Count, Coverage, KeyFigure, Ledger, Refused
+from encore.reports.data import Count, Coverage, KeyFigure, Ledger, QuarantineGroup
 from encore.reports.plots import png
 
 COLUMNS: Final = (
@@ -51,7 +51,7 @@ class Content:
     untitled: int
     coverage: Coverage
     sampled: int
-    refused: list[Refused]
+    quarantine: list[QuarantineGroup]
     ledger: list[Ledger]
     figures: Mapping[str, Figure]
 

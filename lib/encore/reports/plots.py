@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from encore.evaluation.metrics import BUCKETS, NO_HIT, PAGE, Summary
-from encore.reports.data import F64, I64, Spread, edges
+from encore.reports.data import F64, I64, VarianceComponents, edges
 
 WIDTH, HALF = 7.0, 5.4
 """Inches, of a picture that stands alone and of one that may stand beside another."""
@@ -171,7 +171,7 @@ def precision_by_known(summaries: Mapping[str, Summary]) -> Figure:
         ax.set_ylim(bottom=0)
         ax.margins(x=0.04)
         _labels(ax, "", f"mean {name}")
-    labels = [f"{bucket_name(BUCKETS[b].least, BUCKETS[b].most)}\n({_short(int(counts[b]))})" for b in shown]
+    labels = [f"{bucket_name(BUCKETS[b].low, BUCKETS[b].high)}\n({_short(int(counts[b]))})" for b in shown]
     axes[1, 0].set_xticks(range(len(shown)), labels)
     _labels(axes[1, 0], "known tracks of the playlist (number of playlists)", "mean NDCG")
     figure.legend(
@@ -259,11 +259,11 @@ def feature_distributions(title: str, histograms: Mapping[str, Mapping[str, F64]
     return figure
 
 
-def variance_shares(spreads: Sequence[Spread]) -> Figure:
+def variance_shares(components: Sequence[VarianceComponents]) -> Figure:
     """Share of each feature's variance that lies between playlists, the greatest on top, the rest within them."""
     figure, axes = _figure("How much playlists differ from each other, feature by feature", WIDTH, 4.2)
     ax = axes[0, 0]
-    found = sorted((s for s in spreads if s.between + s.within > 0), key=lambda s: (s.share, s.feature))
+    found = sorted((s for s in components if s.between + s.within > 0), key=lambda s: (s.share, s.feature))
     if not found:
         _nothing(ax, "too few playlists with audio features")
         return figure

@@ -11,7 +11,7 @@ import importlib
 
 from pyspark.daemon import manager
 
-from encore.arrays.jit import is_kept
+from encore.arrays.jit import is_cached
 
 MODULES = (
     "pandas",
@@ -25,7 +25,7 @@ MODULES = (
 LOOPS = {
     "encore.arrays.track_keys": "encore.arrays.track_key_loops",
     "encore.search.tree": "encore.search.loops",
-    "encore.recommenders.cut": "encore.recommenders.cut",
+    "encore.recommenders.seed_exclusion": "encore.recommenders.seed_exclusion",
 }
 """Modules with a function `loops`, and the modules of what it compiles."""
 
@@ -35,8 +35,8 @@ def prepare() -> None:
     for name in MODULES:
         importlib.import_module(name)
     for name, compiled in LOOPS.items():
-        if is_kept(compiled):
-            importlib.import_module(name).loops()
+        if is_cached(compiled):
+            importlib.import_module(name).load_loops()
     # what is there now is not looked at by the workers' garbage collectors, whose marks would copy its pages
     gc.collect()
     gc.freeze()

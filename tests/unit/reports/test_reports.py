@@ -235,7 +235,7 @@ def test_spread_between_playlists_against_the_textbook() -> None:
     lists = [
         (rng.integers(0, 40, n) + 40 * (i % 10)).tolist() for i, n in enumerate((1, 0, 7, 20, 3, 50, 12, 9, 30, 2) * 3)
     ]
-    for j, found in enumerate(data.spreads(Ragged.from_lists(lists), features)):
+    for j, found in enumerate(data.variance_components(Ragged.from_lists(lists), features)):
         within, between = slow_spread(found.feature, [[float(features[t, j]) for t in row] for row in lists])
         assert found.feature == FEATURES[j]
         assert (found.within, found.between) == pytest.approx((within, between), rel=1e-9)
@@ -250,17 +250,17 @@ def test_spread_finds_what_was_put_in() -> None:
     features[:, energy] = np.repeat(rng.normal(0, 1, 2000), 30) + rng.normal(0, math.sqrt(3), 60_000)
     features[:, valence] = rng.normal(0, 1, 60_000)
     sample = Ragged.from_lengths(np.full(2000, 30), np.arange(60_000, dtype=np.int32))
-    found = {spread.feature: spread for spread in data.spreads(sample, features)}
+    found = {spread.feature: spread for spread in data.variance_components(sample, features)}
     assert found["energy"].share == pytest.approx(0.25, abs=0.02)
     assert found["valence"].share == pytest.approx(0, abs=0.005)
-    assert found["tempo"] == data.Spread("tempo", 0, 0, 0, 2000, 60_000)
+    assert found["tempo"] == data.VarianceComponents("tempo", 0, 0, 0, 2000, 60_000)
     assert (found["energy"].n_playlists, found["energy"].n_rows) == (2000, 60_000)
 
 
 @pytest.mark.parametrize("lists", [[], [[]], [[0, 1]], [[0], [1]]])
 def test_spread_of_too_little_is_zero(lists: list[list[int]]) -> None:
     features = np.arange(22, dtype=np.float32).reshape(2, 11)
-    assert {spread.share for spread in data.spreads(Ragged.from_lists(lists), features)} == {0.0}
+    assert {spread.share for spread in data.variance_components(Ragged.from_lists(lists), features)} == {0.0}
 
 
 def test_coverage_counts_tracks_and_rows() -> None:
@@ -288,8 +288,8 @@ def test_quarantine_and_ledger_are_in_order() -> None:
         {"stage": "b", "reason": "x", "source": "f", "record": "3", "detail": "d", "payload": None},
     ]
     for cut in range(len(rows) + 1):
-        schema = pa.schema([(name, pa.string()) for name in data.REFUSED])
-        found = data.refused(pa.Table.from_pylist(part, schema=schema) for part in (rows[:cut], rows[cut:]))
+        schema = pa.schema([(name, pa.string()) for name in data.QUARANTINE_COLUMNS])
+        found = data.quarantine_groups(pa.Table.from_pylist(part, schema=schema) for part in (rows[:cut], rows[cut:]))
         assert [(line.stage, line.reason, line.n, line.detail, line.payload) for line in found] == [
             ("a", "z", 1, "d", "p"),
             ("b", "x", 3, "first", "q"),
@@ -383,11 +383,13 @@ def test_feature_pictures() -> None:
         "major",
     ):
         assert wanted in texts(figure)
-    spreads = data.spreads(Ragged.from_lengths(np.full(30, 10), np.arange(300, dtype=np.int32)), features)
-    figure = plots.variance_shares(spreads)
+    components = data.variance_components(
+        Ragged.from_lengths(np.full(30, 10), np.arange(300, dtype=np.int32)), features
+    )
+    figure = plots.variance_shares(components)
     check_png(figure)
     # the greatest share is on top, which is last
-    greatest = max(spreads, key=lambda spread: (spread.share, spread.feature))
+    greatest = max(components, key=lambda one: (one.share, one.feature))
     assert figure.axes[0].get_yticklabels()[-1].get_text() == greatest.feature
     assert f"{100 * greatest.share:.1f} %" in texts(figure)
 
@@ -456,7 +458,7 @@ def content(*, full: bool) -> page.Content:
         untitled=2,
         coverage=data.Coverage(4, 2, 10, 9) if full else data.Coverage(0, 0, 0, 0),
         sampled=5,
-        refused=[data.Refused(EVIL, EVIL, 2, EVIL, EVIL, EVIL, EVIL * 10)] if full else [],
+        quarantine=[data.QuarantineGroup(EVIL, EVIL, 2, EVIL, EVIL, EVIL, EVIL * 10)] if full else [],
         ledger=[data.Ledger("ingested", 2, 3_000_000, 3, 5, when, when)] if full else [],
         figures={"model_means": plots.model_means(found), "features": plots.feature_distributions(EVIL, {})},
     )
