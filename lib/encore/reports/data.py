@@ -261,8 +261,8 @@ def variance_components(sample: Ragged, features: F32) -> list[VarianceComponent
     """How much of each feature's variance lies between playlists, in the order of FEATURES.
 
     `sample`: track ids of some playlists; `features` (tracks, 11), NaN if missing. One-way analysis of variance with
-    the playlist as a random effect (S. R. Searle, G. Casella, C. E. McCulloch: Variance Components, 1992, 3.6): with MSB
-    and MSW the mean squares between and within g playlists, of which playlist i has n_i of the N rows,
+    the playlist as a random effect (S. R. Searle, G. Casella, C. E. McCulloch: Variance Components, 1992, 3.6): with
+    MSB and MSW the mean squares between and within g playlists, of which playlist i has n_i of the N rows,
     n0 = (N - sum n_i^2 / N) / (g - 1), within = MSW, between = max(0, (MSB - MSW) / n0),
     share = between / (between + within). Key is circular: the sums of squares of the sine and cosine of its angle are
     added; rows without a key (-1) are ignored. All are 0 if fewer than two playlists remain, if no playlist has two
