@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere; always on standard error."""
+"""Progress of long work on standard error: a bar on a terminal, otherwise a plain line now and then."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _count(value: float) -> str:
 
 @dataclass
 class Meter:
-    """How far a piece of work is: `update(done)` with the number of units finished so far."""
+    """The progress of a piece of work: call `update(done)` with the number of units finished so far."""
 
     label: str
     unit: str
@@ -35,11 +35,11 @@ class Meter:
     done: int = 0
 
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Say that `done` units are finished (never fewer than before)."""
+        """Report that `done` units are finished; progress never goes backwards."""
         self.done = max(done, self.done)
         self.total = total if total is not None else self.total
         if self.bar is not None and self.task is not None:
@@ -52,7 +52,7 @@ class Meter:
             sys.stderr.flush()
 
     def line(self) -> str:
-        """The state as one plain line."""
+        """The progress as a plain line."""
         rate = self.rate()
         of = f" of {self.total:,}" if self.total else ""
         left = f", {(self.total - self.done) / rate:,.0f} s left" if self.total and rate > 0 else ""
@@ -61,7 +61,7 @@ class Meter:
 
 @contextmanager
 def meter(label: str, unit: str, total: int | None = None) -> Iterator[Meter]:
-    """A Meter that is shown while the block runs."""
+    """A Meter that is displayed while the block runs."""
     if not sys.stderr.isatty():
         yield Meter(label, unit, total)
         return
