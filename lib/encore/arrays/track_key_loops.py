@@ -11,17 +11,17 @@ _COMPILED = {"cache": True, "nogil": True}
 
 
 @njit(**_COMPILED)
-def pack(texts, skip, allowed, words):
-    """Pack 22 bytes of each row of `texts`, starting at `skip`, into three big-endian numbers: `words` (n, 3).
+def pack(strings, skip, allowed, words):
+    """Pack 22 bytes of each row of `strings`, starting at `skip`, into three big-endian numbers: `words` (n, 3).
 
     Returns False, leaving `words` undefined, if a byte is not `allowed`.
     """
-    for i in range(len(texts)):
+    for i in range(len(strings)):
         at = skip
         for w in range(3):
             word = np.uint64(0)
             for _ in range(8 if w < 2 else 6):
-                byte = texts[i, at]
+                byte = strings[i, at]
                 if not allowed[byte]:
                     return False
                 word = (word << np.uint64(8)) | np.uint64(byte)

@@ -43,23 +43,23 @@ def load_loops() -> ModuleType:
     return track_key_loops
 
 
-def id_words(texts: pa.Array | pa.ChunkedArray, prefix: str = URI_PREFIX) -> U64 | None:
+def id_words(strings: pa.Array | pa.ChunkedArray, prefix: str = URI_PREFIX) -> U64 | None:
     """The ids in strings of the form `prefix` + id, as uint64 (n, 3); None if any string is null or malformed."""
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.combine_chunks() if texts.num_chunks != 1 else texts.chunk(0)
-    if not pa.types.is_string(texts.type):
-        texts = texts.cast(pa.string())
-    if texts.null_count:
+    if isinstance(strings, pa.ChunkedArray):
+        strings = strings.combine_chunks() if strings.num_chunks != 1 else strings.chunk(0)
+    if not pa.types.is_string(strings.type):
+        strings = strings.cast(pa.string())
+    if strings.null_count:
         return None
-    n, skip = len(texts), len(prefix)
+    n, skip = len(strings), len(prefix)
     words = np.empty((n, 3), np.uint64)
     if n == 0:
         return words
-    offsets = np.frombuffer(texts.buffers()[1], np.int32, n + 1, texts.offset * 4)
+    offsets = np.frombuffer(strings.buffers()[1], np.int32, n + 1, strings.offset * 4)
     length = skip + ID_LENGTH
     if offsets[-1] - offsets[0] != n * length or (np.diff(offsets) != length).any():
         return None
-    bytes_ = np.frombuffer(texts.buffers()[2], np.uint8, n * length, int(offsets[0])).reshape(n, length)
+    bytes_ = np.frombuffer(strings.buffers()[2], np.uint8, n * length, int(offsets[0])).reshape(n, length)
     if skip and (bytes_[:, :skip] != np.frombuffer(prefix.encode(), np.uint8)).any():
         return None
     return words if load_loops().pack(bytes_, skip, _ALLOWED, words) else None

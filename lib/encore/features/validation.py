@@ -62,9 +62,9 @@ class FeatureBatch:
     rejected: pa.Table
 
 
-def normalise_ids(texts: pa.Array) -> pa.Array:
+def normalise_ids(strings: pa.Array) -> pa.Array:
     """Extract track ids from ids, URIs or open.spotify.com links: 22 characters, or null if there is none."""
-    return pc.struct_field(pc.extract_regex(_text(texts), TRACK_ID), "id")
+    return pc.struct_field(pc.extract_regex(_text(strings), TRACK_ID), "id")
 
 
 def no_features() -> pa.Table:

@@ -23,8 +23,8 @@ class TrainingData:
     """What models are fitted on: the catalogue of tracks 0..n_tracks - 1, their training counts and their vectors.
 
     `counts` int64 (n_tracks,): in how many playlists the track is a training track. `vector_ids` int32 (V,), ascending,
-    and `vectors` float32 (V, d): the tracks that have a vector. `orphaned` int32, ascending: tracks that no longer occur
-    in any playlist, which are never recommended. Fields that a model does not list in `needs` may be empty.
+    and `vectors` float32 (V, d): the tracks that have a vector. `orphaned` int32, ascending: tracks that no longer
+    occur in any playlist, which are never recommended. Fields that a model does not list in `needs` may be empty.
     """
 
     n_tracks: int

@@ -151,10 +151,10 @@ class BlockedIndex:
 
     def search(self, queries: F32, k: int | NDArray[Any], *, threads: int = 1) -> Ranked:
         """Like Index.search, over the items of all indexes."""
-        wanted = kernel.check_queries(queries, queries.shape[-1], np.iinfo(np.int64).max, k)
+        n_results = kernel.check_queries(queries, queries.shape[-1], np.iinfo(np.int64).max, k)
         best = Ranked.empty(len(queries))
         for index in self.indexes:
-            best = _merged(best, index.search(queries, wanted, threads=threads), wanted)
+            best = _merged(best, index.search(queries, n_results, threads=threads), n_results)
         return best
 
 

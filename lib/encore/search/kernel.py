@@ -178,13 +178,13 @@ def search(
 ) -> Ranked:
     """`top_k` over items that are already prepared."""
     d, size = items.units.shape
-    wanted = check_queries(queries, d, size, k)
+    n_results = check_queries(queries, d, size, k)
     if query_block < 1 or item_block < 1:
         raise ValueError(f"blocks: expected at least 1, found {query_block} and {item_block}")
     # 64-bit keys hold the row in the block, the score (32 bits) and the position of the item
     rows = min(query_block, 1 << (32 - max(1, (size - 1).bit_length())))
     parts = [
-        _search_block(queries[start : start + rows], items, wanted[start : start + rows], item_block)
+        _search_block(queries[start : start + rows], items, n_results[start : start + rows], item_block)
         for start in range(0, len(queries), rows)
     ]
     return Ranked.concat([Ranked.empty(0), *parts])

@@ -563,7 +563,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
     offsets[order[query]] on. Adds to `work`: leaves scored, nodes bounded, nodes compared, lists cut.
     """
     leaves, leaf_caps, node_caps, ids = tree
-    order, all_units, all_vectors, all_lengths, all_wanted = queries
+    order, all_units, all_vectors, all_lengths, all_n_results = queries
     n_items, d = len(ids), all_vectors.shape[1]
     n_nodes, cap_width = node_caps.shape
     width = all_units.shape[1]
@@ -593,7 +593,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
         begin = group * size
         here = min(size, len(order) - begin)
         units, vectors = all_units[begin : begin + here], all_vectors[begin : begin + here]
-        lengths, wanted = all_lengths[begin : begin + here], all_wanted[begin : begin + here]
+        lengths, n_results = all_lengths[begin : begin + here], all_n_results[begin : begin + here]
         for query in range(here):
             for c in range(d):
                 rows[query * cap_width + c] = units[query, c]
@@ -619,7 +619,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                 approx,
                 leaf_of,
             )
-            low[query] = kth_of(approx, n, wanted[query], fine, buckets) - 2 * error
+            low[query] = kth_of(approx, n, n_results[query], fine, buckets) - 2 * error
             bound(query, low[query], error, slack, d, cap_width, rows, columns)
             work[0] += n // LEAF
         work[2] += n_nodes * here
@@ -642,7 +642,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                         numbers[query, counts[query]] = sort_key(bits[i], ids[items[i]])
                         counts[query] += 1
                         if counts[query] > room - NODE:
-                            k = wanted[query]
+                            k = n_results[query]
                             sort(numbers[query], counts[query], sorted_numbers, starts)
                             numbers[query, :k] = sorted_numbers[:k]
                             bits[0] = unpack_key(numbers[query, k - 1])[1]
@@ -652,5 +652,5 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
         for query in range(here):
             sort(numbers[query], counts[query], sorted_numbers, starts)
             start = offsets[order[begin + query]]
-            for i in range(wanted[query]):
+            for i in range(n_results[query]):
                 out_ids[start + i], out_bits[start + i] = unpack_key(sorted_numbers[i])

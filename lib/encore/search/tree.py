@@ -199,14 +199,14 @@ def search_with(
     """`search_with_stats` with the given compiled loops."""
     if threads < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
-    wanted = kernel.check_queries(queries, tree.d, len(tree.ids), k)
-    offsets = offsets_of(wanted)
+    n_results = kernel.check_queries(queries, tree.d, len(tree.ids), k)
+    offsets = offsets_of(n_results)
     ids, scores = np.empty(offsets[-1], dtype=np.int32), np.empty(offsets[-1], dtype=np.float32)
-    asked = np.flatnonzero(wanted > 0).astype(np.int32)
+    active_queries = np.flatnonzero(n_results > 0).astype(np.int32)
     counts = np.zeros(4, dtype=np.int64)
-    if len(asked):
-        prepared = _prepared(loops, queries, asked, wanted)
-        group, room, seeds = _sizes(len(asked), int(wanted.max()), len(tree.ids))
+    if len(active_queries):
+        prepared = _prepared(loops, queries, active_queries, n_results)
+        group, room, seeds = _sizes(len(active_queries), int(n_results.max()), len(tree.ids))
 
         def run(first: int) -> I64:
             work = np.zeros(4, dtype=np.int64)
@@ -216,21 +216,21 @@ def search_with(
             )  # fmt: skip
             return work
 
-        for work in _each(run, -(-len(asked) // group), threads):
+        for work in _each(run, -(-len(active_queries) // group), threads):
             counts += work
-    work = SearchStats(len(asked), len(tree.ids), LEAF * int(counts[0]), *(int(count) for count in counts[1:]))
+    work = SearchStats(len(active_queries), len(tree.ids), LEAF * int(counts[0]), *(int(count) for count in counts[1:]))
     return Ranked(Ragged(offsets, ids), scores), work
 
 
-def _prepared(loops: Any, queries: F32, asked: I32, wanted: I64) -> tuple[NDArray[Any], ...]:
+def _prepared(loops: Any, queries: F32, active_queries: I32, n_results: I64) -> tuple[NDArray[Any], ...]:
     """The queries with k > 0 in the form that the loops take: neighbours next to each other, at unit length."""
     norms = kernel._norms(queries)
-    units = kernel._units(queries[asked], norms[asked])
-    loops.split(units, asked, LEAF, LEAF)
+    units = kernel._units(queries[active_queries], norms[active_queries])
+    loops.split(units, active_queries, LEAF, LEAF)
     d = queries.shape[1]
     padded = np.zeros((len(units), even(d)), dtype=np.float32)
     padded[:, :d] = units
-    return asked, padded, queries[asked], norms[asked], wanted[asked]
+    return active_queries, padded, queries[active_queries], norms[active_queries], n_results[active_queries]
 
 
 def _sizes(n: int, most: int, items: int) -> tuple[int, int, int]:

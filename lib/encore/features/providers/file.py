@@ -486,5 +486,5 @@ def column_of(values: list[Any]) -> pa.Array:
         return pa.array(values, pa.float64())
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         pass
-    texts = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-    return pa.array(texts, pa.string())
+    strings = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
+    return pa.array(strings, pa.string())

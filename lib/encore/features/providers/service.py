@@ -98,13 +98,13 @@ class ServiceProvider(ABC):
                 detail = f"{self.name} has no features of this track"
                 rejected.append((self.name, URI_PREFIX + track_id, "feature_missing", detail, None))
         _log.debug("features_chunk_fetched", service=self.name, requested=len(ids), known=len(known))
-        refused_table = rejections(rejected, self._payload_bytes)
+        rejected_table = rejections(rejected, self._payload_bytes)
         if not known:
-            return FeatureBatch(no_features(), refused_table)
+            return FeatureBatch(no_features(), rejected_table)
         checked = validator.check(
             self.name,
             pa.array([URI_PREFIX + track_id for track_id in known], pa.string()),
             pa.array(list(known), pa.string()),
             {name: column_of([features.get(name) for features in known.values()]) for name in FEATURES},
         )
-        return FeatureBatch(checked.features, pa.concat_tables([refused_table, checked.rejected]))
+        return FeatureBatch(checked.features, pa.concat_tables([rejected_table, checked.rejected]))
