@@ -1,4 +1,4 @@
-"""A web server on this machine that answers as Spotify and ReccoBeats do, in good and in bad moods."""
+"""A local web server that responds like Spotify and ReccoBeats, including their failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "the-token"
 
 @dataclass(frozen=True)
 class Mood:
-    """What one request is answered instead of the truth."""
+    """The response to one request instead of the real data."""
 
     status: int = 200
     body: bytes | None = None
@@ -30,7 +30,7 @@ class Mood:
     """Announce the whole body and send half of it."""
     slow: float = 0.0
     change: Callable[[Any], Any] | None = None
-    """Applied to the answer before it is sent."""
+    """Applied to the response before it is sent."""
 
 
 def throttled(seconds: float, *, as_date: bool = False) -> Mood:
@@ -42,7 +42,7 @@ def throttled(seconds: float, *, as_date: bool = False) -> Mood:
 
 @dataclass
 class FeatureServer:
-    """The state of the server: the truth, the moods to come (first to last), and what was asked."""
+    """The state of the server: the data, the moods of the next requests in order, and the requests so far."""
 
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     moods: list[Mood] = field(default_factory=list)
@@ -52,12 +52,12 @@ class FeatureServer:
     url: str = ""
 
     def spotify(self, ids: list[str]) -> Any:
-        """One entry an id, null for an unknown one."""
+        """One entry per id, null for an unknown one."""
         entries = [{"id": i, "type": "audio_features", **self.features[i]} if i in self.features else None for i in ids]
         return {"audio_features": entries}
 
     def reccobeats(self, ids: list[str]) -> Any:
-        """Entries in no particular order, none for an unknown id; `id` is the service's own."""
+        """Entries in no particular order, without unknown ids; `id` is the service's own."""
         return {
             "content": [
                 {
@@ -131,7 +131,7 @@ def feature_server(service: str) -> Iterator[FeatureServer]:
         daemon_threads = True
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that gave up waiting is no news."""
+            """Ignore clients that gave up waiting."""
 
     server = Server(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Slow twins in plain Python: each computes what a kernel computes, one value after the other."""
+"""Slow reference implementations of the kernels in plain Python."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def top_k_slow(
 
 
 def top_k_float64(queries: np.ndarray, items: np.ndarray, ids: np.ndarray, k: int) -> tuple[list, list]:
-    """As `top_k_slow`, with arrays of float64, for sizes that plain Python is too slow for."""
+    """Like `top_k_slow`, with float64 arrays, for sizes that are too slow in plain Python."""
     wide = items.astype(np.float64)
     norms = np.sqrt(np.add.accumulate(wide * wide, axis=1)[:, -1])
     best_ids, best_scores = [], []
@@ -92,7 +92,7 @@ class MetricsSlow(NamedTuple):
 
 
 def metrics_slow(recommended: Sequence[int], truth: Sequence[int], k: int, artist_of: dict[int, int]) -> MetricsSlow:
-    """The definitions of the RecSys Challenge 2018, read aloud."""
+    """The definitions of the RecSys Challenge 2018, implemented literally."""
     ranked, wanted = list(recommended)[:k], set(truth)
     first = ranked[: len(wanted)]
     precision = len(wanted & set(first)) / len(wanted)

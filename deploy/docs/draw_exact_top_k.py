@@ -62,7 +62,7 @@ def draw_leaves(axes: Axes) -> None:
     items = np.column_stack([flat, np.sqrt(1 - (flat**2).sum(axis=1))]).astype(np.float32)
     query = np.array([[0.08, 0.05, 0.99]], dtype=np.float32)
     query /= np.linalg.norm(query)
-    built = Tree.of(np.arange(1600, dtype=np.int32), items)
+    built = Tree.build(np.arange(1600, dtype=np.int32), items)
     found = tree.search(query, built, 40)
     t = float(found.scores.min())
     caps = built.leaf_caps.transpose(0, 2, 1).reshape(-1, built.leaf_caps.shape[1])[:100]

@@ -1,8 +1,8 @@
-"""Settings: frozen models over layers of YAML, the only reader of YAML.
+"""Settings: frozen models, loaded from layers of YAML. No other module reads YAML.
 
-Layers, later ones win: `conf/base.yaml`, `conf/<env>.yaml`, then each `--set a.b=value`. Interpolation is OmegaConf's,
-`${oc.env:NAME,default}` for the environment, where an empty variable counts as not set. Unknown keys and wrong types
-are refused with the file and the path.
+The layers, in order of increasing precedence: `conf/base.yaml`, `conf/<env>.yaml`, then each `--set a.b=value`.
+Interpolation is OmegaConf's; `${oc.env:NAME,default}` reads an environment variable, treating an empty one as unset.
+Unknown keys and wrong types are errors that name the file and the path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from encore.vocabulary import FEATURES
 
 
 def _environment(name: str, *default: Any) -> str | None:
-    """OmegaConf's `oc.env`, but for empty variables, which scripts and containers leave behind for unset ones."""
+    """OmegaConf's `oc.env`, except that empty variables, which scripts and containers leave behind, count as unset."""
     value = os.environ.get(name)
     if value:
         return value
@@ -37,45 +37,47 @@ OmegaConf.register_resolver("oc.env", _environment, replace=True, annotation_val
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, no unknown keys, and no silent conversion between types."""
+    """A group of settings: frozen, without unknown keys or implicit type conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LakeConfig(Section):
-    """Where the Delta tables are."""
+    """Location of the Delta tables."""
 
-    path: str = Field(description="Folder or s3://, s3a:// prefix of the tables; each lives at <path>/<table>.")
+    path: str = Field(description="Folder, or s3:// or s3a:// prefix, of the tables; each is at <path>/<table>.")
 
 
 class RawConfig(Section):
-    """Where the input is."""
+    """Location of the input."""
 
-    playlists: str = Field(description="Slices: a folder, a glob, a file, or an s3://, s3a:// prefix or glob.")
+    playlists: str = Field(description="Slices: a folder, a glob, a file, or an s3:// or s3a:// prefix or glob.")
     features: str | None = Field(
-        description="File or folder of audio features for the provider `file`; null where none is at hand."
+        description="File or folder of audio features for the provider `file`; null: there are none."
     )
 
 
 class S3Config(Section):
-    """How S3 is reached. Credentials are never settings: they come from the environment or the machine's role."""
+    """Access to S3. Credentials are never settings: they come from the environment or the machine's role."""
 
-    endpoint: str | None = Field(description="Address of a server other than AWS; null: AWS.")
-    region: str | None = Field(description="Region; null: from the environment.")
-    path_style: bool = Field(description="Bucket in the path and not in the host name: servers other than AWS want it.")
+    endpoint: str | None = Field(description="URL of an S3-compatible server; null: AWS.")
+    region: str | None = Field(description="AWS region; null: from the environment.")
+    path_style: bool = Field(
+        description="Put the bucket in the path instead of the host name, which most servers other than AWS require."
+    )
 
 
 class SparkConfig(Section):
-    """The Spark session. On EMR the cluster's own defaults win where a value here is null."""
+    """The Spark session. On EMR, the cluster's defaults apply to settings that are null."""
 
-    master: str | None = Field(description="Spark master, such as local[2]; null: what spark-submit was given.")
+    master: str | None = Field(description="Spark master, such as local[2]; null: the one passed to spark-submit.")
     driver_memory: str | None = Field(
-        description="Heap of the JVM for local sessions, such as 4g; Python workers come on top of it."
+        description="JVM heap of local sessions, such as 4g; Python workers need memory in addition."
     )
     shuffle_partitions: int = Field(
-        ge=1, description="Partitions of a shuffle. Only ingest shuffles; few are fast on a small machine."
+        ge=1, description="Number of shuffle partitions. Only ingest shuffles; few are faster on a small machine."
     )
-    settings: dict[str, str] = Field(description="Any further Spark settings, by full name.")
+    settings: dict[str, str] = Field(description="Additional Spark settings, by full name.")
 
 
 class IngestConfig(Section):
@@ -83,13 +85,15 @@ class IngestConfig(Section):
 
     slices_per_task: int = Field(
         ge=1,
-        description="Slices that one Python task parses: more spare start-up costs, fewer spread the work better and "
-        "hold less memory (a task holds one slice and its own distinct tracks).",
+        description="Slices that each Python task parses: more reduce start-up costs; fewer balance the load better "
+        "and need less memory (a task holds one slice and its own distinct tracks).",
     )
-    max_tracks: int = Field(ge=1, description="A playlist with more tracks is refused; the dataset's bound is 250.")
-    payload_bytes: int = Field(ge=0, description="How much of a refused record is kept in quarantine.")
+    max_tracks: int = Field(
+        ge=1, description="Playlists with more tracks are rejected; the dataset's own limit is 250."
+    )
+    payload_bytes: int = Field(ge=0, description="How many bytes of a rejected record are kept in quarantine.")
     trust_timestamps: bool = Field(
-        description="Take a file of unchanged size and time of change as unchanged; false: read and digest each again."
+        description="Treat files with the same size and modification time as unchanged; false: read and hash all files."
     )
     vanished: Literal["keep", "remove"] = Field(
         description="What to do with playlists whose file is gone and that no other file has: keep or remove them."
@@ -97,130 +101,132 @@ class IngestConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """Audio features: where they come from and how they are asked for."""
+    """Audio features: where they come from and how they are requested."""
 
-    provider: Literal["file", "spotify", "reccobeats"] = Field(description="Which provider is asked.")
+    provider: Literal["file", "spotify", "reccobeats"] = Field(description="Source of the audio features.")
     columns: dict[str, str] = Field(
-        description="For files whose columns have uncommon names: ours to theirs, such as {track_uri: SongId}."
+        description="For files with unusual column names: Encore's names to the file's, such as {track_uri: SongId}."
     )
-    api_url: str | None = Field(description="Address of the network provider; null: its public one.")
-    chunk: int = Field(ge=1, description="Tracks that are committed at a time by a network provider.")
-    max_attempts: int = Field(ge=1, description="Tries of a request before it counts as failed.")
-    backoff_seconds: float = Field(gt=0, description="First wait between tries; it doubles each time.")
+    api_url: str | None = Field(description="URL of the network provider; null: its public URL.")
+    chunk: int = Field(ge=1, description="Tracks per commit with a network provider.")
+    max_attempts: int = Field(ge=1, description="Attempts at a request before it fails.")
+    backoff_seconds: float = Field(gt=0, description="Wait after the first attempt; it doubles with each further one.")
     max_wait_seconds: float = Field(
         gt=0,
-        description="Longest wait; a service that asks for more (Retry-After) ends the job, to be run again.",
+        description="Longest wait between attempts; if the service asks for a longer one (Retry-After), the job ends "
+        "and can be run again later.",
     )
-    timeout_seconds: float = Field(gt=0, description="Of one request.")
+    timeout_seconds: float = Field(gt=0, description="Timeout for connecting and for each wait for data.")
     max_tracks: int | None = Field(
         ge=1,
         default=None,
-        description="Ask for so many tracks at most, those in most playlists first; null: for all.",
+        description="Request at most this many tracks, those in the most playlists first; null: all.",
     )
 
 
 class VectorsConfig(Section):
-    """How features become vectors."""
+    """Conversion of features to vectors."""
 
     transform: Literal["raw", "zscore", "whiten"] = Field(
-        description="raw: as they are; zscore: mean 0 and deviation 1 each; whiten: uncorrelated as well (ZCA)."
+        description="raw: unchanged; zscore: mean 0 and standard deviation 1; whiten: also uncorrelated (ZCA)."
     )
-    weights: dict[str, float] = Field(description="Factor of a feature in every distance, by name; 1 where not named.")
+    weights: dict[str, float] = Field(description="Weight of each feature in distances, by name; 1 by default.")
 
 
 class SplitConfig(Section):
-    """Which tracks are held out."""
+    """The holdout split."""
 
-    seed: int = Field(ge=0, description="Another seed holds out other tracks.")
+    seed: int = Field(ge=0, description="Seed of the hash that decides which tracks are held out.")
     fraction: float = Field(
-        gt=0, lt=1, description="Share of a playlist's distinct tracks that are held out, rounded up."
+        gt=0, lt=1, description="Share of each playlist's distinct tracks that is held out, rounded up."
     )
 
 
 class RecommendConfig(Section):
-    """Which models recommend, and how much."""
+    """Models and the number of recommendations."""
 
-    models: tuple[str, ...] = Field(min_length=1, strict=False, description="Names in the registry of models.")
-    k: int = Field(ge=1, description="Recommended tracks a playlist; the challenge's measure is at 500.")
-    seed: int = Field(ge=0, description="Of models that draw at random.")
-    query_block: int = Field(ge=1, description="Playlists that a kernel works on at a time: bounds its memory.")
-    item_block: int = Field(ge=1, description="Tracks that a kernel looks at at a time: bounds its memory.")
+    models: tuple[str, ...] = Field(min_length=1, strict=False, description="Models to run, by name.")
+    k: int = Field(ge=1, description="Recommended tracks per playlist; the challenge evaluates 500.")
+    seed: int = Field(ge=0, description="Seed of models that use random numbers.")
+    query_block: int = Field(ge=1, description="Playlists that a kernel processes at a time; bounds its memory.")
+    item_block: int = Field(ge=1, description="Tracks that a kernel processes at a time; bounds its memory.")
     index_items: int = Field(
         ge=1,
-        description="Tracks of one index; a catalogue of more is searched index after index: bounds the memory of "
-        "building one and of searching.",
+        description="Tracks per index; a larger catalogue is split into several indexes that are searched in turn. "
+        "Bounds the memory of building and searching an index.",
     )
 
 
 class RunConfig(Section):
-    """How a job goes about its work."""
+    """How jobs run."""
 
     chunk_playlists: int = Field(
         ge=1,
-        description="Pids to a commit of a long write: what a failure may cost, and what the driver holds.",
+        description="Playlists per commit of a long write: the most work that a failure can lose, and what the driver "
+        "holds at a time.",
     )
 
 
 class MaintainConfig(Section):
-    """Keeping tables in order."""
+    """Table maintenance."""
 
     small_files: int = Field(
-        ge=2, description="A table, or a partition, of at least so many files below 16 MB has them merged."
+        ge=2, description="Compact a table or partition that has at least this many files below 16 MB."
     )
     retention_days: int = Field(
         ge=7,
-        description="Files that no newest version refers to are kept so long at least: no reader takes longer. Those "
-        "of a version that a run in MLflow refers to are kept for as long as that run.",
+        description="Keep files that the latest version no longer references for at least this many days; no reader "
+        "may take longer. Files of versions that an MLflow run references are kept as long as the run.",
     )
 
 
 class ReportConfig(Section):
     """The report."""
 
-    path: str = Field(description="Folder where the page is written, besides being logged.")
-    top: int = Field(ge=1, description="Rows of its lists: most featured artists, titles, tracks.")
-    sample_playlists: int = Field(ge=1, description="Playlists, spread evenly, that its costlier pictures look at.")
+    path: str = Field(description="Folder to which the page is written, in addition to being logged in MLflow.")
+    top: int = Field(ge=1, description="Length of its lists of top artists, tracks and titles.")
+    sample_playlists: int = Field(ge=1, description="Size of the uniform sample of playlists behind its slower plots.")
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """Tracking in MLflow."""
 
-    uri: str = Field(description="Tracking store: MLFLOW_TRACKING_URI where that is set, else a local sqlite file.")
+    uri: str = Field(description="Tracking URI: MLFLOW_TRACKING_URI if it is set, otherwise a local SQLite file.")
     login: str | None = Field(
-        description="Name or ARN of a secret in AWS Secrets Manager with `uri`, `username` and `password` of MLflow, "
-        "JSON; it stands for tracking.uri, and keeps address and login out of command lines, logs and plans."
+        description="Name or ARN of a JSON secret in AWS Secrets Manager with MLflow's `uri`, `username` and "
+        "`password`. It replaces tracking.uri and keeps the address and login out of command lines, logs and plans."
     )
     experiment: str = Field(description="Name of the experiment.")
-    artifacts: str | None = Field(description="Where a new experiment of a local store keeps its artefacts.")
+    artifacts: str | None = Field(description="Artifact location of a new experiment in a local store.")
 
     @property
     def store(self) -> str:
-        """The store as the settings name it: the secret that holds its address, or the address."""
+        """The store as named by the settings: the secret that contains its address, or the address itself."""
         return self.login or self.uri
 
 
 class EmrConfig(Section):
-    """Where `encore submit` starts jobs on AWS; `--stage` fills in what a deployment made."""
+    """Where `encore submit` runs jobs on AWS; `--stage` fills in the values of a deployment."""
 
     application: str | None = Field(description="Id of the EMR Serverless application.")
-    role: str | None = Field(description="ARN of the role with which the job runs there.")
+    role: str | None = Field(description="ARN of the job's execution role on EMR Serverless.")
     cluster: str | None = Field(description="Id of the EMR cluster on EC2.")
-    code: str | None = Field(description="s3:// folder with what `make package` made.")
-    logs: str | None = Field(description="s3:// folder for logs and outcomes.")
-    minutes: int = Field(ge=5, description="After how long a job is ended by EMR.")
+    code: str | None = Field(description="s3:// folder with the output of `make package`.")
+    logs: str | None = Field(description="s3:// folder for logs and job outcomes.")
+    minutes: int = Field(ge=5, description="Minutes after which EMR ends a job.")
 
 
 class LogConfig(Section):
-    """Logs."""
+    """Logging."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(description="Least level that is written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(description="Lowest level that is logged.")
     format: Literal["auto", "json", "text"] = Field(description="auto: text on a terminal, JSON lines elsewhere.")
 
 
 class Config(Section):
     """All settings of a run."""
 
-    env: str = Field(description="Name of the environment, of conf/<env>.yaml.")
+    env: str = Field(description="Name of the environment: settings come from conf/<env>.yaml.")
     lake: LakeConfig
     raw: RawConfig
     s3: S3Config
@@ -238,7 +244,7 @@ class Config(Section):
     log: LogConfig
 
     def flat(self) -> dict[str, Any]:
-        """Settings by dotted path, for logging and comparing runs."""
+        """All settings by dotted path, for logging and comparing runs."""
         found: dict[str, Any] = {}
 
         def walk(prefix: str, value: Any) -> None:
@@ -252,13 +258,16 @@ class Config(Section):
         return found
 
     def yaml(self, hide: Callable[[Any], Any] = lambda settings: settings) -> str:
-        """The resolved settings as YAML; `hide` takes out of the mapping what is not to be shown or logged."""
+        """The resolved settings as YAML; `hide` removes from the mapping what must not be shown or logged."""
         return OmegaConf.to_yaml(OmegaConf.create(hide(self.model_dump(mode="json"))))
 
 
 def conf_dir() -> Path:
-    """The folder of the YAML layers: ENCORE_CONF_DIR, else conf/ in the working folder, beside the package, or in the
-    application archive."""
+    """The folder of the YAML layers.
+
+    ENCORE_CONF_DIR if it is set; otherwise conf/ in the working directory, in the repository or in the application
+    archive, whichever exists first. Raises ConfigError if there is none.
+    """
     given = os.environ.get("ENCORE_CONF_DIR")
     own = [Path("conf"), Path(__file__).resolve().parents[2] / "conf", Path(sys.prefix) / "conf"]
     candidates = [Path(given)] if given else own
@@ -267,7 +276,7 @@ def conf_dir() -> Path:
             return candidate
     raise ConfigError(
         "no conf/base.yaml found in " + " or ".join(str(c) for c in candidates),
-        remedy="call from the project's folder or set ENCORE_CONF_DIR",
+        remedy="run this in the project folder, or set ENCORE_CONF_DIR",
     )
 
 
@@ -277,12 +286,12 @@ def _layer(path: Path) -> DictConfig:
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not YAML settings: {_one_line(error)}") from error
     if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: a mapping of settings expected, a list found")
+        raise ConfigError(f"{path}: expected a mapping of settings, found a list")
     return loaded
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file of conf/ that is not a layer of settings, as plain values. ConfigError where it is not one."""
+    """A YAML file in conf/ that is not a layer of settings, as plain values. Raises ConfigError if it is not valid."""
     return OmegaConf.to_container(_layer(path), resolve=True)
 
 
@@ -291,21 +300,21 @@ def _one_line(error: Exception) -> str:
 
 
 def _node(layer: Any, path: tuple[Any, ...]) -> Any:
-    """The node at a path, not interpolated. KeyError where the layer does not have it."""
+    """The node at a path, without interpolation. Raises KeyError if the layer does not have it."""
     for part in path:
-        is_there = isinstance(layer, DictConfig) and part in layer
-        is_there = is_there or (isinstance(layer, ListConfig) and isinstance(part, int) and part < len(layer))
-        if not is_there:
+        exists = isinstance(layer, DictConfig) and part in layer
+        exists = exists or (isinstance(layer, ListConfig) and isinstance(part, int) and part < len(layer))
+        if not exists:
             raise KeyError(part)
         layer = layer._get_node(part)
     return layer
 
 
-_EXPECTED = {"extra_forbidden": "unknown key", "missing": "missing", "model_type": "a mapping of settings expected"}
+_EXPECTED = {"extra_forbidden": "unknown key", "missing": "missing", "model_type": "expected a mapping of settings"}
 
 
 def _origin(path: tuple[Any, ...], layers: list[tuple[str, DictConfig]]) -> str:
-    """The last layer that says something about a path."""
+    """The last layer that sets a path."""
     for name, layer in reversed(layers):
         try:
             _node(layer, path)
@@ -316,7 +325,7 @@ def _origin(path: tuple[Any, ...], layers: list[tuple[str, DictConfig]]) -> str:
 
 
 def _merge(layers: list[tuple[str, DictConfig]]) -> DictConfig:
-    """One layer over the other. Raises ConfigError for a list where a mapping is, or the other way round."""
+    """Merge the layers in order. Raises ConfigError if one has a list where another has a mapping."""
     merged = OmegaConf.create()
     for name, layer in layers:
         try:
@@ -327,7 +336,7 @@ def _merge(layers: list[tuple[str, DictConfig]]) -> DictConfig:
 
 
 def _clash(below: DictConfig, above: DictConfig, prefix: str = "") -> str | None:
-    """Where a layer has a list instead of a mapping, or the other way round, which OmegaConf does not say."""
+    """Describe where one layer has a list and the other a mapping, which OmegaConf's error does not say."""
     for name in map(str, above):
         old, new = (layer._get_node(name) for layer in (below, above))
         if isinstance(old, DictConfig) and isinstance(new, DictConfig):
@@ -337,12 +346,12 @@ def _clash(below: DictConfig, above: DictConfig, prefix: str = "") -> str | None
         elif isinstance(old, (DictConfig, ListConfig)) and isinstance(new, (DictConfig, ListConfig)):
             kinds = ["a mapping" if isinstance(node, DictConfig) else "a list" for node in (old, new)]
             if kinds[0] != kinds[1]:
-                return f"{prefix}{name}: {kinds[0]} expected, {kinds[1]} found"
+                return f"{prefix}{name}: expected {kinds[0]}, found {kinds[1]}"
     return None
 
 
 def _unresolved(error: OmegaConfBaseException, layers: list[tuple[str, DictConfig]]) -> ConfigError:
-    """Our error for an interpolation that gives nothing: names the layer, the path and the variables not set."""
+    """The error for a failed interpolation, which names the layer, the path and any unset variables."""
     dotted = str(error.full_key or "")
     path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", dotted))
     origin = _origin(path, layers)
@@ -353,14 +362,14 @@ def _unresolved(error: OmegaConfBaseException, layers: list[tuple[str, DictConfi
     unset = [name for name in re.findall(r"oc\.env:\s*([A-Za-z_]\w*)", text) if not os.environ.get(name)]
     if unset:
         what = f"the environment variable {' or '.join(unset)} is not set"
-        return ConfigError(f"{origin}: {dotted}: {what}", remedy=f"set it, or give --set {dotted}=VALUE")
+        return ConfigError(f"{origin}: {dotted}: {what}", remedy=f"set it, or use --set {dotted}=VALUE")
     return ConfigError(f"{origin}: {dotted}: {text} has no value: {str(error).splitlines()[0]}")
 
 
 def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read the layers for `env`, apply `a.b=value` overrides (YAML values), and check everything.
+    """Read the layers for `env`, apply the `a.b=value` overrides (YAML values), and validate the result.
 
-    Raises ConfigError that names file, path, expected and found of every wrong setting.
+    Raises a ConfigError that names, for every invalid setting, the file, the path, and what was expected and found.
     """
     folder = conf_dir()
     own = folder / f"{env}.yaml"
@@ -371,14 +380,14 @@ def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ())
     for override in overrides:
         name, sign, _ = override.partition("=")
         if not sign or not name.strip():
-            raise ConfigError(f"--set {override}: a.b=value expected")
+            raise ConfigError(f"--set {override}: expected a.b=value")
         try:
             layers.append((f"--set {override}", OmegaConf.from_dotlist([override])))
         except (YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"--set {override}: not understood: {_one_line(error)}") from error
+            raise ConfigError(f"--set {override}: invalid YAML: {_one_line(error)}") from error
     for name, layer in layers:
         if "env" in layer:
-            raise ConfigError(f"{name}: env: not a setting, but the name of the environment", remedy="give it by --env")
+            raise ConfigError(f"{name}: env: is the name of the environment, not a setting", remedy="use --env")
     merged = _merge([*layers, ("--env", OmegaConf.create({"env": env}))])
     try:
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
@@ -391,7 +400,7 @@ def load_config(env: str = "local", overrides: list[str] | tuple[str, ...] = ())
         for item in error.errors():
             path = tuple(item["loc"])
             dotted = ".".join(str(part) for part in path)
-            found = "" if item["type"] in ("extra_forbidden", "missing") else f", {item['input']!r} found"
+            found = "" if item["type"] in ("extra_forbidden", "missing") else f", found {item['input']!r}"
             what = _EXPECTED.get(item["type"], item["msg"].lower())
             problems.append(f"{_origin(path, layers)}: {dotted}: {what}{found}")
         raise ConfigError("; ".join(problems)) from error

@@ -1,4 +1,4 @@
-"""What a check of the surroundings found: a fact, and a remedy where something is wrong."""
+"""The result of a check of the environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `remedy` is None where it is well; a `warning` does not keep jobs from running."""
+    """One result: what was checked, the fact found, and a remedy if something is wrong, else None.
+
+    A `warning` is a problem that does not prevent jobs from running.
+    """
 
     what: str
     fact: str

@@ -1,4 +1,4 @@
-"""Structured logs on standard error: quiet by default, JSON lines where no terminal reads them, and no secrets."""
+"""Structured logs on standard error: quiet by default, JSON lines unless it is a terminal, secrets redacted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from encore.config import LogConfig
 _SECRET_NAME = re.compile(
     r"secret|password|passwd|token|credential|authorization|(access|api|private)[._-]?key", re.IGNORECASE
 )
-# a password may hold an @, but a path begins at the first /
+# a password may contain an @, but the path starts at the first /
 _SECRET_IN_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/?#\s:@\"']*:[^/?#\s\"']*@", re.IGNORECASE)
 
 
 def redact(value: Any) -> Any:
-    """A value without the user and password that URLs in it may carry, and without what is named as a secret.
+    """A copy of a value with credentials removed: user and password in URLs, and fields whose names suggest a secret.
 
-    Numbers, booleans and null stay; mappings and lists are gone through; of anything else its text is taken.
+    Numbers, booleans and None are unchanged; mappings and lists are redacted recursively; anything else becomes a
+    string.
     """
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -35,7 +36,7 @@ def redact(value: Any) -> Any:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting or a field of that name is taken to hold a secret."""
+    """Whether the name of a setting or field suggests that it holds a secret."""
     return bool(_SECRET_NAME.search(name))
 
 
@@ -45,7 +46,7 @@ def _redact_all(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def configure_logging(config: LogConfig) -> None:
-    """Send structlog's and the standard library's records to standard error in one form."""
+    """Write the log records of structlog and of the standard library to standard error in the same format."""
     level = getattr(logging, config.level.upper())
     is_terminal = sys.stderr.isatty()
     text = config.format == "text" or (config.format == "auto" and is_terminal)

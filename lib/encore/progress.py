@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere; always on standard error."""
+"""Progress of long work on standard error: a bar on a terminal, otherwise a plain line now and then."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ def _count(value: float) -> str:
 
 @dataclass
 class Meter:
-    """How far a piece of work is: `update(done)` with the number of units finished so far."""
+    """The progress of a piece of work: call `update(done)` with the number of units finished so far."""
 
-    what: str
+    label: str
     unit: str
     total: int | None
     bar: Progress | None = None
     task: TaskID | None = None
     started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    printed_at: float = field(default_factory=time.monotonic)
     done: int = 0
 
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Say that `done` units are finished (never fewer than before)."""
+        """Report that `done` units are finished; progress never goes backwards."""
         self.done = max(done, self.done)
         self.total = total if total is not None else self.total
         if self.bar is not None and self.task is not None:
             self.bar.update(
                 self.task, completed=self.done, total=self.total, rate=f"{_count(self.rate())} {self.unit}/s"
             )
-        elif time.monotonic() - self.said >= PLAIN_EVERY_SECONDS:
-            self.said = time.monotonic()
+        elif time.monotonic() - self.printed_at >= PLAIN_EVERY_SECONDS:
+            self.printed_at = time.monotonic()
             sys.stderr.write(self.line() + "\n")
             sys.stderr.flush()
 
     def line(self) -> str:
-        """The state as one plain line."""
+        """The progress as a plain line."""
         rate = self.rate()
         of = f" of {self.total:,}" if self.total else ""
         left = f", {(self.total - self.done) / rate:,.0f} s left" if self.total and rate > 0 else ""
-        return f"{self.what}: {self.done:,}{of} {self.unit}, {_count(rate)} {self.unit}/s{left}"
+        return f"{self.label}: {self.done:,}{of} {self.unit}, {_count(rate)} {self.unit}/s{left}"
 
 
 @contextmanager
-def meter(what: str, unit: str, total: int | None = None) -> Iterator[Meter]:
-    """A Meter that is shown while the block runs."""
+def meter(label: str, unit: str, total: int | None = None) -> Iterator[Meter]:
+    """A Meter that is displayed while the block runs."""
     if not sys.stderr.isatty():
-        yield Meter(what, unit, total)
+        yield Meter(label, unit, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -73,4 +73,4 @@ def meter(what: str, unit: str, total: int | None = None) -> Iterator[Meter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Meter(what, unit, total, bar, bar.add_task(what, total=total, rate=""))
+        yield Meter(label, unit, total, bar, bar.add_task(label, total=total, rate=""))

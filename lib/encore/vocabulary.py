@@ -1,4 +1,4 @@
-"""The audio features: names that settings, tables and providers share."""
+"""Names and ranges of the audio features, shared by settings, tables and providers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEATURES = (
     "valence",
     "tempo",
 )
-"""The eleven audio features, in the order in which every matrix and vector holds them."""
+"""The eleven audio features, in the order used by every matrix and vector."""
 
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(FEATURES, (0, 1)),
@@ -23,4 +23,4 @@ RANGES: dict[str, tuple[float, float]] = {
     "loudness": (-100, 20),
     "tempo": (0, 400),
 }
-"""Least and greatest value of each feature, both allowed; units as in the table audio_features."""
+"""Minimum and maximum of each feature, both inclusive; units as in the table audio_features."""

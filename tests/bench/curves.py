@@ -36,19 +36,19 @@ QUICK = Sizes(slices=10, queries=512, items=(10_000, 20_000), ks=(10, 100), dime
 def run(sizes: Sizes) -> Found:
     """Figures curve.M<items>, curve.d<dimensions> and curve.k<results>, in ms per query on one thread, with the share
     of items scored; and curve.threads<n>."""
-    tree.loops()
+    tree.load_loops()
     data = search_data(sizes.slices, sizes.queries)
-    whole = Tree.of(data.ids, data.vectors)
+    whole = Tree.build(data.ids, data.vectors)
     found: list[Figure] = []
     for n in sizes.items:
         rows = _spread(len(data.vectors), n)
-        part = Tree.of(np.arange(len(rows), dtype=np.int32), np.ascontiguousarray(data.vectors[rows]))
+        part = Tree.build(np.arange(len(rows), dtype=np.int32), np.ascontiguousarray(data.vectors[rows]))
         found.append(_point(f"curve.M{n}", data.queries, part, 500, sizes))
     for k in sizes.ks:
         found.append(_point(f"curve.k{k}", data.queries, whole, k, sizes))
     for d in sizes.dimensions:
         made = _with_dimensions(data, d, sizes.few_items)
-        few = Tree.of(made.ids, made.vectors)
+        few = Tree.build(made.ids, made.vectors)
         found.append(_point(f"curve.d{d}", made.queries, few, 500, sizes))
     for threads in (1, 2):
         found.append(_point(f"curve.threads{threads}", data.queries, whole, 500, sizes, threads))
@@ -56,7 +56,7 @@ def run(sizes: Sizes) -> Found:
 
 
 def _point(name: str, queries: F32, index: Tree, k: int, sizes: Sizes, threads: int = 1) -> Figure:
-    many: Any = timed(lambda: tree.search_counted(queries, index, k, threads=threads), sizes.repeats)
+    many: Any = timed(lambda: tree.search_with_stats(queries, index, k, threads=threads), sizes.repeats)
     work = f"{len(index.ids):,} items, d = {queries.shape[1]}, k = {k}, {len(queries):,} queries"
     share = many.result[1].share
     values = [seconds / len(queries) * 1e3 for seconds in many.seconds]

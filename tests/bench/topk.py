@@ -127,7 +127,7 @@ def _kdtree_search(index: Any, queries: F32, k: int, threads: int) -> Ids:
 
 
 def _kernel_build(data: Search) -> Any:
-    return Items.of(data.ids, data.vectors)
+    return Items.prepare(data.ids, data.vectors)
 
 
 def _kernel_search(index: Any, queries: F32, k: int, threads: int) -> Ids:
@@ -193,13 +193,13 @@ def equal(name: str, ours: Ranked, reference: Ids, reference_scores: NDArray[np.
 
 def run(sizes: Sizes) -> Found:
     """Figures topk.<who>.t<threads> in ms per query, topk.<who>.build in s, and ratios topk.ours_over.<who>.t<n>."""
-    tree.loops()
+    tree.load_loops()
     data = search_data(sizes.slices, sizes.queries)
     n_items, d = data.vectors.shape
     what = f"{n_items:,} items, d = {d}, k = {sizes.k}"
     found = Found()
 
-    built = timed(lambda: Tree.of(data.ids, data.vectors), 2)
+    built = timed(lambda: Tree.build(data.ids, data.vectors), 2)
     index: Tree = built.result
     found += Found([figure("topk.ours.build", "s", built.seconds, work=what)])
     rng = np.random.default_rng(0)
@@ -216,7 +216,9 @@ def run(sizes: Sizes) -> Found:
 
 
 def _ours(data: Search, index: Tree, few: F32, sizes: Sizes, threads: int, what: str) -> Found:
-    many = timed(lambda: tree.search_counted(data.queries, index, sizes.k, threads=threads), sizes.repeats, at_most=12)
+    many = timed(
+        lambda: tree.search_with_stats(data.queries, index, sizes.k, threads=threads), sizes.repeats, at_most=12
+    )
     small = timed(lambda: tree.search(few, index, sizes.k, threads=threads), max(5, sizes.repeats))
     _, work = many.result
     facts = {"topk.ours.share_scored": work.share} if threads == 1 else {}

@@ -75,7 +75,7 @@ def test_prices_have_a_date_and_worker_sizes_come_from_the_environment() -> None
     ("text", "expected"),
     [
         ("region: mars\n", "mars.yaml: date: field required"),
-        ("- a list\n", "a mapping of settings expected, a list found"),
+        ("- a list\n", "expected a mapping of settings, found a list"),
         ("region: [\n", "not YAML settings"),
     ],
 )

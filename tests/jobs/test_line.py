@@ -16,7 +16,7 @@ from rich.console import Console
 from encore.cli.show import print_run
 from encore.config import Config
 from encore.errors import LakeError
-from encore.evaluation.metrics import MEANS
+from encore.evaluation.metrics import MEAN_METRICS
 from encore.lake.delta import Interval, changes
 from encore.lake.scan import KeyRange
 from encore.lake.store import Store
@@ -86,7 +86,7 @@ def test_mlflow_has_a_parent_run_and_a_child_for_each_model_with_the_means(made:
         own = [row for row in rows if row["model"] == model]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.metrics["n_playlists"] == len(own)
-        for name in MEANS:
+        for name in MEAN_METRICS:
             assert run.data.metrics[name] == pytest.approx(sum(row[name] for row in own) / len(own), abs=1e-10)
         assert any(name.startswith("train_") and name.endswith("/ndcg") for name in run.data.metrics)
         plots = [item.path for item in client.list_artifacts(run.info.run_id, "plots")]

@@ -1,4 +1,4 @@
-"""From one row to one row on Spark: any tasks and blocks, keys that stay unique, arrays that every worker maps."""
+"""Row maps on Spark: any tasks and blocks, unique keys, arrays that every worker maps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source(folder: Path, *files: range, group: int = 4) -> Scan:
 def halves() -> Kernel:
     def kernel(rows: pa.Table) -> tuple[None, dict[str, Any]]:
         lists = Ragged.from_arrow(rows["track_ids"])
-        return None, {"train": lists.head(2).to_arrow(), "test": lists.where(lists.places >= 2).to_arrow()}
+        return None, {"train": lists.head(2).to_arrow(), "test": lists.where(lists.positions >= 2).to_arrow()}
 
     return kernel
 
@@ -51,7 +51,7 @@ def made(folder: Path, reports: pa.Table) -> list[str]:
 
 
 @pytest.mark.parametrize(("tasks", "block"), [(1, 1), (2, 4), (9, 1000)])
-def test_tasks_and_blocks_change_no_row(session: Session, tmp_path: Path, tasks: int, block: int) -> None:
+def test_rows_do_not_depend_on_tasks_and_blocks(session: Session, tmp_path: Path, tasks: int, block: int) -> None:
     spark, out = session(), tmp_path / "out"
     work = RowMap(source(tmp_path / "in", range(21), range(21, 50)), halves, block=block, tasks=tasks)
     reports = write_rows(spark, work, HOLDOUT, TableLocation(str(out), S3))
@@ -62,7 +62,7 @@ def test_tasks_and_blocks_change_no_row(session: Session, tmp_path: Path, tasks:
     assert len(made(out, reports)) == min(2 * tasks, 50)
 
 
-def test_a_kernel_may_leave_rows_out_and_keys_come_from_the_source(session: Session, tmp_path: Path) -> None:
+def test_a_kernel_may_skip_rows_and_keys_come_from_the_source(session: Session, tmp_path: Path) -> None:
     def even() -> Kernel:
         def kernel(rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
             kept = np.flatnonzero(rows["pid"].to_numpy() % 2 == 0)
@@ -82,18 +82,18 @@ def test_a_kernel_may_leave_rows_out_and_keys_come_from_the_source(session: Sess
     assert_df_equality(found, expected, ignore_row_order=True, ignore_nullable=True)
 
 
-def test_a_kernel_that_repeats_a_row_is_refused(session: Session, tmp_path: Path) -> None:
+def test_a_kernel_that_repeats_a_row_is_an_error(session: Session, tmp_path: Path) -> None:
     from py4j.protocol import Py4JJavaError
 
     def twice() -> Kernel:
         return lambda rows: (np.array([0, 0]), {"train": pa.array([[1], [1]]), "test": pa.array([[2], [2]])})
 
     work = RowMap(source(tmp_path / "in", range(3)), twice, block=10)
-    with pytest.raises(Py4JJavaError, match="places of source rows, rising"):
+    with pytest.raises(Py4JJavaError, match="ascending positions of source rows"):
         write_rows(session(), work, HOLDOUT, TableLocation(str(tmp_path / "out"), S3))
 
 
-def test_a_source_without_rows_needs_no_task(session: Session, tmp_path: Path) -> None:
+def test_an_empty_source_runs_no_tasks(session: Session, tmp_path: Path) -> None:
     before = newest(session())
     reports = write_rows(
         session(), RowMap(source(tmp_path), halves, block=4), HOLDOUT, TableLocation(str(tmp_path), S3)
@@ -102,7 +102,7 @@ def test_a_source_without_rows_needs_no_task(session: Session, tmp_path: Path) -
     assert newest(session()) == before
 
 
-def test_arrays_reach_every_worker_as_they_were_and_cannot_be_written(session: Session) -> None:
+def test_broadcast_arrays_are_equal_and_read_only_on_every_worker(session: Session) -> None:
     arrays = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "empty": np.empty(0, np.int32)}
     shipped = ship(session(), arrays)
     again = ship(session(), {"other": arrays["a"].copy()})
@@ -123,7 +123,7 @@ def test_arrays_reach_every_worker_as_they_were_and_cannot_be_written(session: S
     assert rows == [{"number": i, "total": 66.0, "writeable": False, "n": 0} for i in range(4)]
 
 
-def test_what_tasks_do_is_one_stage_and_shuffles_nothing(session: Session, tmp_path: Path) -> None:
+def test_tasks_run_in_one_stage_without_a_shuffle(session: Session, tmp_path: Path) -> None:
     before = newest(session())
     work = RowMap(source(tmp_path / "in", range(20)), halves, block=4, tasks=3)
     write_rows(session(), work, HOLDOUT, TableLocation(str(tmp_path / "out"), S3))
@@ -132,7 +132,7 @@ def test_what_tasks_do_is_one_stage_and_shuffles_nothing(session: Session, tmp_p
     assert (stage.shuffled_rows, stage.shuffled_bytes, stage.spilled_bytes) == (0, 0, 0)
 
 
-def test_a_file_that_is_written_is_read_back_with_its_partition(tmp_path: Path) -> None:
+def test_a_written_file_is_read_back_with_its_partition(tmp_path: Path) -> None:
     place, io_stats = TableLocation(str(tmp_path), S3), IoStats()
     writer = Writer(RECOMMENDATIONS, place)
     rows = pa.table(

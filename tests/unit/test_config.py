@@ -1,4 +1,4 @@
-"""Settings: layers over layers, and every wrong one refused with its origin and its path."""
+"""Settings: how layers combine, and how errors name their origin and path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WriteLayer = Callable[[str, str], Path]
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine reaches a setting, and conf/ is the repository's."""
+    """Unset the environment variables that settings read, and use the repository's conf/."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ENCORE_CONF_DIR", str(REPOSITORY / "conf"))
@@ -31,7 +31,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteLayer:
-    """Write conf/<name>.yaml in a folder of its own, with the repository's base.yaml, and use that folder."""
+    """Write conf/<name>.yaml to a temporary folder with the repository's base.yaml, and use that folder."""
     (tmp_path / "base.yaml").write_text((REPOSITORY / "conf" / "base.yaml").read_text())
     monkeypatch.setenv("ENCORE_CONF_DIR", str(tmp_path))
 
@@ -124,7 +124,7 @@ def test_the_folder_of_layers_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert "ENCORE_CONF_DIR" in str(caught.value.remedy)
 
 
-# refusals -----------------------------------------------------------------------------------------------------------
+# errors ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,35 +132,35 @@ def test_the_folder_of_layers_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("recommend.kk=3", "recommend.kk", "unknown key"),
         ("nosuch.section=1", "nosuch", "unknown key"),
-        ("recommend.k=abc", "recommend.k", "a valid integer, 'abc' found"),
-        ("recommend.k='5'", "recommend.k", "a valid integer, '5' found"),
-        ("recommend.k=1.5", "recommend.k", "a valid integer, 1.5 found"),
-        ("recommend.k=true", "recommend.k", "a valid integer, True found"),
-        ("recommend.k=null", "recommend.k", "a valid integer, None found"),
-        ("recommend.k.x=1", "recommend.k", "a valid integer, {'x': 1} found"),
-        ("lake.path=123", "lake.path", "a valid string, 123 found"),
-        ("lake.path=", "lake.path", "a valid string, None found"),
-        ("lake=here", "lake", "a mapping of settings expected, 'here' found"),
-        ("s3.path_style=1", "s3.path_style", "a valid boolean, 1 found"),
-        ("spark.settings={a: 1}", "spark.settings.a", "a valid string, 1 found"),
-        ("recommend.models=cosine", "recommend.models", "a valid tuple, 'cosine' found"),
-        ("recommend.models=[cosine,3]", "recommend.models.1", "a valid string, 3 found"),
-        ("vectors.weights=[1]", "vectors.weights", "a mapping expected, a list found"),
-        ("recommend.k=0", "recommend.k", "greater than or equal to 1, 0 found"),
-        ("recommend.seed=-1", "recommend.seed", "greater than or equal to 0, -1 found"),
-        ("split.fraction=0", "split.fraction", "greater than 0, 0 found"),
-        ("split.fraction=1.0", "split.fraction", "less than 1, 1.0 found"),
-        ("features.timeout_seconds=.inf", "features.timeout_seconds", "a finite number, inf found"),
-        ("vectors.weights.key=.nan", "vectors.weights.key", "a finite number, nan found"),
+        ("recommend.k=abc", "recommend.k", "a valid integer, found 'abc'"),
+        ("recommend.k='5'", "recommend.k", "a valid integer, found '5'"),
+        ("recommend.k=1.5", "recommend.k", "a valid integer, found 1.5"),
+        ("recommend.k=true", "recommend.k", "a valid integer, found True"),
+        ("recommend.k=null", "recommend.k", "a valid integer, found None"),
+        ("recommend.k.x=1", "recommend.k", "a valid integer, found {'x': 1}"),
+        ("lake.path=123", "lake.path", "a valid string, found 123"),
+        ("lake.path=", "lake.path", "a valid string, found None"),
+        ("lake=here", "lake", "expected a mapping of settings, found 'here'"),
+        ("s3.path_style=1", "s3.path_style", "a valid boolean, found 1"),
+        ("spark.settings={a: 1}", "spark.settings.a", "a valid string, found 1"),
+        ("recommend.models=cosine", "recommend.models", "a valid tuple, found 'cosine'"),
+        ("recommend.models=[cosine,3]", "recommend.models.1", "a valid string, found 3"),
+        ("vectors.weights=[1]", "vectors.weights", "expected a mapping, found a list"),
+        ("recommend.k=0", "recommend.k", "greater than or equal to 1, found 0"),
+        ("recommend.seed=-1", "recommend.seed", "greater than or equal to 0, found -1"),
+        ("split.fraction=0", "split.fraction", "greater than 0, found 0"),
+        ("split.fraction=1.0", "split.fraction", "less than 1, found 1.0"),
+        ("features.timeout_seconds=.inf", "features.timeout_seconds", "a finite number, found inf"),
+        ("vectors.weights.key=.nan", "vectors.weights.key", "a finite number, found nan"),
         ("vectors.weights.colour=2", "vectors.weights.colour", "unknown feature"),
         ("recommend.models=[]", "recommend.models", "at least 1 item"),
-        ("log.level=loud", "log.level", "'debug', 'info', 'warning' or 'error', 'loud' found"),
+        ("log.level=loud", "log.level", "'debug', 'info', 'warning' or 'error', found 'loud'"),
         ("env=emr", "env", "the name of the environment"),
         ("lake.path=${x.y}", "lake.path", "${x.y} has no value: Interpolation key 'x.y' not found"),
         ("lake.path=${oc.env:NO_SUCH}", "lake.path", "the environment variable NO_SUCH is not set"),
     ],
 )
-def test_a_wrong_override_is_refused_with_its_path(override: str, path: str, what: str) -> None:
+def test_an_invalid_override_is_reported_with_its_path(override: str, path: str, what: str) -> None:
     sentence = refusal(override)
     assert sentence.startswith(f"--set {override}: {path}: ")
     assert what in sentence
@@ -170,18 +170,18 @@ def test_a_wrong_override_is_refused_with_its_path(override: str, path: str, wha
     ("text", "path", "what"),
     [
         ("recommend: {kk: 3}", "recommend.kk", "unknown key"),
-        ("recommend: {k: many}", "recommend.k", "a valid integer, 'many' found"),
-        ("recommend: {k: 0}", "recommend.k", "greater than or equal to 1, 0 found"),
-        ("recommend: {models: [cosine, 3]}", "recommend.models.1", "a valid string, 3 found"),
-        ("recommend: [k]", "recommend", "a mapping expected, a list found"),
-        ("recommend: {models: {k: 3}}", "recommend.models", "a list expected, a mapping found"),
-        ("lake: null", "lake", "a mapping of settings expected, None found"),
+        ("recommend: {k: many}", "recommend.k", "a valid integer, found 'many'"),
+        ("recommend: {k: 0}", "recommend.k", "greater than or equal to 1, found 0"),
+        ("recommend: {models: [cosine, 3]}", "recommend.models.1", "a valid string, found 3"),
+        ("recommend: [k]", "recommend", "expected a mapping, found a list"),
+        ("recommend: {models: {k: 3}}", "recommend.models", "expected a list, found a mapping"),
+        ("lake: null", "lake", "expected a mapping of settings, found None"),
         ("lake: {path: '${oc.env:NO_SUCH}/lake'}", "lake.path", "the environment variable NO_SUCH is not set"),
         ("vectors: {weights: {colour: 1}}", "vectors.weights.colour", "unknown feature"),
         ("env: other", "env", "the name of the environment"),
     ],
 )
-def test_a_wrong_layer_is_refused_with_its_file_and_path(
+def test_an_invalid_layer_is_reported_with_its_file_and_path(
     write_layer: WriteLayer, text: str, path: str, what: str
 ) -> None:
     file = write_layer("mine", text)
@@ -190,7 +190,7 @@ def test_a_wrong_layer_is_refused_with_its_file_and_path(
     assert what in sentence
 
 
-def test_of_several_layers_the_one_at_fault_is_named(write_layer: WriteLayer) -> None:
+def test_the_layer_at_fault_is_named(write_layer: WriteLayer) -> None:
     file = write_layer("mine", "recommend: {k: 0}\nsplit: {fraction: 2}\n")
     sentence = refusal("split.fraction=3", "recommend.seed=1", env="mine")
     assert f"{file}: recommend.k: " in sentence
@@ -208,35 +208,35 @@ def test_a_missing_setting_is_named(write_layer: WriteLayer) -> None:
     [
         ("lake: [", "not YAML settings"),
         ("lake: 1\nlake: 2\n", "duplicate key lake"),
-        ("- lake\n", "a mapping of settings expected, a list found"),
+        ("- lake\n", "expected a mapping of settings, found a list"),
         ("3", "not YAML settings"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_refused(write_layer: WriteLayer, text: str, what: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_an_error(write_layer: WriteLayer, text: str, what: str) -> None:
     file = write_layer("mine", text)
     sentence = refusal(env="mine")
     assert sentence.startswith(f"{file}: ")
     assert what in sentence
 
 
-def test_a_file_that_is_not_utf8_is_refused(write_layer: WriteLayer) -> None:
+def test_a_file_that_is_not_utf8_is_an_error(write_layer: WriteLayer) -> None:
     file = write_layer("mine", "")
     file.write_bytes(b"lake: {path: \xff}")
     assert refusal(env="mine").startswith(f"{file}: not YAML settings")
 
 
 @pytest.mark.parametrize("override", ["recommend.k", "=3", "", " =3"])
-def test_an_override_without_name_or_value_is_refused(override: str) -> None:
-    assert refusal(override) == f"--set {override}: a.b=value expected"
+def test_an_override_without_name_or_value_is_an_error(override: str) -> None:
+    assert refusal(override) == f"--set {override}: expected a.b=value"
 
 
 @pytest.mark.parametrize("override", ["recommend.k=[1", "lake.path=${bad"])
-def test_an_override_that_is_not_yaml_is_refused(override: str) -> None:
-    assert refusal(override).startswith(f"--set {override}: not understood: ")
+def test_an_override_that_is_not_yaml_is_an_error(override: str) -> None:
+    assert refusal(override).startswith(f"--set {override}: invalid YAML: ")
 
 
 @pytest.mark.parametrize("env", ["nowhere", "base", "", "../conf/base"])
-def test_an_unknown_environment_is_refused_with_the_known_ones(env: str) -> None:
+def test_an_unknown_environment_is_an_error_that_lists_the_known_ones(env: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"no environment {env!r}")) as caught:
         load_config(env)
     assert caught.value.remedy == "one of: " + ", ".join(ENVIRONMENTS)
@@ -245,7 +245,7 @@ def test_an_unknown_environment_is_refused_with_the_known_ones(env: str) -> None
 # models -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_knob_says_what_it_changes() -> None:
+def test_every_setting_has_a_description() -> None:
     silent = [
         f"{model.__name__}.{name}"
         for model in models()
@@ -258,7 +258,7 @@ def test_every_knob_says_what_it_changes() -> None:
 
 
 @pytest.mark.parametrize("model", models(), ids=lambda model: model.__name__)
-def test_models_are_frozen_strict_and_closed(model: type[BaseModel]) -> None:
+def test_models_are_frozen_strict_and_forbid_extra_keys(model: type[BaseModel]) -> None:
     assert model.model_config["frozen"]
     assert model.model_config["strict"]
     assert model.model_config["extra"] == "forbid"
@@ -277,11 +277,11 @@ def test_flat_has_every_setting_by_its_path() -> None:
     assert flat["vectors.weights.key"] == 2
     assert flat["features.columns"] == {}
     assert flat["spark.settings.spark.ui.enabled"] == "false"
-    knobs = {name.split(".")[0] for name in flat}
-    assert knobs == set(Config.model_fields)
+    sections = {name.split(".")[0] for name in flat}
+    assert sections == set(Config.model_fields)
 
 
-def test_the_yaml_of_a_configuration_gives_it_again(write_layer: WriteLayer) -> None:
+def test_yaml_round_trip(write_layer: WriteLayer) -> None:
     write_layer("local", "split: {seed: 3}")
     config = load_config("local", ["recommend.k=9"])
     text = config.yaml()
@@ -319,16 +319,16 @@ def test_emr_without_a_variable_says_which(
         load_config("emr")
     file = REPOSITORY / "conf" / "emr.yaml"
     assert str(caught.value) == f"{file}: {path}: the environment variable {wanting} is not set"
-    assert caught.value.remedy == f"set it, or give --set {path}=VALUE"
+    assert caught.value.remedy == f"set it, or use --set {path}=VALUE"
     assert load_config("emr", [f"{path}=s3://bucket/other"]).flat()[path] == "s3://bucket/other"
 
 
-def test_every_layer_of_the_repository_is_tried() -> None:
+def test_every_layer_of_the_repository_is_tested() -> None:
     assert ENVIRONMENTS == ["emr", "local"]
     assert load_config("local").spark.master == "local[*]"
 
 
-def test_no_layer_holds_a_secret() -> None:
+def test_no_layer_contains_a_secret() -> None:
     def names(prefix: str, value: object) -> list[str]:
         if isinstance(value, dict):
             return [found for name, inner in value.items() for found in names(f"{prefix}.{name}", inner)]

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error, quiet by default, and never a secret."""
+"""Logs: one JSON object per line on standard error, quiet by default, without secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def configured(level: Level = "info", form: Literal["auto", "json", "text"] = "j
 
 
 def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """Everything that was written: JSON objects on standard error, nothing on standard output."""
+    """All log records: JSON objects on standard error; nothing may be on standard output."""
     found = capsys.readouterr()
     assert found.out == ""
     return [json.loads(line) for line in found.err.splitlines()]
@@ -50,7 +50,7 @@ def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
         ('{"a": "http://a:b@c", "d": "e@f"}', '{"a": "http://***@c", "d": "e@f"}'),
     ],
 )
-def test_user_and_password_are_taken_out_of_urls(text: str, expected: str) -> None:
+def test_user_and_password_are_removed_from_urls(text: str, expected: str) -> None:
     assert redact(text) == expected
 
 
@@ -65,12 +65,12 @@ def test_user_and_password_are_taken_out_of_urls(text: str, expected: str) -> No
         "",
     ],
 )
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
 @pytest.mark.parametrize("value", [None, True, 3, 0.5])
-def test_numbers_and_null_stay_as_they_are(value: object) -> None:
+def test_numbers_and_null_are_unchanged(value: object) -> None:
     assert redact(value) is value
 
 
@@ -91,12 +91,12 @@ def test_numbers_and_null_stay_as_they_are(value: object) -> None:
         "passwd",
     ],
 )
-def test_a_name_tells_a_secret(name: str) -> None:
+def test_names_of_secrets_are_recognised(name: str) -> None:
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize("name", ["key", "track_uri", "s3.endpoint", "keys", "pid", "lake.path", "uri"])
-def test_a_common_name_tells_none(name: str) -> None:
+def test_common_names_are_not_secrets(name: str) -> None:
     assert not is_secret_name(name)
 
 
@@ -140,7 +140,7 @@ def test_a_record_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", record["timestamp"])
 
 
-def test_libraries_write_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_use_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
     configured()
     logging.getLogger("some.library").warning("at %s", "http://u:hunter2@h")
     (record,) = records(capsys)
@@ -148,7 +148,7 @@ def test_libraries_write_the_same_form(capsys: pytest.CaptureFixture[str]) -> No
     assert "timestamp" in record
 
 
-def test_auto_is_json_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_json_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     configured(form="auto").info("started")
     assert records(capsys)[0]["event"] == "started"
 
@@ -181,9 +181,7 @@ def test_it_is_quiet_by_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("level", "expected"), [("debug", "deiw"), ("info", "eiw"), ("warning", "ew"), ("error", "e")])
-def test_the_level_is_the_least_that_is_written(
-    capsys: pytest.CaptureFixture[str], level: Level, expected: str
-) -> None:
+def test_lower_levels_are_not_logged(capsys: pytest.CaptureFixture[str], level: Level, expected: str) -> None:
     log = configured(level)
     log.debug("d")
     log.info("i")
@@ -193,7 +191,7 @@ def test_the_level_is_the_least_that_is_written(
 
 
 @pytest.mark.parametrize("name", ["py4j", "mlflow", "alembic", "botocore", "urllib3", "pyspark"])
-def test_noisy_libraries_are_heard_for_errors_alone(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_noisy_libraries_log_only_errors(capsys: pytest.CaptureFixture[str], name: str) -> None:
     configured("debug")
     logging.getLogger(name).warning("noise")
     logging.getLogger(name).error("trouble")

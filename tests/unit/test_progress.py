@@ -25,8 +25,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def begun(total: int | None = None, what: str = "recommend", unit: str = "playlists") -> Meter:
-    return Meter(what, unit, total, started=0.0, said=0.0)
+def started(total: int | None = None, label: str = "recommend", unit: str = "playlists") -> Meter:
+    return Meter(label, unit, total, started=0.0, printed_at=0.0)
 
 
 @pytest.mark.parametrize(
@@ -43,21 +43,21 @@ def begun(total: int | None = None, what: str = "recommend", unit: str = "playli
         (99_999, None, 10, "recommend: 99,999 playlists, 10,000 playlists/s"),
     ],
 )
-def test_a_line_tells_how_far_how_fast_and_how_long(
+def test_a_line_shows_progress_rate_and_remaining_time(
     clock: Clock, done: int, total: int | None, seconds: float, expected: str
 ) -> None:
-    shown = begun(total)
+    shown = started(total)
     clock.now = seconds
     shown.update(done)
     assert shown.line() == expected
 
 
 def test_a_line_at_the_very_start_is_defined(clock: Clock) -> None:
-    assert begun(5).line() == "recommend: 0 of 5 playlists, 0 playlists/s"
+    assert started(5).line() == "recommend: 0 of 5 playlists, 0 playlists/s"
 
 
-def test_it_never_goes_back(clock: Clock) -> None:
-    shown = begun(100)
+def test_progress_never_goes_backwards(clock: Clock) -> None:
+    shown = started(100)
     shown.update(40)
     shown.update(30)
     assert shown.done == 40
@@ -66,7 +66,7 @@ def test_it_never_goes_back(clock: Clock) -> None:
 
 
 def test_the_total_may_become_known_later(clock: Clock) -> None:
-    shown = begun()
+    shown = started()
     clock.now = 10
     shown.update(10, total=20)
     shown.update(10)
@@ -74,7 +74,7 @@ def test_the_total_may_become_known_later(clock: Clock) -> None:
 
 
 def test_a_line_is_written_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = begun(1000)
+    shown = started(1000)
     for second in range(100):
         clock.now = second
         shown.update(second)
@@ -85,7 +85,7 @@ def test_a_line_is_written_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     assert lines[0] == "recommend: 15 of 1,000 playlists, 1.0 playlists/s, 985 s left"
 
 
-def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with meter("generate", "playlists", 10) as shown:
         for i in range(10):
             shown.update(i + 1)
@@ -115,6 +115,6 @@ def test_a_terminal_gets_a_bar_on_standard_error(
     assert capsys.readouterr().out == ""
 
 
-def test_an_error_in_the_work_goes_through() -> None:
+def test_an_error_in_the_work_propagates() -> None:
     with pytest.raises(ValueError, match="in the work"), meter("generate", "playlists", 10):
         raise ValueError("in the work")

@@ -1,1 +1,1 @@
-"""Arrays, without Spark and without Delta."""
+"""Array types and operations that depend on neither Spark nor Delta."""

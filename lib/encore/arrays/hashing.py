@@ -1,7 +1,7 @@
-"""Pseudo-random numbers as a pure function of a seed and of keys: the same on any machine and in any order.
+"""Pseudo-random numbers as a pure function of a seed and keys: the same on every machine and in any order.
 
-The mix is that of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA
-2014):
+The mixing function is that of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
+OOPSLA 2014):
 
     f(x):  z = x + 0x9E3779B97F4A7C15
            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
@@ -12,7 +12,7 @@ The mix is that of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom 
     mix(seed, a)       = f(mix(seed) ^ a)
     mix(seed, a, b)    = f(mix(seed, a) ^ b)    and so on
 
-f is a bijection, so that for equal seed and a, different b never collide.
+f is a bijection, so for the same seed and a, different values of b never collide.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 
 def _finalise(z: U64) -> U64:
-    """f of the module's docstring, in place: `z` is the caller's to give away."""
+    """f as defined in the module docstring; overwrites `z` and returns it."""
     z += _GAMMA
     shifted = z >> np.uint64(30)
     z ^= shifted
@@ -46,17 +46,18 @@ def _finalise(z: U64) -> U64:
 def extend(state: U64, column: NDArray[Any]) -> U64:
     """`mix` with one more column: extend(mix(seed, a), b) is mix(seed, a, b).
 
-    `state` is uint64, `column` any integer type (negative numbers as two's complement); the two broadcast.
+    `state` is uint64, `column` any integer type (negative numbers as two's complement); the two are broadcast
+    against each other.
     """
     if column.dtype.kind not in "iu":
-        raise ValueError(f"integers expected to hash, {column.dtype} found")
+        raise ValueError(f"expected integers to hash, found {column.dtype}")
     return _finalise(np.bitwise_xor(state, column.astype(np.uint64)))
 
 
 def mix(seed: int, *columns: NDArray[Any]) -> U64:
-    """A 64-bit hash of the seed (modulo 2**64) and of each row of integer columns of one length.
+    """A 64-bit hash of the seed (modulo 2**64) and each row of the integer columns, which all have the same length.
 
-    Without columns an array of length 1.
+    Without columns, the result has length 1.
     """
     state = _finalise(np.array([seed % 2**64], dtype=np.uint64))
     for column in columns:

@@ -1,9 +1,9 @@
-"""Where compiled loops are kept, and that one process compiles them while others wait.
+"""The on-disk cache of compiled loops: one process compiles while the others wait.
 
-Importing numba takes about half a second and compiling much longer, so modules of loops are imported where they are
-called, within `prepared`. What was compiled is kept in files. They lie in NUMBA_CACHE_DIR where that is set, in the
-package's own __pycache__ folders where those can be written, and else in a folder of this user under the system's
-folder for temporary files.
+Importing numba takes about half a second, and compiling takes much longer, so modules of compiled loops are imported
+only where they are called, inside `compilation_cache`. The cache files are in NUMBA_CACHE_DIR if that is set, otherwise
+in the package's __pycache__ folders if those are writable, otherwise in a per-user folder in the system's temporary
+directory.
 """
 
 from __future__ import annotations
@@ -18,51 +18,53 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _VARIABLE = "NUMBA_CACHE_DIR"
-_OWN = Path(__file__).parent / "__pycache__"
+_PACKAGE_CACHE = Path(__file__).parent / "__pycache__"
 
 
 def cache_folder() -> Path:
-    """Where compiled loops are kept; it exists and can be written, or it is a temporary one of this process."""
+    """The folder of compiled loops: an existing writable one, or a new temporary one for this process."""
     named = os.environ.get(_VARIABLE)
     shared = Path(tempfile.gettempdir()) / f"encore-compiled-{os.getuid()}"
-    for folder in [Path(named)] if named else [_OWN, shared]:
+    for folder in [Path(named)] if named else [_PACKAGE_CACHE, shared]:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
             continue
-        # another user could put code of his own into a folder that was made before
+        # a shared folder that another user created could contain that user's code
         if os.access(folder, os.W_OK | os.X_OK) and (folder != shared or folder.stat().st_uid == os.getuid()):
             return folder
     return Path(tempfile.mkdtemp(prefix="encore-compiled-"))
 
 
-def is_kept(module: str) -> bool:
-    """Whether something that was compiled of a module is kept, so that loading it is quick."""
+def is_cached(module: str) -> bool:
+    """Whether the cache has compiled code for a module, so that loading it is quick."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         return False
     source, folder = Path(spec.origin), cache_folder()
-    places = source.parent.glob("__pycache__/*.nbi") if folder == _OWN else folder.rglob("*.nbi")
-    return any(place.name.startswith(f"{source.stem}.") for place in places)
+    files = source.parent.glob("__pycache__/*.nbi") if folder == _PACKAGE_CACHE else folder.rglob("*.nbi")
+    return any(file.name.startswith(f"{source.stem}.") for file in files)
 
 
 @contextmanager
-def prepared() -> Iterator[None]:
-    """Within it loops may be imported and called first: what is compiled goes where it can be kept, and other
-    processes of this machine wait, to find it there."""
+def compilation_cache() -> Iterator[None]:
+    """Import and first call compiled loops inside this context.
+
+    Compiled code goes into the cache; other processes on this machine wait, and then find it there.
+    """
     folder = cache_folder()
-    if folder != _OWN:
-        # numba's own choice is the __pycache__ of each module
+    if folder != _PACKAGE_CACHE:
+        # numba's default is the __pycache__ of each module
         os.environ[_VARIABLE] = str(folder)
         if "numba" in sys.modules:
             sys.modules["numba"].config.CACHE_DIR = str(folder)
-    with locked(folder / "encore-compile.lock"):
+    with file_lock(folder / "encore-compile.lock"):
         yield
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time."""
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is created if missing: one process at a time."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Ranked ids with their scores, a row for each query: what searches and models return."""
+"""Ranked ids with their scores, one row per query: what searches and models return."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from encore.arrays.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Scored ids, a row for each query, best first: by score descending, then by id ascending.
+    """Scored ids, one row per query, best first: by score descending, then by id ascending.
 
-    `ids` has int32 values; `scores` is float32 and as long as ids.values: the score of each.
+    `ids` has int32 values; `scores` is float32, one per element of ids.values.
     """
 
     ids: Ragged
@@ -24,26 +24,26 @@ class Ranked:
 
     def __post_init__(self) -> None:
         if self.scores.shape != self.ids.values.shape:
-            raise ValueError(f"scores: shape {self.ids.values.shape} expected, {self.scores.shape} found")
+            raise ValueError(f"scores: expected shape {self.ids.values.shape}, found {self.scores.shape}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
     def empty(cls, n: int) -> Ranked:
-        """n rows without an id."""
+        """n empty rows."""
         return cls(Ragged.empty(n), np.zeros(0, dtype=np.float32))
 
     @classmethod
     def concat(cls, parts: Sequence[Ranked]) -> Ranked:
-        """The rows of all parts, one part after the other. At least one part."""
+        """The rows of all parts, in order. Raises ValueError if there are no parts."""
         return cls(Ragged.concat([part.ids for part in parts]), np.concatenate([part.scores for part in parts]))
 
     def where(self, mask: NDArray[np.bool_]) -> Ranked:
-        """Only the ids whose `mask` (as long as `scores`) is true; all rows stay, some shorter."""
+        """Only the ids for which `mask` (as long as `scores`) is true; the number of rows stays the same."""
         return Ranked(self.ids.where(mask), self.scores[mask])
 
     def head(self, n: int | NDArray[Any]) -> Ranked:
-        """The n best (or n[i] of row i) of each row."""
-        wanted = n if isinstance(n, int) else np.repeat(n, self.ids.lengths)
-        return self.where(self.ids.places < wanted)
+        """The n best of each row (n[i] of row i if `n` is an array)."""
+        limit = n if isinstance(n, int) else np.repeat(n, self.ids.lengths)
+        return self.where(self.ids.positions < limit)

@@ -1,6 +1,6 @@
-"""The loops of `keys`, compiled by numba. Import it through `keys.loops()` only: numba is slow to import."""
+"""Compiled loops of `track_keys`. Import only through `track_keys.load_loops()`: numba is slow to import."""
 
-# numba gives the functions here their types
+# numba infers the types of these functions
 # mypy: ignore-errors
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ _COMPILED = {"cache": True, "nogil": True}
 
 
 @njit(**_COMPILED)
-def pack(texts, skip, allowed, words):
-    """The 22 bytes of each row of `texts` from `skip` on as three numbers, the first byte the highest: `words` (n, 3).
-    False, and words that mean nothing, where a byte is not `allowed`."""
-    for i in range(len(texts)):
+def pack(strings, skip, allowed, words):
+    """Pack 22 bytes of each row of `strings`, starting at `skip`, into three big-endian numbers: `words` (n, 3).
+
+    Returns False, leaving `words` undefined, if a byte is not `allowed`.
+    """
+    for i in range(len(strings)):
         at = skip
         for w in range(3):
             word = np.uint64(0)
             for _ in range(8 if w < 2 else 6):
-                byte = texts[i, at]
+                byte = strings[i, at]
                 if not allowed[byte]:
                     return False
                 word = (word << np.uint64(8)) | np.uint64(byte)
@@ -30,7 +32,7 @@ def pack(texts, skip, allowed, words):
 
 @njit(**_COMPILED)
 def _slot(a, b, c, mask):
-    """A well mixed number of three words, from 0 to `mask`."""
+    """A hash of three words, 0 to `mask`."""
     h = a * np.uint64(0x9E3779B97F4A7C15)
     h = (h ^ (h >> np.uint64(32))) + b
     h = h * np.uint64(0xBF58476D1CE4E5B9)
@@ -41,7 +43,7 @@ def _slot(a, b, c, mask):
 
 @njit(**_COMPILED)
 def fill(slots, words, n):
-    """Put codes 0..n-1 into empty `slots` (-1: empty), of which there are more, and a power of two."""
+    """Insert codes 0 to n - 1 into `slots`, all empty (-1); their number is a power of two and above n."""
     mask = np.uint64(len(slots) - 1)
     for code in range(n):
         at = _slot(words[code, 0], words[code, 1], words[code, 2], mask)
@@ -51,18 +53,20 @@ def fill(slots, words, n):
 
 
 @njit(**_COMPILED)
-def look_up(slots, words, n, wanted, adds, codes):
-    """The code of each of `wanted` (m, 3) into `codes`; what is not there is -1, or where `adds`, is added as code n,
-    n + 1 and so on. Returns how many there are then."""
+def look_up(slots, words, n, keys, add, codes):
+    """Write the code of each of `keys` (m, 3) to `codes`; returns the number of distinct keys afterwards.
+
+    A missing key gets -1 or, if `add`, is added with the next code: n, n + 1 and so on.
+    """
     mask = np.uint64(len(slots) - 1)
-    for i in range(len(wanted)):
-        a, b, c = wanted[i, 0], wanted[i, 1], wanted[i, 2]
+    for i in range(len(keys)):
+        a, b, c = keys[i, 0], keys[i, 1], keys[i, 2]
         at = _slot(a, b, c, mask)
         code = slots[at]
         while code >= 0 and (words[code, 0] != a or words[code, 1] != b or words[code, 2] != c):
             at = (at + np.uint64(1)) & mask
             code = slots[at]
-        if code < 0 and adds:
+        if code < 0 and add:
             words[n, 0], words[n, 1], words[n, 2] = a, b, c
             slots[at] = code = n
             n += 1
@@ -72,9 +76,9 @@ def look_up(slots, words, n, wanted, adds, codes):
 
 @njit(**_COMPILED)
 def keep_best(codes, missing, pids, counts, start, best_missing, best_pid, best_row, n_rows):
-    """Of each code the row with the fewest `missing`, then the lowest pid, then that which came first.
+    """Update the best row of each code: the fewest `missing`, then the lowest pid, then the earliest row.
 
-    Rows have the numbers start, start + 1 and so on; best_row is -1 where there is none yet. `counts` are added up in
+    The rows are numbered start, start + 1 and so on; best_row is -1 for a code without a row. `counts` are added to
     n_rows.
     """
     for i in range(len(codes)):

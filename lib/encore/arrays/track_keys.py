@@ -1,8 +1,8 @@
-"""Spotify ids as numbers, and tables that give each distinct one a small code.
+"""Spotify ids as numbers, and hash tables that give each distinct id a small integer code.
 
-An id is 22 letters and digits, held as three 64-bit numbers that are ordered as the texts are. A set of two million
-takes 130 MB here, and finding one takes a fifth of a microsecond; both are several times more as Python strings, or
-where a library's dictionary is made anew for each batch.
+An id is 22 letters and digits, stored as three 64-bit numbers that sort in the same order as the strings. A table of
+two million ids takes 130 MB, and a look-up takes a fifth of a microsecond; both are several times more with Python
+strings, or with a library's dictionary that is rebuilt for each batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from encore.arrays.jit import prepared
+from encore.arrays.jit import compilation_cache
 
 U64 = NDArray[np.uint64]
 I32 = NDArray[np.int32]
@@ -29,9 +29,9 @@ _ALLOWED[[ord(sign) for sign in "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijk
 
 
 @lru_cache(maxsize=1)
-def loops() -> ModuleType:
-    """`encore.arrays.track_key_loops`, with everything in it compiled."""
-    with prepared():
+def load_loops() -> ModuleType:
+    """Import `encore.arrays.track_key_loops` and compile everything in it."""
+    with compilation_cache():
         from encore.arrays import track_key_loops
 
         words, one = np.zeros((1, 3), np.uint64), np.zeros(1, np.int64)
@@ -43,30 +43,30 @@ def loops() -> ModuleType:
     return track_key_loops
 
 
-def id_words(texts: pa.Array | pa.ChunkedArray, prefix: str = URI_PREFIX) -> U64 | None:
-    """Ids as uint64 (n, 3), of texts that are `prefix` and an id each; None where any is something else or null."""
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.combine_chunks() if texts.num_chunks != 1 else texts.chunk(0)
-    if not pa.types.is_string(texts.type):
-        texts = texts.cast(pa.string())
-    if texts.null_count:
+def id_words(strings: pa.Array | pa.ChunkedArray, prefix: str = URI_PREFIX) -> U64 | None:
+    """The ids in strings of the form `prefix` + id, as uint64 (n, 3); None if any string is null or malformed."""
+    if isinstance(strings, pa.ChunkedArray):
+        strings = strings.combine_chunks() if strings.num_chunks != 1 else strings.chunk(0)
+    if not pa.types.is_string(strings.type):
+        strings = strings.cast(pa.string())
+    if strings.null_count:
         return None
-    n, skip = len(texts), len(prefix)
+    n, skip = len(strings), len(prefix)
     words = np.empty((n, 3), np.uint64)
     if n == 0:
         return words
-    offsets = np.frombuffer(texts.buffers()[1], np.int32, n + 1, texts.offset * 4)
+    offsets = np.frombuffer(strings.buffers()[1], np.int32, n + 1, strings.offset * 4)
     length = skip + ID_LENGTH
     if offsets[-1] - offsets[0] != n * length or (np.diff(offsets) != length).any():
         return None
-    bytes_ = np.frombuffer(texts.buffers()[2], np.uint8, n * length, int(offsets[0])).reshape(n, length)
+    bytes_ = np.frombuffer(strings.buffers()[2], np.uint8, n * length, int(offsets[0])).reshape(n, length)
     if skip and (bytes_[:, :skip] != np.frombuffer(prefix.encode(), np.uint8)).any():
         return None
-    return words if loops().pack(bytes_, skip, _ALLOWED, words) else None
+    return words if load_loops().pack(bytes_, skip, _ALLOWED, words) else None
 
 
 class KeyTable:
-    """Distinct ids, numbered 0, 1, 2, ... in the order in which they were added."""
+    """Distinct ids with codes 0, 1, 2, ... in the order in which they were added."""
 
     def __init__(self) -> None:
         self._n = 0
@@ -78,51 +78,53 @@ class KeyTable:
 
     @property
     def words(self) -> U64:
-        """The ids by code, uint64 (n, 3); a view."""
+        """The ids in the order of their codes, uint64 (n, 3); a view."""
         return self._words[: self._n]
 
     def add(self, words: U64) -> I32:
-        """The code of each of these ids, int32 (m,); new ones get the next codes in the order in which they come."""
-        self._make_room(len(words))
+        """The code of each of these ids, int32 (m,); new ids get the next codes, in the order in which they occur."""
+        self._reserve(len(words))
         codes = np.empty(len(words), np.int32)
-        self._n = loops().look_up(self._slots, self._words, self._n, words, True, codes)
+        self._n = load_loops().look_up(self._slots, self._words, self._n, words, True, codes)
         return codes
 
     def find(self, words: U64) -> I32:
-        """The code of each of these ids, int32 (m,), -1 where it was not added."""
+        """The code of each of these ids, int32 (m,), -1 for an id that was never added."""
         codes = np.empty(len(words), np.int32)
-        loops().look_up(self._slots, self._words, self._n, words, False, codes)
+        load_loops().look_up(self._slots, self._words, self._n, words, False, codes)
         return codes
 
-    def _make_room(self, more: int) -> None:
-        """Room for so many more, half of the slots staying empty: then few look-ups need a second try."""
-        wanted = self._n + more
-        if wanted > len(self._words):
-            self._words = grown(self._words, wanted, 0)
-        if 2 * wanted > len(self._slots):
-            self._slots = np.full(1 << (2 * wanted - 1).bit_length(), -1, np.int32)
-            loops().fill(self._slots, self._words, self._n)
+    def _reserve(self, n_new: int) -> None:
+        """Make room for `n_new` more ids at a load factor of at most one half, so that few look-ups probe twice."""
+        capacity = self._n + n_new
+        if capacity > len(self._words):
+            self._words = grow(self._words, capacity, 0)
+        if 2 * capacity > len(self._slots):
+            self._slots = np.full(1 << (2 * capacity - 1).bit_length(), -1, np.int32)
+            load_loops().fill(self._slots, self._words, self._n)
 
 
-def grown(array: NDArray[Any], wanted: int, fill: int) -> NDArray[Any]:
-    """The array with room for at least `wanted` rows, twice what it had if that is more; new ones are `fill`."""
-    longer = np.full((max(wanted, 2 * len(array)), *array.shape[1:]), fill, array.dtype)
+def grow(array: NDArray[Any], n_rows: int, fill: int) -> NDArray[Any]:
+    """A copy with at least `n_rows` rows, and at least twice as many as before; new elements are `fill`."""
+    longer = np.full((max(n_rows, 2 * len(array)), *array.shape[1:]), fill, array.dtype)
     longer[: len(array)] = array
     return longer
 
 
 def is_new(codes: I32, before: int) -> NDArray[np.bool_]:
-    """Which of the codes that `add` gave, there being `before` then, are of an id that had not been there, also not
-    earlier in the same call."""
+    """Which codes returned by `KeyTable.add` belong to ids that were new, at their first occurrence in that call.
+
+    `before`: the size of the table before the call.
+    """
     highest = np.maximum.accumulate(np.concatenate([[before - 1], codes]))
     return np.asarray(codes > highest[:-1])
 
 
 class BestRecords:
-    """Distinct ids of records that come in batches, and which record describes each of them best.
+    """Distinct ids of records that arrive in batches, and the best record of each id.
 
-    That is the one with the fewest fields missing, of those the one of the lowest pid, of those the first. Records
-    are numbered from 0 in the order in which they are added.
+    The best record has the fewest missing fields; ties are broken by the lowest pid, then by the earliest record.
+    Records are numbered from 0 in the order in which they are added.
     """
 
     def __init__(self) -> None:
@@ -139,20 +141,25 @@ class BestRecords:
         return len(self.keys)
 
     def column(self, name: str) -> NDArray[Any]:
-        """By code: `missing` int8 and `pid` int64 of the best record, its number `row` int64, and `n_rows` int64, how
-        often the id occurs; views, until the next `add`."""
+        """A column by code, as a view that is valid until the next `add`.
+
+        `missing` int8, `pid` int64 and `row` int64 (its number) of the best record; `n_rows` int64: how often the id
+        occurs.
+        """
         return self._columns[name][: len(self.keys)]
 
     def add(self, words: U64, missing: NDArray[np.int8], pids: I64, counts: NDArray[np.int32] | None = None) -> I32:
-        """Records of these ids, arrays of one length; `counts`: how many occurrences each stands for, 1 where not
-        given. Returns their codes, int32."""
+        """Add records with these ids; returns their codes, int32.
+
+        All arrays have the same length. `counts`: the number of occurrences that each record represents, 1 by default.
+        """
         codes = self.keys.add(words)
         if len(self.keys) > len(self._columns["row"]):
             self._columns = {
-                name: grown(array, len(self.keys), -1 if name == "row" else 0) for name, array in self._columns.items()
+                name: grow(array, len(self.keys), -1 if name == "row" else 0) for name, array in self._columns.items()
             }
         held = self._columns
-        loops().keep_best(
+        load_loops().keep_best(
             codes,
             missing,
             pids,

@@ -1,1 +1,1 @@
-"""Metrics of recommendations."""
+"""Evaluation of recommendations."""

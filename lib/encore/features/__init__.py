@@ -1,1 +1,1 @@
-"""Audio features of tracks: where they come from, how they are checked, and how they become vectors."""
+"""Audio features of tracks: providers, validation, and conversion to vectors."""

@@ -1,6 +1,6 @@
-"""The rules for audio features, the same for every provider: what is taken, what is refused and why.
+"""Validation of audio features, the same for every provider: which rows are accepted, which are rejected and why.
 
-Works on Arrow columns as a whole; only what is refused is looked at one by one.
+Works on whole Arrow columns; only rejected rows are processed one by one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _ARROW_TYPES = {"string": pa.string(), "double": pa.float64()}
 FEATURE_SCHEMA: pa.Schema = pa.schema(
     [pa.field(column.name, _ARROW_TYPES[column.type], column.nullable) for column in AUDIO_FEATURES.columns]
 )
-"""Columns of `audio_features`: track_uri, the eleven as float64, source; none is null."""
+"""Columns of `audio_features`: track_uri, the eleven features as float64, and source; none is null."""
 
-REFUSED_SCHEMA: pa.Schema = pa.schema(
+REJECTED_SCHEMA: pa.Schema = pa.schema(
     [
         pa.field(column.name, _ARROW_TYPES[column.type], column.nullable)
         for column in QUARANTINE.columns
         if column.name not in ("pid", "stage", "taken_by")
     ]
 )
-"""Columns of `quarantine` that a provider knows: source, record, reason, detail, payload (may be null)."""
+"""Columns of `quarantine` that a provider fills: source, record, reason, detail and payload, which is nullable."""
 
 WHOLE_FILE = "file"
-"""`record` of a source that is refused as a whole."""
+"""The `record` of a source that is rejected as a whole."""
 
 URI_PREFIX = "spotify:track:"
 
@@ -42,47 +42,48 @@ TRACK_ID = (
     r"^\s*(?:spotify:track:|(?:https?://)?open\.spotify\.com/(?:intl-[A-Za-z]+/)?track/)?"
     r"(?P<id>[0-9A-Za-z]{22})(?:[?#].*)?\s*$"
 )
-"""A track's id, bare, in a URI or in a link, for RE2: 22 digits to base 62."""
+"""RE2 pattern of a track id, bare, in a URI or in a link: 22 base-62 digits."""
 
 MISSING = ("", "null", "none", "na", "n/a", "#n/a", "\\n", "-")
-"""Texts, in small letters, that stand for no value."""
+"""Strings, in lower case, that stand for a missing value."""
 
 _NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """One bounded chunk of an answer: `features` of FEATURE_SCHEMA and `refused` of REFUSED_SCHEMA.
+class FeatureBatch:
+    """One batch of a provider's result: `features` of FEATURE_SCHEMA and `rejected` records of REJECTED_SCHEMA.
 
-    A track is in `features` of at most one chunk of an answer; a record in `refused` of at most one.
+    The size is bounded. Over all batches of a result, each track is in `features` at most once and each record in
+    `rejected` at most once.
     """
 
     features: pa.Table
-    refused: pa.Table
+    rejected: pa.Table
 
 
-def normalise_ids(texts: pa.Array) -> pa.Array:
-    """Track ids, 22 characters or null where there is none, of ids, URIs or open.spotify.com links."""
-    return pc.struct_field(pc.extract_regex(_text(texts), TRACK_ID), "id")
+def normalise_ids(strings: pa.Array) -> pa.Array:
+    """Extract track ids from ids, URIs or open.spotify.com links: 22 characters, or null if there is none."""
+    return pc.struct_field(pc.extract_regex(_text(strings), TRACK_ID), "id")
 
 
 def no_features() -> pa.Table:
-    """A table of FEATURE_SCHEMA without rows."""
+    """An empty table of FEATURE_SCHEMA."""
     return FEATURE_SCHEMA.empty_table()
 
 
-def refusals(rows: list[tuple[str, str, str, str, str | None]], payload_bytes: int) -> pa.Table:
-    """A table of REFUSED_SCHEMA of (source, record, reason, detail, payload), payloads cut to their bound."""
-    columns: list[list[str | None]] = [[row[place] for row in rows] for place in range(len(REFUSED_SCHEMA))]
+def rejections(rows: list[tuple[str, str, str, str, str | None]], payload_bytes: int) -> pa.Table:
+    """A table of REJECTED_SCHEMA from (source, record, reason, detail, payload); payloads are truncated."""
+    columns: list[list[str | None]] = [[row[column] for row in rows] for column in range(len(REJECTED_SCHEMA))]
     columns[-1] = [bounded(payload, payload_bytes) for payload in columns[-1]]
     return pa.table(
         [pa.array(column, pa.string()) for column in columns],
-        schema=REFUSED_SCHEMA,
+        schema=REJECTED_SCHEMA,
     )
 
 
 def bounded(payload: str | None, payload_bytes: int) -> str | None:
-    """The beginning of a payload, at most `payload_bytes` bytes of UTF-8."""
+    """A payload truncated to at most `payload_bytes` bytes of UTF-8."""
     if payload is None or len(payload.encode(errors="replace")) <= payload_bytes:
         return payload
     return payload.encode(errors="replace")[:payload_bytes].decode(errors="ignore")
@@ -91,25 +92,25 @@ def bounded(payload: str | None, payload_bytes: int) -> str | None:
 class TrackSet:
     """The tracks seen so far, in eight bytes each: 64-bit hashes in sorted runs that grow geometrically.
 
-    Two of n tracks share a hash with a chance of n^2 / 2^65: for the 2.26 million of the Million Playlist
-    Dataset, 1 in 7 million. The later one would be taken for a duplicate.
+    The probability that any two of n tracks share a hash is about n^2 / 2^65: 1 in 7 million for the 2.26 million
+    tracks of the Million Playlist Dataset. The later track would be mistaken for a duplicate.
     """
 
     def __init__(self) -> None:
         self._runs: list[NDArray[np.uint64]] = []
 
     def add(self, ids: pa.Array) -> NDArray[np.bool_]:
-        """Add ids of 22 characters, none null; True where one was not there, nor earlier in `ids`."""
+        """Add ids of 22 characters, none null; True for each id that is new and did not occur earlier in `ids`."""
         hashes = _hash(ids)
         distinct, first = np.unique(hashes, return_index=True)
         seen = np.zeros(len(distinct), dtype=bool)
         for run in self._runs:
-            place = np.minimum(np.searchsorted(run, distinct), len(run) - 1)
-            seen |= run[place] == distinct
+            at = np.minimum(np.searchsorted(run, distinct), len(run) - 1)
+            seen |= run[at] == distinct
         new = np.zeros(len(hashes), dtype=bool)
         new[first[~seen]] = True
         fresh = distinct[~seen]
-        # Merging runs of like size only keeps the work at n log n over all chunks.
+        # Merging only runs of similar size keeps the total work at n log n.
         while self._runs and len(self._runs[-1]) <= 2 * len(fresh):
             fresh = np.concatenate([self._runs.pop(), fresh])
             fresh.sort()
@@ -119,7 +120,7 @@ class TrackSet:
 
 
 def _hash(ids: pa.Array) -> NDArray[np.uint64]:
-    """64-bit hashes of ids of 22 characters: three words, mixed by the finaliser of SplitMix64."""
+    """64-bit hashes of ids of 22 characters: three words, mixed with the SplitMix64 finaliser."""
     padded = np.zeros((len(ids), 24), dtype=np.uint8)
     padded[:, :22] = (
         np.array(ids.cast(pa.binary(22)).to_numpy(zero_copy_only=False), dtype="S22")
@@ -136,19 +137,19 @@ def _hash(ids: pa.Array) -> NDArray[np.uint64]:
 
 
 class Validator:
-    """Checks raw rows and remembers the tracks that it took, so that each is taken once."""
+    """Checks raw rows, and remembers accepted tracks so that each is accepted once."""
 
     def __init__(self, payload_bytes: int) -> None:
         self._payload_bytes = payload_bytes
         self._taken = TrackSet()
 
-    def check(self, source: str, records: pa.Array, ids: pa.Array, values: Mapping[str, pa.Array]) -> Fetched:
-        """Split rows into those taken and those refused, each with the first of these reasons that applies.
+    def check(self, source: str, records: pa.Array, ids: pa.Array, values: Mapping[str, pa.Array]) -> FeatureBatch:
+        """Split rows into accepted and rejected ones, the latter with the first of these reasons that applies.
 
-        feature_id_malformed, feature_missing (null, or a text of MISSING), feature_not_a_number (also NaN),
-        feature_out_of_range (tables.RANGES, also infinite), feature_duplicate (the track was taken before: of
-        the good rows of a track, the first stays). `records`: strings, unique within `source`; `ids`: texts
-        that normalise_ids takes; `values`: the eleven, numbers or texts; all of one length.
+        feature_id_malformed, feature_missing (null, or a string in MISSING), feature_not_a_number (including NaN),
+        feature_out_of_range (vocabulary.RANGES; including infinity), feature_duplicate (the first valid row of a track
+        is kept). `records`: strings, unique within `source`; `ids`: strings as for normalise_ids; `values`: the eleven
+        features as numbers or strings; all of the same length.
         """
         n = len(records)
         track_ids = normalise_ids(ids)
@@ -160,8 +161,7 @@ class Validator:
             reason[rows] = why
             column[rows] = which
 
-        # Last to first, so that the reason of most weight, and the first column it holds for, is what
-        # remains.
+        # Lowest priority first, so that the reason with the highest priority, and its first column, remains.
         plain: dict[str, NDArray[np.float64]] = {}
         for which, name in reversed(list(enumerate(FEATURES))):
             plain[name] = numbers[name].values
@@ -185,10 +185,10 @@ class Validator:
         features = pa.table([pa.array(part) for part in taken], schema=FEATURE_SCHEMA)
         bad = np.flatnonzero(reason != "")
         if len(bad) == 0:
-            return Fetched(features, refusals([], self._payload_bytes))
-        return Fetched(features, self._refused(source, bad, reason[bad], column[bad], records, ids, values))
+            return FeatureBatch(features, rejections([], self._payload_bytes))
+        return FeatureBatch(features, self._rejected(source, bad, reason[bad], column[bad], records, ids, values))
 
-    def _refused(
+    def _rejected(
         self,
         source: str,
         rows: NDArray[np.int64],
@@ -198,10 +198,10 @@ class Validator:
         ids: pa.Array,
         values: Mapping[str, pa.Array],
     ) -> pa.Table:
-        place = pa.array(rows)
-        names = records.take(place).to_pylist()
-        given_ids = _text(ids.take(place)).to_pylist()
-        given = [_text(values[name].take(place)).to_pylist() for name in FEATURES]
+        at = pa.array(rows)
+        names = records.take(at).to_pylist()
+        given_ids = _text(ids.take(at)).to_pylist()
+        given = [_text(values[name].take(at)).to_pylist() for name in FEATURES]
         table: list[tuple[str, str, str, str, str | None]] = []
         for position, (reason, which) in enumerate(zip(reasons.tolist(), columns.tolist(), strict=True)):
             found = given[which][position] if which >= 0 else given_ids[position]
@@ -209,7 +209,7 @@ class Validator:
             record = {"id": given_ids[position]}
             record.update({name: column[position] for name, column in zip(FEATURES, given, strict=True)})
             table.append((source, names[position], reason, detail, orjson.dumps(record).decode()))
-        return refusals(table, self._payload_bytes)
+        return rejections(table, self._payload_bytes)
 
 
 def _detail(reason: str, name: str, found: str | None) -> str:
@@ -226,7 +226,7 @@ def _detail(reason: str, name: str, found: str | None) -> str:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A column as numbers: `values` float64, NaN where there is none; why there is none, as two masks."""
+    """A column as numbers: `values` float64, NaN for rows in either of the masks `missing` and `not_a_number`."""
 
     values: NDArray[np.float64]
     missing: NDArray[np.bool_]
@@ -234,7 +234,7 @@ class Numbers:
 
 
 def to_numbers(column: pa.Array) -> Numbers:
-    """Numbers of an Arrow column of numbers or texts; of other types, booleans too, nothing is one."""
+    """Convert an Arrow column of numbers or strings; values of any other type, even booleans, are not numbers."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_number(column.type):
@@ -249,7 +249,7 @@ def to_numbers(column: pa.Array) -> Numbers:
             absent = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(MISSING, column.type))
             missing = _flags(pc.or_(pc.is_null(column), absent))
             number = pc.match_substring_regex(trimmed, _NUMBER)
-            # An infinite number is out of range rather than no number: keep its text.
+            # Infinity counts as out of range, not as not a number, so keep it.
             infinite = pc.match_substring_regex(trimmed, r"(?i)^[+-]?inf(?:inity)?$")
             cast = pc.if_else(pc.or_(number, infinite), trimmed, None).cast(pa.float64())
     else:
@@ -264,7 +264,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _text(column: pa.Array) -> pa.Array:
-    """The values as texts, for reading ids and for showing what was found."""
+    """The values as strings, for parsing ids and for messages."""
     if pa.types.is_string(column.type):
         return column
     if pa.types.is_nested(column.type):

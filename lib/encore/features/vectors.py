@@ -1,11 +1,10 @@
-"""Features to vectors: `raw`, `zscore` or `whiten`, with a factor for each feature, as one linear map.
+"""Features to vectors: `raw`, `zscore` or `whiten`, with a weight for each feature, as one linear map.
 
     vector = matrix @ (inputs - mean)
 
-The inputs are the eleven features with `key` as two (see `circular`), twelve in all. Everything here is bit
-for bit the same for any order of the rows, number of threads or machine with IEEE arithmetic: sums are exact
-in any order (`_Sum`), the eigenvectors come from plain Jacobi rotations and not from LAPACK, and no product
-goes through BLAS.
+The inputs are the eleven features with `key` encoded as two (see `circular`), twelve in all. Every result is the same
+to the last bit for any order of the rows, number of threads and machine with IEEE arithmetic: sums do not depend on
+their order (`_Sum`), eigenvectors are computed by Jacobi rotations instead of LAPACK, and no product uses BLAS.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ Matrix = NDArray[np.float64]
 INPUTS: tuple[str, ...] = tuple(
     part for name in FEATURES for part in (("key_cos", "key_sin") if name == "key" else (name,))
 )
-"""Inputs of the linear map, in order: the features, key as two."""
+"""Inputs of the linear map, in order: the features, with key as two inputs."""
 
 TRANSFORMS = ("raw", "zscore", "whiten")
 
 CONSTANT = 1e-9
-"""A column whose deviation is at most this share of its root mean square is constant: its output is 0."""
+"""A column whose standard deviation is at most this fraction of its root mean square is constant: its output is 0."""
 
 EIGENVALUE_FLOOR = 1e-6
-"""Whitening drops directions of the standardised inputs with less variance than this."""
+"""Whitening drops directions in which the standardised inputs have less variance than this."""
 
 _KEY = FEATURES.index("key")
 _KEY_COS = INPUTS.index("key_cos")
@@ -44,10 +43,10 @@ _BLOCK = 16384
 
 @dataclass(frozen=True)
 class VectorParameters:
-    """A fitted map of n inputs to d dimensions; here n = d = 12.
+    """A fitted map from n inputs to d dimensions; here n = d = 12.
 
-    `columns`: names of the inputs; `mean`: float64[n]; `matrix`: float64[d, n], weights included; `weights`:
-    float64[n], one an input, as they went into the matrix; `n_tracks`: rows that it was fitted on.
+    `columns`: names of the inputs; `mean`: float64[n]; `matrix`: float64[d, n], including the weights; `weights`:
+    float64[n], one per input, as applied to the matrix; `n_tracks`: number of rows it was fitted on.
     """
 
     transform: str
@@ -59,48 +58,45 @@ class VectorParameters:
 
 
 def circular(features: Matrix) -> Matrix:
-    """Inputs, float64[n, 12], of features, float64[n, 11]: key k becomes (cos, sin) of 2 pi k / 12.
+    """Convert features, float64[n, 11], to inputs, float64[n, 12]: key k becomes (cos, sin) of 2 pi k / 12.
 
-    Pitch classes go round: B (11) is a semitone from C (0), which a number from 0 to 11 does not say. The two
-    coordinates are a point on the unit circle; -1, no key found, is its centre, (0, 0), equally far from
-    every key.
+    Pitch classes are circular: B (11) is a semitone from C (0), which numbers from 0 to 11 do not express. The two
+    coordinates are a point on the unit circle; -1, no key detected, is its centre, (0, 0), equally far from every key.
     """
     inputs = np.empty((len(features), len(INPUTS)))
     inputs[:, :_KEY] = features[:, :_KEY]
     inputs[:, _KEY_SIN + 1 :] = features[:, _KEY + 1 :]
     key = features[:, _KEY]
     found = key >= 0
-    # Rounding makes the twelve points exact where they should be (cos of a quarter turn is 0) and alike
-    # everywhere.
+    # Rounding makes the twelve points exact where possible (cos of a quarter turn is 0) and identical on all machines.
     inputs[:, _KEY_COS] = np.where(found, np.round(np.cos(key * (math.pi / 6)), 14), 0.0)
     inputs[:, _KEY_SIN] = np.where(found, np.round(np.sin(key * (math.pi / 6)), 14), 0.0)
     return inputs
 
 
 def fit(features: Matrix, transform: str, weights: Mapping[str, float]) -> VectorParameters:
-    """The map fitted on features of all tracks: float64[n_tracks, 11] as in vocabulary.FEATURES, any row order.
+    """Fit the map on the features of all tracks: float64[n_tracks, 11] as in vocabulary.FEATURES, in any row order.
 
-    With x the inputs, w the weights (1 where not named; both parts of key get its weight), all moments over
-    the n_tracks rows (divided by n, not n - 1):
+    Let x be the inputs and w the weights (1 by default; both parts of key get its weight). All moments are over the
+    n_tracks rows and divide by n, not n - 1:
 
     - raw: matrix = diag(w), mean = 0
-    - zscore: matrix = diag(w / s), s the deviations. key_cos and key_sin share one, the root of their mean
+    - zscore: matrix = diag(w / s), s the standard deviations. key_cos and key_sin share one, the root of their mean
       variance, so that the circle stays round and neighbouring keys stay equally far apart.
-    - whiten: matrix = diag(w) R^(-1/2) diag(1 / s), R the covariance of the standardised inputs: ZCA on
-      standardised inputs (Kessy, Lewin and Strimmer 2018, "ZCA-cor"), so that units do not matter. The root
-      is symmetric: each output is the uncorrelated variable most like its own input, which is why a weight
-      can be applied to it. With weights of 1 the covariance of the vectors is the identity.
+    - whiten: matrix = diag(w) R^(-1/2) diag(1 / s), R the covariance of the standardised inputs: ZCA on standardised
+      inputs (Kessy, Lewin and Strimmer 2018, "ZCA-cor"), so that units do not matter. The root is symmetric: among
+      uncorrelated outputs, each is the most similar to its own input, so a weight can be applied to it. With weights
+      of 1 the covariance of the vectors is the identity.
 
-    A weight is a factor on a coordinate, so its square is one on the squared distance. Key fills two of the
-    twelve dimensions; a weight of 0.7071 makes it count as much as the others.
+    A weight multiplies a coordinate, so its square multiplies the squared distance. Key takes up two of the twelve
+    dimensions; a weight of 0.7071 makes it count as much as the others.
     Constant columns give 0, and whitening drops directions whose eigenvalue is below EIGENVALUE_FLOOR (a
-    pseudo-inverse): one track, or tracks that are all equal, get zero vectors.
+    pseudo-inverse): a single track, or tracks that are all equal, get zero vectors.
 
-    Raises ConfigError for an unknown transform or weight, InputError where there is no row or a value is not
-    finite.
+    Raises ConfigError for an unknown transform or weight, InputError if there are no rows or a value is not finite.
     """
     if features.ndim != 2 or features.shape[1] != len(FEATURES):
-        raise ValueError(f"features of shape (tracks, {len(FEATURES)}) expected, {features.shape} found")
+        raise ValueError(f"features: expected shape (tracks, {len(FEATURES)}), found {features.shape}")
     if transform not in TRANSFORMS:
         raise ConfigError(f"vectors.transform: unknown transform {transform!r}", remedy=", ".join(TRANSFORMS))
     factors = _factors(weights)
@@ -109,7 +105,7 @@ def fit(features: Matrix, transform: str, weights: Mapping[str, float]) -> Vecto
         raise InputError("no track has features: there is nothing to fit vectors on")
     infinite = [name for name, column in zip(FEATURES, features.T, strict=True) if not np.isfinite(column).all()]
     if infinite:
-        raise InputError(f"finite numbers expected, others found among the tracks' {', '.join(infinite)}")
+        raise InputError(f"expected finite numbers, found others in the tracks' {', '.join(infinite)}")
     if transform == "raw":
         return VectorParameters(transform, INPUTS, np.zeros(len(INPUTS)), np.diag(factors), factors, n_tracks)
     mean, covariance = _moments(features)
@@ -123,15 +119,14 @@ def fit(features: Matrix, transform: str, weights: Mapping[str, float]) -> Vecto
 
 
 def apply(parameters: VectorParameters, features: Matrix) -> NDArray[np.float32]:
-    """Vectors, float32[n_tracks, d], of features, float64[n_tracks, 11] in the order of vocabulary.FEATURES.
+    """Convert features, float64[n_tracks, 11] as in vocabulary.FEATURES, to vectors, float32[n_tracks, d].
 
-    A row's vector depends on that row alone, to the last bit. Raises ValueError for parameters of other
-    inputs.
+    A vector depends, to the last bit, only on its own row. Raises ValueError for parameters with other inputs.
     """
     if parameters.columns != INPUTS:
-        raise ValueError(f"parameters for the inputs {INPUTS} expected, for {parameters.columns} found")
+        raise ValueError(f"parameters: expected the inputs {INPUTS}, found {parameters.columns}")
     if features.ndim != 2 or features.shape[1] != len(FEATURES):
-        raise ValueError(f"features of shape (tracks, {len(FEATURES)}) expected, {features.shape} found")
+        raise ValueError(f"features: expected shape (tracks, {len(FEATURES)}), found {features.shape}")
     vectors = np.empty((len(features), len(parameters.matrix)), dtype=np.float32)
     for start in range(0, len(features), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -150,22 +145,21 @@ def _factors(weights: Mapping[str, float]) -> Matrix:
         raise ConfigError(f"vectors.weights.{unknown[0]}: unknown feature", remedy=", ".join(FEATURES))
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise ConfigError(f"vectors.weights.{name}: a number from 0 expected, {weight} found")
-    one_each = [float(weights.get(name, 1.0)) for name in FEATURES]
-    return np.array(one_each[: _KEY + 1] + one_each[_KEY:])
+            raise ConfigError(f"vectors.weights.{name}: expected a number of at least 0, found {weight}")
+    by_feature = [float(weights.get(name, 1.0)) for name in FEATURES]
+    return np.array(by_feature[: _KEY + 1] + by_feature[_KEY:])
 
 
 class _Sum:
-    """Sums of columns that come in blocks, equal to the last bit whatever the order of rows and blocks.
+    """Sums of columns that arrive in blocks, identical to the last bit for any order of rows and blocks.
 
-    Reproducible summation (Demmel and Nguyen 2013): adding and subtracting a large constant rounds each
-    number to a multiple of one power of two, so coarse that float64 adds n of them without any error; what
-    was rounded off is summed in the same way with a finer one. The error of the whole is below n^3 2^-103
-    times `bound`.
+    Reproducible summation (Demmel and Nguyen 2013): adding and subtracting a large constant rounds each number to a
+    multiple of a power of two that is coarse enough for float64 to add n of them without error; the remainders are
+    summed in the same way with a finer power of two. The total error is below n^3 2^-103 times `bound`.
     """
 
     def __init__(self, bound: Matrix, n: int) -> None:
-        """`bound`: at least the greatest absolute value of each column; `n`: at least the number of rows."""
+        """`bound`: an upper bound on the absolute values of each column; `n`: an upper bound on the number of rows."""
         self._constants = []
         self._sums = []
         for _ in range(2):
@@ -217,7 +211,7 @@ def _moments(features: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _scale(mean: Matrix, covariance: Matrix) -> Matrix:
-    """One over the deviation of each input, 0 for a constant one; the two of key share theirs."""
+    """The inverse standard deviation of each input, 0 if it is constant; the two inputs of key share one."""
     variance = np.diag(covariance).copy()
     square = variance + mean * mean
     for moment in (variance, square):
@@ -229,8 +223,7 @@ def _scale(mean: Matrix, covariance: Matrix) -> Matrix:
 def _inverse_root(symmetric: Matrix) -> Matrix:
     """Symmetric pseudo-inverse square root: sum of u u^T / sqrt(value) over values above EIGENVALUE_FLOOR.
 
-    A sum of u u^T does not depend on the signs of the eigenvectors u, nor on their choice where eigenvalues
-    are equal.
+    A sum of u u^T does not depend on the signs of the eigenvectors u, nor on their choice if eigenvalues are equal.
     """
     values, vectors = _eigh(symmetric)
     root = np.zeros_like(symmetric)
@@ -243,8 +236,8 @@ def _inverse_root(symmetric: Matrix) -> Matrix:
 def _eigh(symmetric: Matrix) -> tuple[Matrix, Matrix]:
     """Eigenvalues, float64[n], and eigenvectors in columns, float64[n, n], by cyclic Jacobi rotations.
 
-    Golub and Van Loan, Matrix Computations, 8.5. For a dozen columns it is quick, and unlike LAPACK it gives
-    the same bits on every machine.
+    Golub and Van Loan, Matrix Computations, 8.5. This is fast for a dozen columns and, unlike LAPACK, gives the same
+    bits on every machine.
     """
     a = symmetric.copy()
     vectors = np.eye(len(a))

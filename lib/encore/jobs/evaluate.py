@@ -98,7 +98,7 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
     # which tracks were covered was counted where the lists are
     sizes = (rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy())
-    summary = Summary.of_counts(found, *sizes, covered[listed])
+    summary = Summary.from_counts(found, *sizes, covered[listed])
     is_logged = _log(ctx, model, summary) is not None
     constant = {
         "run_id": ctx.run_id,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from encore.arrays.ragged import Ragged
 from encore.arrays.track_keys import KeyTable
 from encore.errors import InputError
-from encore.features.providers.registry import Fetched, provider
+from encore.features.providers.registry import FeatureBatch, provider
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyRange
 from encore.lake.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
@@ -30,7 +30,7 @@ TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri"))
 def state(ctx: JobContext) -> str:
     """What the provider's answer depends on: the listing of its files, or its address."""
     _require_source(ctx)
-    return provider(ctx.config).state()
+    return provider(ctx.config).fingerprint()
 
 
 def _require_source(ctx: JobContext) -> None:
@@ -44,7 +44,7 @@ def _require_source(ctx: JobContext) -> None:
 def run(ctx: JobContext) -> None:
     """`audio_features`, and what was refused; then how much of the tracks and of the rows they cover."""
     source = provider(ctx.config)
-    if source.asks:
+    if source.is_service:
         _ask(ctx, source)
     else:
         _take_all(ctx, source)
@@ -57,8 +57,8 @@ def _take_all(ctx: JobContext, source: Any) -> None:
     with meter(ctx.name, "tracks") as shown:
         for fetched in source.fetch(iter(())):
             writer.write(fetched.features)
-            if fetched.refused.num_rows:
-                refused.write(_quarantine_rows(fetched.refused))
+            if fetched.rejected.num_rows:
+                refused.write(_quarantine_rows(fetched.rejected))
             shown.update(shown.done + fetched.features.num_rows)
     ctx.commit_files(AUDIO_FEATURES, pa.Table.from_batches([writer.close()], REPORT), KeyRange())
     ctx.commit_files(QUARANTINE, pa.Table.from_batches([refused.close()], REPORT), KeyRange((("stage", STAGE),)))
@@ -96,11 +96,11 @@ def _ask(ctx: JobContext, source: Any) -> None:
     ctx.facts["tracks_asked"] = len(uris)
 
 
-def _commit(ctx: JobContext, fetched: Fetched, number: int) -> None:
+def _commit(ctx: JobContext, fetched: FeatureBatch, number: int) -> None:
     if fetched.features.num_rows:
         ctx.append(AUDIO_FEATURES, fetched.features, part=f"chunk {number}")
-    if fetched.refused.num_rows:
-        ctx.append(QUARANTINE, _quarantine_rows(fetched.refused), part=f"chunk {number}")
+    if fetched.rejected.num_rows:
+        ctx.append(QUARANTINE, _quarantine_rows(fetched.rejected), part=f"chunk {number}")
 
 
 def _report_coverage(ctx: JobContext) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.arrays.track_keys import loops
+from encore.arrays.track_keys import load_loops
 from encore.errors import InputError
 from encore.lake.filesystem import SourceFile, list_files
 from encore.lake.parquet import REPORT
@@ -81,7 +81,7 @@ def run(ctx: JobContext) -> None:
     ctx.log.info("files", found=len(files), to_read=len(todo), gone=len(held.gone))
     if todo:
         # compiled here, so that workers on this machine find it
-        loops()
+        load_loops()
     with ctx.store.scratch(STAGE) as place:
         reading = Reading(ctx, files, held, limits, ingest.Staging(place, ctx.config.s3))
         reading.read(todo, again)

@@ -13,7 +13,7 @@ from encore.lake.delta import changes
 from encore.lake.scan import KeyRange
 from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
 from encore.lake.track_arrays import count_tracks, listed_tracks, vector_matrix
-from encore.recommenders.base import Model, Train, recommend
+from encore.recommenders.base import Model, TrainingData, recommend
 from encore.recommenders.registry import model
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, fingerprint
@@ -67,7 +67,7 @@ def run(ctx: JobContext) -> None:
         ctx.write(RECOMMENDATIONS, [], KeyRange((("model", name),)), part=f"{name}: dropped")
 
 
-def _train(ctx: JobContext, needs: set[str]) -> Train:
+def _train(ctx: JobContext, needs: set[str]) -> TrainingData:
     n = ctx.n_rows(TRACKS)
     counts = np.empty(0, np.int64)
     if "counts" in needs:
@@ -78,10 +78,10 @@ def _train(ctx: JobContext, needs: set[str]) -> Train:
         ids, vectors = np.empty(0, np.int32), np.empty((0, 0), np.float32)
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n)
     orphaned = np.flatnonzero(~listed).astype(np.int32)
-    return Train(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors, orphaned=orphaned)
+    return TrainingData(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors, orphaned=orphaned)
 
 
-def _recommend(ctx: JobContext, entry: Model, train: Train) -> None:
+def _recommend(ctx: JobContext, entry: Model, train: TrainingData) -> None:
     settings = ctx.config.recommend
     shipped = ctx.ship(**entry.fit(train, settings).arrays)
 

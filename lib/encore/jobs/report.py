@@ -114,12 +114,12 @@ def run(ctx: JobContext) -> None:
         "track_popularity": plots.track_popularity(*data.rank_frequency(counts), *data.occurrences(counts)),
     }
     if has.any():
-        rows = data.feature_histograms({"tracks": (features, None), "rows of playlists": (features, counts)})
-        means = data.feature_histograms({"means of playlists": (data.playlist_means(sample, features), None)})
-        beside = {name: {"rows of playlists": rows[name]["rows of playlists"], **own} for name, own in means.items()}
-        figures["features"] = plots.feature_distributions("How the tracks sound", rows)
-        figures["variance_shares"] = plots.variance_shares(data.spreads(sample, features))
-        figures["playlist_means"] = plots.feature_distributions("Playlists on average, and their tracks", beside)
+        rows = data.feature_histograms({"tracks": (features, None), "playlist rows": (features, counts)})
+        means = data.feature_histograms({"playlist means": (data.playlist_means(sample, features), None)})
+        beside = {name: {"playlist rows": rows[name]["playlist rows"], **own} for name, own in means.items()}
+        figures["features"] = plots.feature_distributions("Distribution of audio features", rows)
+        figures["variance_shares"] = plots.variance_shares(data.variance_components(sample, features))
+        figures["playlist_means"] = plots.feature_distributions("Playlist means and the tracks in playlists", beside)
     costs = _costs(ctx)
     if costs.num_rows:
         figures["job_costs"] = plots.job_costs(costs)
@@ -140,7 +140,7 @@ def run(ctx: JobContext) -> None:
             untitled=titles.untitled,
             coverage=data.coverage(has[listed], counts[listed]),
             sampled=len(sample),
-            refused=data.refused(_parts(ctx, QUARANTINE, data.REFUSED)),
+            quarantine=data.quarantine_groups(_parts(ctx, QUARANTINE, data.QUARANTINE_COLUMNS)),
             ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
             figures=figures,
         )

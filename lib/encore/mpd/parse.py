@@ -1,8 +1,8 @@
-"""Slices of the dataset to arrays: a fast way for clean files, a slow and exact one that says what is wrong.
+"""Parses slices of the dataset into arrays: a fast path for clean files, and a slow one that reports what is wrong.
 
 A slice is `{"info": {...}, "playlists": [{"pid": 0, "name": ..., "tracks": [{"pos": 0, "track_uri": ...}]}]}`. Only
-`pid` and `tracks[].track_uri` are needed. Both ways give the same arrays for the same good playlists; the fast one
-gives up on the first thing that it does not expect, and the slow one then decides record by record.
+`pid` and `tracks[].track_uri` are required. Both paths give the same arrays for the same valid playlists. The fast path
+gives up at the first unexpected value; the slow path then decides record by record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMING_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_
 """The record with the fewest of these missing names its track. Do not add new columns of `tracks`: a record that has
 them would rename tracks."""
 LATEST = 253402300799
-"""Epoch seconds of the last second of the year 9999: later times fit no timestamp column."""
+"""The last second of the year 9999, in epoch seconds: later times do not fit into a timestamp column."""
 
 _TRACK = pa.struct(
     [
@@ -81,8 +81,8 @@ PLAYLIST_FIELDS = (
 
 @dataclass(frozen=True)
 class Refused:
-    """A record that is not taken. `record`: its place in the file, or `file` for the whole file; `taken_by`: the other
-    file that the playlist is taken from, if that is the reason."""
+    """A rejected record. `record`: its position in the file, or `file` if the whole file is rejected; `taken_by`: the
+    other file that the playlist is taken from, if that is the reason."""
 
     record: str
     pid: int | None
@@ -94,7 +94,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused and how much of it is kept: see IngestConfig."""
+    """The longest playlist that is accepted, and how much of a rejected record is kept: see IngestConfig."""
 
     max_tracks: int
     payload_bytes: int
@@ -104,11 +104,11 @@ class Limits:
 class Slice:
     """A parsed file.
 
-    `playlists`: pid and the fields of the table `playlists`, a row a good playlist, in the file's order. Of their m
-    tracks, in the file's order too: `records`, structs with `track_uri` and TRACK_FIELDS; `words`, the ids in the URIs,
-    uint64 (m, 3); `pids` int64 (m,); `missing` int8 (m,), how many of NAMING_FIELDS are null. `offsets` int64: those of
-    playlist i are offsets[i] to offsets[i + 1] - 1. `order` int64 (m,): playlist order; None: as they are.
-    `longest`: tracks of the longest list in the file, whether it was taken or not.
+    `playlists`: pid and the fields of the table `playlists`, one row per valid playlist, in file order. For their m
+    tracks, also in file order: `records`, structs with `track_uri` and TRACK_FIELDS; `words`, the ids in the URIs,
+    uint64 (m, 3); `pids` int64 (m,); `missing` int8 (m,), the number of NAMING_FIELDS that are null. `offsets` int64:
+    playlist i has tracks offsets[i] to offsets[i + 1] - 1. `order` int64 (m,) puts tracks into playlist order; None:
+    they already are. `longest`: number of tracks of the longest playlist in the file, valid or not.
     """
 
     playlists: pa.Table
@@ -123,22 +123,22 @@ class Slice:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the file as a whole was refused."""
+        """Whether the file was rejected as a whole."""
         return any(refused.record == "file" for refused in self.refused)
 
     def lists(self, values: NDArray[Any]) -> Ragged:
-        """Values of the tracks, (m,), as a row a playlist, in playlist order."""
+        """Values of the tracks, (m,), as one row per playlist, in playlist order."""
         return Ragged(self.offsets, values if self.order is None else values[self.order])
 
 
 class _NotClean(Exception):
-    """The fast way met something that the slow way has to look at."""
+    """The fast path found something that the slow path must handle."""
 
 
 def parse_slice(data: bytes, limits: Limits, taken: Mapping[int, str] = MappingProxyType({})) -> Slice:
-    """Parse the content of a file. Bad records and bad files come back in `refused`; nothing is raised for them.
+    """Parse the content of a file. Invalid records and files are returned in `refused` and never raise.
 
-    `taken`: pids that belong to another file, and its name; they are refused here as duplicates.
+    `taken`: pids that belong to another file, and its name; they are rejected here as duplicates.
     """
     try:
         return _to_slice(_fast(data, limits, taken))
@@ -147,8 +147,8 @@ def parse_slice(data: bytes, limits: Limits, taken: Mapping[int, str] = MappingP
 
 
 def _fast(data: bytes, limits: Limits, taken: Mapping[int, str]) -> pa.StructArray:
-    """The playlists of a wholly good file as one struct array. Raises _NotClean or ArrowInvalid for any other."""
-    # pyarrow crashes on a file that is `null`, so nothing but an object gets to it
+    """The playlists of an entirely valid file as one struct array. Raises _NotClean or ArrowInvalid for any other."""
+    # pyarrow crashes on a file that contains `null`, so pass it nothing but objects
     if not _OBJECT.match(data) or not (data.isascii() or _is_utf8(data)):
         raise _NotClean
     table = pj.read_json(
@@ -189,9 +189,9 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _to_slice(playlists: pa.StructArray, refused: Sequence[Refused] = (), longest: int = 0) -> Slice:
-    """Arrays of a struct array of good playlists. Raises _NotClean for a malformed URI.
+    """Convert a struct array of valid playlists to arrays. Raises _NotClean for a malformed URI.
 
-    `longest`: as in Slice, of the records that are not among the playlists.
+    `longest`: as in Slice, over the records that are not among the playlists.
     """
     lists = playlists.field("tracks")
     records = lists.flatten()
@@ -216,11 +216,11 @@ def _to_slice(playlists: pa.StructArray, refused: Sequence[Refused] = (), longes
 
 
 def _by_position(pos: pa.Array, offsets: I64) -> I64 | None:
-    """The order of tracks by playlist and `pos`; by place where a playlist lacks a `pos`; None: as they are."""
+    """The order of tracks by playlist and `pos`; a playlist that lacks any `pos` keeps file order. None: in order."""
     if not pos.null_count:
         given = pos.to_numpy()
         falls = np.flatnonzero(given[1:] < given[:-1]) + 1
-        # `pos` begins anew with each playlist, and nowhere else
+        # `pos` decreases only where a new playlist starts
         if np.isin(falls, offsets).all():
             return None
     rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -235,7 +235,7 @@ def _by_position(pos: pa.Array, offsets: I64) -> I64 | None:
 
 
 def _slow(data: bytes, limits: Limits, taken: Mapping[int, str]) -> Slice:
-    """Record by record: good playlists as `_fast` gives them, and a reason for each of the others."""
+    """Parse record by record: valid playlists as in `_fast`, and a reason for each of the others."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -247,7 +247,7 @@ def _slow(data: bytes, limits: Limits, taken: Mapping[int, str]) -> Slice:
         content = orjson.loads(text)
     except orjson.JSONDecodeError:
         try:
-            # the standard library reads what orjson is strict about: large integers, lone surrogates, NaN
+            # the standard library accepts what orjson rejects: large integers, lone surrogates, NaN
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             found = "an empty file" if not text.strip() else f"{error} (of {len(data)} bytes)"
@@ -287,12 +287,12 @@ def _whole(data: bytes, limits: Limits, reason: str, detail: str) -> Slice:
 
 
 def refused_file(refused: Refused) -> Slice:
-    """A file of which nothing is taken."""
+    """The slice of a file that is rejected as a whole."""
     return _to_slice(pa.array([], _PLAYLIST), [refused])
 
 
 def _shown(value: Any, most: int = 100) -> str:
-    """The beginning of a value as JSON in ASCII, so that bytes are characters and nothing in it is unprintable."""
+    """The beginning of a value as ASCII JSON, which is printable and has one byte per character."""
     try:
         return json.dumps(value, ensure_ascii=True)[:most]
     except RecursionError:
@@ -300,7 +300,7 @@ def _shown(value: Any, most: int = 100) -> str:
 
 
 def _problem(record: Any, seen: set[int], taken: Mapping[int, str], limits: Limits) -> tuple[str, str] | None:
-    """Reason and detail why a playlist is refused; None for a good one."""
+    """Why a playlist is rejected, as reason and detail; None if it is valid."""
     if not isinstance(record, dict):
         return "pid_missing", f"an object with a pid expected, {_shown(record)} found"
     pid = record.get("pid")
@@ -363,7 +363,7 @@ def _encodes(text: str) -> bool:
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """A good playlist with the fields of the schema alone."""
+    """A valid playlist with only the fields of the schema."""
     plain = {field.name: record.get(field.name) for field in _PLAYLIST}
     if isinstance(plain["collaborative"], bool):
         plain["collaborative"] = str(plain["collaborative"]).lower()

@@ -1,4 +1,4 @@
-"""What is published of the Million Playlist Dataset as a whole, and its rule for comparing titles."""
+"""Published figures of the Million Playlist Dataset, and its rule for comparing titles."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PUBLISHED: Final[dict[str, float]] = {
     "share of playlists with one follower": 0.754,
     "mean edits": 17.7,
 }
-"""Figures of the full data set of 1,000,000 playlists."""
+"""Figures of the full dataset of 1,000,000 playlists."""
 
 _PUNCTUATION: Final = re.compile(r"[.,/#!$%^*;:{}=_`~()@]")
 
 
 def normalised_title(title: str) -> str:
-    """Return a title as the data set's authors normalised it: lower case, no punctuation, single spaces."""
+    """Normalise a title as the dataset's authors do: lower case, no punctuation, single spaces."""
     return " ".join(_PUNCTUATION.sub(" ", title.lower()).split())

@@ -1,4 +1,4 @@
-"""cosine: tracks whose audio vectors are most similar to the mean vector of the playlist's tracks."""
+"""cosine: recommends the tracks whose audio vectors are most similar to the mean vector of the playlist's tracks."""
 
 from __future__ import annotations
 
@@ -9,63 +9,61 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.arrays.ragged import Ragged
+from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Arrays, Fitted, Model, Train
+from encore.recommenders.base import FittedModel, Model, TrainingData
 from encore.search import index, kernel
 
 
 class Cosine:
-    """The score is the cosine of centroid and vector, as `kernel` defines both. Without any vector: an empty
-    row.
+    """The score is the cosine of centroid and vector, as `kernel` defines both; without vectors, the row is empty.
 
-    Arrays: those of index.Blocks; `vectors` float32 (V, d) and `row_of` int32 (n_tracks,): row of each track in
-    `vectors`, -1 without.
+    Arrays: those of index.BlockedIndex; `vectors` float32 (V, d); `row_of` int32 (n_tracks,): the row of each track in
+    `vectors`, or -1.
     """
 
-    def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
+    def __init__(self, arrays: NamedArrays, config: RecommendConfig) -> None:
         self.arrays = arrays
-        self._index = index.Blocks.load(arrays, query_block=config.query_block, item_block=config.item_block)
+        self._index = index.BlockedIndex.load(arrays, query_block=config.query_block, item_block=config.item_block)
 
     def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
-        """See Fitted."""
+        """See FittedModel."""
         means, counts = kernel.centroids(seeds, self.arrays["row_of"], self.arrays["vectors"])
         return self.nearest(means, np.where(counts > 0, n, 0))
 
     def nearest(self, centroids: NDArray[np.float32], n: NDArray[np.int64]) -> Ranked:
-        """The n[i] tracks most similar to centroid i, float32 (rows, d); 0 of them: an empty row."""
+        """The n[i] tracks most similar to centroid i of float32 (rows, d)."""
         if len(self._index) == 0:
             return Ranked.empty(len(centroids))
-        asked = np.flatnonzero(n > 0)
-        found = self._index.search(centroids[asked], n[asked])
+        active = np.flatnonzero(n > 0)
+        found = self._index.search(centroids[active], n[active])
         lengths = np.zeros(len(n), dtype=np.int64)
-        lengths[asked] = found.ids.lengths
+        lengths[active] = found.ids.lengths
         return Ranked(Ragged.from_lengths(lengths, found.ids.values), found.scores)
 
 
-def fit(train: Train, config: RecommendConfig) -> Fitted:
-    """Prepare the vectors. Raises ValueError where they are not finite or their ids not ascending or not
-    known."""
+def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
+    """Build the index. Raises ValueError if vectors are not finite, or if their ids are not ascending or unknown."""
     ids = train.vector_ids
     if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < train.n_tracks:
-        raise ValueError(f"vector ids: 0 to {train.n_tracks - 1} expected, {ids[0]} to {ids[-1]} found")
+        raise ValueError(f"vector ids: expected 0 to {train.n_tracks - 1}, found {ids[0]} to {ids[-1]}")
     step = config.index_items
     blocks = ((ids[i : i + step], train.vectors[i : i + step]) for i in range(0, len(ids), step))
     keep = _mapped if len(ids) > step else dict
-    built = index.build_blocks(blocks, query_block=config.query_block, item_block=config.item_block, keep=keep)
+    built = index.build_blocked(blocks, query_block=config.query_block, item_block=config.item_block, keep=keep)
     row_of = np.full(train.n_tracks, -1, dtype=np.int32)
     row_of[ids] = np.arange(len(ids), dtype=np.int32)
     return Cosine({**built.arrays, "vectors": train.vectors, "row_of": row_of}, config)
 
 
-def _mapped(arrays: Arrays) -> Arrays:
-    """The same arrays in files that are gone when this process ends."""
+def _mapped(arrays: NamedArrays) -> NamedArrays:
+    """The same arrays, memory-mapped from temporary files that are deleted when this process ends."""
     folder = tempfile.mkdtemp(prefix="encore-index-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     found = dict(arrays)
     for name, array in arrays.items():
-        # a file without a value cannot be mapped, and there is nothing to put away
+        # an empty file cannot be mapped, and holds nothing worth moving out of memory
         if array.size:
             np.save(f"{folder}/{name}.npy", array)
             found[name] = np.load(f"{folder}/{name}.npy", mmap_mode="r")

@@ -1,41 +1,41 @@
-"""popularity: the tracks that most playlists have, the same for every playlist."""
+"""popularity: recommends the tracks that occur in the most playlists, the same for every playlist."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Arrays, Fitted, Model, Train
+from encore.recommenders.base import FittedModel, Model, TrainingData
 
 
 class Popularity:
-    """The score is the number of playlists that have the track in train; tracks that none has come last.
+    """The score is the number of playlists with the track among their training tracks; tracks with none come last.
 
     Arrays: `order` int32 (m,): the m listed tracks, best first; `scores` float32 (m,): their scores.
     """
 
-    def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
+    def __init__(self, arrays: NamedArrays, config: RecommendConfig) -> None:
         self.arrays = arrays
 
     def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
-        """See Fitted."""
+        """See FittedModel."""
         order, scores = self.arrays["order"], self.arrays["scores"]
         lengths = np.minimum(n, len(order))
         offsets = offsets_of(lengths)
-        places = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
-        return Ranked(Ragged(offsets, order[places]), scores[places])
+        positions = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+        return Ranked(Ragged(offsets, order[positions]), scores[positions])
 
 
-def fit(train: Train, config: RecommendConfig) -> Fitted:
-    """Order the catalogue. Raises ValueError where there is not one count, at least 0, for each track."""
+def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
+    """Rank the catalogue. Raises ValueError unless there is one non-negative count per track."""
     if train.counts.shape != (train.n_tracks,) or (train.counts < 0).any():
-        raise ValueError(f"counts: {train.n_tracks} numbers of at least 0 expected, {train.counts.shape} found")
+        raise ValueError(f"counts: expected {train.n_tracks} numbers of at least 0, found {train.counts.shape}")
     ids = train.listed
     scores = train.counts[ids].astype(np.float32)
-    # by the score as it is stored: counts from 2**24 on may share one
+    # rank by the score as stored: counts of 2**24 or more may round to the same float32
     order = np.argsort(-scores, kind="stable")
     return Popularity({"order": ids[order], "scores": scores[order]}, config)
 

@@ -1,4 +1,4 @@
-"""All models, by name. A new one is a module with a MODEL, and a line here."""
+"""All models, by name. To add one, write a module that defines MODEL and list it here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS: dict[str, Model] = {
 
 
 def model(name: str) -> Model:
-    """The model of that name. Raises ConfigError that lists the known ones."""
+    """The model with this name. Raises a ConfigError that lists the known models if there is none."""
     if name not in MODELS:
         raise ConfigError(f"no model {name!r}", remedy=f"one of: {', '.join(sorted(MODELS))}")
     return MODELS[name]

@@ -1,5 +1,5 @@
-"""random: for each playlist its own pseudo-random order of the catalogue, a fixed function of seed, pid and
-track."""
+"""random: a pseudo-random order of the catalogue for each playlist, a pure function of the seed, the pid and the
+listed tracks."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays import hashing
-from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Arrays, Fitted, Model, Train
+from encore.recommenders.base import FittedModel, Model, TrainingData
 
-_MOST = 2**23
-"""Up to this place, 1 / place differs from its neighbours in float32."""
+_MAX_TRACKS = 2**23
+"""Up to this rank, 1 / rank differs from its neighbours in float32."""
 
 
 class Uniform:
-    """The score is 1 / i for the track at place i (from 1) of the playlist's order.
+    """The score is 1 / i for the track at rank i (from 1) in the playlist's order.
 
-    The order is (a j + b) mod p for j = 0, 1, ..., values from n_tracks on skipped. p is the smallest prime
-    that is at least n_tracks; a in 1..p-1 and b in 0..p-1 are hashes of seed and pid. The map is a
-    permutation, so that nothing is repeated, and over all pids each track is as likely as any other at each
-    place. Where some tracks are not listed, places among the listed ones take the place of ids.
+    The order is (a j + b) mod p for j = 0, 1, ..., skipping values of n_tracks or more. p is the smallest prime that is
+    at least n_tracks; a in 1..p-1 and b in 0..p-1 are hashes of the seed and the pid. The map is a permutation, so no
+    track is repeated, and over all pids every track is equally likely at each rank. If some tracks are not listed,
+    n_tracks is the number of listed tracks, and the values are positions among them instead of ids.
 
-    Arrays: `catalogue` int64 (2,): the number of listed tracks and p; `ids` int32 (m,): the listed tracks,
-    ascending, empty where all are.
+    Arrays: `catalogue` int64 (2,): the number of listed tracks and p; `ids` int32 (m,): the listed tracks, ascending,
+    or empty if all tracks are listed.
     """
 
-    def __init__(self, arrays: Arrays, config: RecommendConfig) -> None:
+    def __init__(self, arrays: NamedArrays, config: RecommendConfig) -> None:
         self.arrays = arrays
         self._n_tracks, self._prime = (int(number) for number in arrays["catalogue"])
         self._seed = config.seed
 
     def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
-        """See Fitted. Raises ValueError where more than 2**23 tracks are asked for: scores would be equal."""
-        wanted = np.minimum(n, self._n_tracks)
-        if (wanted > _MOST).any():
-            raise ValueError(f"random: at most {_MOST} tracks a playlist expected, {wanted.max()} asked for")
+        """See FittedModel. Raises ValueError for more than 2**23 tracks per playlist, whose scores would tie."""
+        lengths = np.minimum(n, self._n_tracks)
+        if (lengths > _MAX_TRACKS).any():
+            raise ValueError(f"random: expected at most {_MAX_TRACKS} tracks per playlist, found {lengths.max()}")
         state = hashing.mix(self._seed, pids)
         prime = np.uint64(self._prime)
         a = hashing.extend(state, np.zeros(1, dtype=np.int64)) % (prime - np.uint64(1)) + np.uint64(1)
         b = hashing.extend(state, np.ones(1, dtype=np.int64)) % prime
-        # enough terms even if every value that is skipped were among the first; products stay below 2**63
-        terms = np.where(wanted > 0, wanted + (self._prime - self._n_tracks), 0)
+        # enough terms even if all the skipped values came first; products stay below 2**63
+        terms = np.where(lengths > 0, lengths + (self._prime - self._n_tracks), 0)
         offsets = offsets_of(terms)
         j = (np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], terms)).astype(np.uint64)
         values = (np.repeat(a, terms) * j + np.repeat(b, terms)) % prime
         ids = Ragged(offsets, values.astype(np.int64)).where(values < np.uint64(self._n_tracks))
         if len(self.arrays["ids"]):
             ids = Ragged(ids.offsets, self.arrays["ids"][ids.values])
-        scores = (1.0 / (ids.places + 1)).astype(np.float32)
+        scores = (1.0 / (ids.positions + 1)).astype(np.float32)
         return Ranked(Ragged(ids.offsets, ids.values.astype(np.int32)), scores)
 
 
@@ -64,8 +64,8 @@ def smallest_prime(least: int) -> int:
     return candidate
 
 
-def fit(train: Train, config: RecommendConfig) -> Fitted:
-    """Nothing is learnt but which tracks there are."""
+def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
+    """Learns only which tracks are listed."""
     n_listed = train.n_tracks - len(train.orphaned)
     catalogue = np.array([n_listed, smallest_prime(n_listed)], dtype=np.int64)
     return Uniform({"catalogue": catalogue, "ids": train.listed if len(train.orphaned) else train.orphaned}, config)

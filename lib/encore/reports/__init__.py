@@ -1,1 +1,1 @@
-"""Plots and tables for people."""
+"""The report: plots, tables and the HTML page."""

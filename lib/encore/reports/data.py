@@ -1,7 +1,7 @@
-"""What the report's pictures and lists show, computed from arrays and Arrow columns of a bounded size.
+"""The data behind the report's plots and lists, computed from arrays and Arrow columns of bounded size.
 
-One entry a track, a playlist or less; nothing here is as long as the rows of all playlists. Every order is total:
-equal counts are ordered by id or by text.
+Arrays have at most one entry per track or playlist; none is as long as the rows of all playlists. Every order is total:
+ties are broken by id or by name.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 SAMPLE_SEED: Final = 1
-"""Of the hash that chooses the sample of playlists: always the same ones of the same pids."""
+"""Seed of the hash that samples playlists: the same pids always give the same sample."""
 
-SHOWN: Final[dict[str, tuple[float, float]]] = {**RANGES, "loudness": (-40, 0), "tempo": (40, 220)}
-"""Where nearly all values of a feature are; its picture counts what is beyond in the first and last bin."""
+DISPLAY_RANGES: Final[dict[str, tuple[float, float]]] = {**RANGES, "loudness": (-40, 0), "tempo": (40, 220)}
+"""The range of nearly all values of a feature; its plot counts values outside in the first and last bin."""
 DISCRETE: Final = ("key", "mode")
-"""Features of few whole values: a bin each."""
+"""Features with a few integer values, which get one bin each."""
 BINS: Final = 40
-"""Bins of the other features."""
+"""Number of bins of the other features."""
 
 
 class Count(NamedTuple):
-    """An entry of a list: what it is called, who made it (or nothing), and how often it occurs."""
+    """An entry of a list: its name, who made it (or an empty string), and how often it occurs."""
 
     name: str
     by: str
@@ -49,10 +49,10 @@ class Count(NamedTuple):
 
 
 class KeyFigure(NamedTuple):
-    """A key figure: `value` as found, `published` of the Million Playlist Dataset, None where there is none.
+    """A key figure: its `value`, and the one `published` for the Million Playlist Dataset; either may be None.
 
-    `kind`: count, mean or share. `grows`: whether it grows or shrinks with the number of playlists, so that the
-    two compare at 1,000,000 playlists only.
+    `kind`: count, mean or share. `grows`: whether it depends on the number of playlists, so that the two are comparable
+    only at 1,000,000 playlists.
     """
 
     name: str
@@ -63,11 +63,11 @@ class KeyFigure(NamedTuple):
 
 
 def key_figures(playlists: pa.Table, counts: I64, artist_rows: I64, n_albums: int, titles: Titles) -> list[KeyFigure]:
-    """The dataset in figures.
+    """The key figures of the dataset.
 
-    `playlists`, a row each: `n` its length and, all nullable, `described`, `collaborative`, `num_followers`,
-    `num_edits`, `num_artists`, `num_albums`. `counts` (tracks,) and `artist_rows` (artists,): rows of each. A share or
-    mean of a column that is null throughout is None: it was not in the files.
+    `playlists` has one row per playlist: its length `n` and the nullable columns `described`, `collaborative`,
+    `num_followers`, `num_edits`, `num_artists`, `num_albums`. `counts` (tracks,) and `artist_rows` (artists,): number
+    of rows of each. The share or mean of a column that is entirely null, because the files lack it, is None.
     """
     lengths = playlists["n"].to_numpy()
     n, rows = len(lengths), int(counts.sum())
@@ -92,16 +92,16 @@ def key_figures(playlists: pa.Table, counts: I64, artist_rows: I64, n_albums: in
         line("distinct albums", "distinct albums", n_albums, grows=True),
         line("distinct titles", "distinct titles", titles.distinct, grows=True),
         line(
-            "distinct titles without case and punctuation",
+            "distinct titles ignoring case and punctuation",
             "distinct normalised titles",
             titles.normalised,
             grows=True,
         ),
-        line("tracks a playlist, mean", "mean length", rows / n if n else None, "mean"),
-        line("tracks a playlist, median", "median length", float(np.median(lengths)) if n else None, "mean"),
-        line("artists a playlist, mean", "mean artists per playlist", mean("num_artists"), "mean"),
-        line("albums a playlist, mean", "mean albums per playlist", mean("num_albums"), "mean"),
-        line("editing sessions a playlist, mean", "mean edits", mean("num_edits"), "mean"),
+        line("tracks per playlist, mean", "mean length", rows / n if n else None, "mean"),
+        line("tracks per playlist, median", "median length", float(np.median(lengths)) if n else None, "mean"),
+        line("artists per playlist, mean", "mean artists per playlist", mean("num_artists"), "mean"),
+        line("albums per playlist, mean", "mean albums per playlist", mean("num_albums"), "mean"),
+        line("editing sessions per playlist, mean", "mean edits", mean("num_edits"), "mean"),
         line("tracks that occur once", "share of tracks that occur once", single, "share", True),
         line("rows of the top artist", "share of rows of the top artist", rows_of_top, "share"),
         line(
@@ -119,34 +119,34 @@ def key_figures(playlists: pa.Table, counts: I64, artist_rows: I64, n_albums: in
 
 
 def sample_pids(pids: I64, n: int) -> I64:
-    """At most n of the pids, sorted: those of the least hash, so that they are spread evenly and always the same."""
+    """At most n of the pids, sorted: those with the smallest hashes, a uniform sample that is always the same."""
     pids = np.sort(pids)
     hashes = mix(SAMPLE_SEED, pids) if len(pids) else np.empty(0, np.uint64)
     return np.sort(pids[np.argsort(hashes, kind="stable")[:n]])
 
 
 def top(counts: I64, n: int) -> I64:
-    """Places of the n greatest counts that are not 0, greatest first, equal ones by place."""
+    """Indices of the n greatest non-zero counts, greatest first, ties by index."""
     n = min(n, int((counts > 0).sum()))
     if n == 0:
         return np.empty(0, np.int64)
-    least = np.partition(counts, len(counts) - n)[len(counts) - n]
-    # only candidates are sorted: a catalogue of millions is not
-    places = np.flatnonzero(counts >= least)
-    return places[np.argsort(-counts[places], kind="stable")][:n]
+    threshold = np.partition(counts, len(counts) - n)[len(counts) - n]
+    # sort only the candidates, not a catalogue of millions
+    candidates = np.flatnonzero(counts >= threshold)
+    return candidates[np.argsort(-counts[candidates], kind="stable")][:n]
 
 
 def sums_by(numbers: I32, values: I64, n: int) -> I64:
-    """Sum of the values of each number 0..n-1, int64 (n,); a number of -1 is nobody's."""
+    """Sum of the values of each number 0..n-1, int64 (n,); values with the number -1 are ignored."""
     known = numbers >= 0
     # sums stay far below 2**53, up to which float64 holds every integer
     return np.bincount(numbers[known], weights=values[known], minlength=n).astype(np.int64)
 
 
 def rank_frequency(counts: I64, points: int = 1500) -> tuple[I64, I64]:
-    """Ranks from 1 and how often the track of that rank occurs, not increasing; at most `points`, evenly in log(rank).
+    """Ranks from 1, and how often the track at each rank occurs; at most `points` ranks, evenly spaced in log(rank).
 
-    Tracks that do not occur have no rank. The first and the last rank are always there.
+    Tracks that do not occur have no rank. The first and last rank are always included.
     """
     found = np.sort(counts[counts > 0])[::-1]
     if not len(found):
@@ -156,13 +156,16 @@ def rank_frequency(counts: I64, points: int = 1500) -> tuple[I64, I64]:
 
 
 def occurrences(counts: I64) -> tuple[I64, I64]:
-    """Numbers of occurrences n > 0, ascending, and how many tracks occur exactly n times."""
+    """The distinct numbers of occurrences n > 0, ascending, and how many tracks occur exactly n times."""
     return np.unique(counts[counts > 0], return_counts=True)
 
 
 class Titles(NamedTuple):
-    """Titles of playlists: how many different ones as written and as the dataset's authors normalise them (lower case,
-    no punctuation), playlists without one, and the most frequent in lower case without outer spaces."""
+    """Statistics of playlist titles.
+
+    `distinct` titles as written, `normalised` distinct titles after the dataset authors' normalisation (lower case, no
+    punctuation), `untitled` playlists, and the `most` frequent titles, in lower case and stripped.
+    """
 
     distinct: int
     normalised: int
@@ -171,7 +174,7 @@ class Titles(NamedTuple):
 
 
 def count_titles(names: pa.ChunkedArray, n: int) -> Titles:
-    """Of the titles as written, nullable, a playlist each; the n most frequent."""
+    """Statistics of the titles as written, nullable, one per playlist; lists the n most frequent."""
     written = pc.drop_null(pc.unique(names))
     plain = pc.utf8_lower(pc.utf8_trim_whitespace(names))
     plain = plain.filter(pc.fill_null(pc.not_equal(plain, ""), False))
@@ -191,18 +194,18 @@ def count_titles(names: pa.ChunkedArray, n: int) -> Titles:
 
 
 def edges(feature: str) -> F64:
-    """Edges of the bins of a feature's histogram, ascending."""
-    low, high = SHOWN[feature]
+    """Bin edges of a feature's histogram, ascending."""
+    low, high = DISPLAY_RANGES[feature]
     if feature in DISCRETE:
         return np.arange(low, high + 2) - 0.5
     return np.linspace(low, high, BINS + 1)
 
 
 def histogram(feature: str, values: NDArray[Any], weights: I64 | None = None) -> F64:
-    """Share of the values, or of their weights, in each bin of `edges`, NaN left out; zeros where nothing is left."""
+    """Share of the values, or of their weights, in each bin of `edges`, ignoring NaN; zeros if all are NaN."""
     bounds = edges(feature)
     known = ~np.isnan(values)
-    # half a unit inside of the outermost edges, so that rounding moves nothing out of the last bin
+    # clip to the centres of the outermost bins, so that rounding moves no value out of them
     inner = (bounds[:-1] + bounds[1:]) / 2
     inside = np.clip(values[known].astype(np.float64), inner[0], inner[-1])
     counts, _ = np.histogram(inside, bounds, weights=None if weights is None else weights[known])
@@ -211,9 +214,9 @@ def histogram(feature: str, values: NDArray[Any], weights: I64 | None = None) ->
 
 
 def feature_histograms(series: Mapping[str, tuple[F32, I64 | None]]) -> dict[str, dict[str, F64]]:
-    """By feature and label of the series: `histogram` of its column; a series is a matrix (n, 11) and weights (n,).
+    """Histograms by feature and label of the series; a series is a matrix (n, 11) and weights (n,) or None.
 
-    A feature of which no series has a value is left out.
+    Features without a value in any series are left out.
     """
     return {
         name: {label: histogram(name, matrix[:, j], weights) for label, (matrix, weights) in series.items()}
@@ -222,9 +225,11 @@ def feature_histograms(series: Mapping[str, tuple[F32, I64 | None]]) -> dict[str
     }
 
 
-class Spread(NamedTuple):
-    """Of one feature: variance of tracks within a playlist, between playlists beyond what that alone makes, and the
-    share of the second in both (intraclass correlation); playlists and rows that were looked at."""
+class VarianceComponents(NamedTuple):
+    """Variance components of a feature: within playlists, between playlists, and the latter's share of the total.
+
+    The share is the intraclass correlation. `n_playlists` and `n_rows`: the size of the sample.
+    """
 
     feature: str
     within: float
@@ -235,9 +240,9 @@ class Spread(NamedTuple):
 
 
 def playlist_means(sample: Ragged, features: F32) -> F32:
-    """Mean of each feature over the rows of each playlist that have it, float32 (playlists, 11); NaN where none has.
+    """Mean of each feature over the rows of each playlist, ignoring missing values, float32 (playlists, 11).
 
-    The discrete ones, whose means say little, are NaN: the key is a circle.
+    NaN if all values are missing, and for the discrete features, whose means say little: key, for example, is circular.
     """
     found = np.full((len(sample), len(FEATURES)), np.nan, np.float32)
     rows = sample.rows
@@ -252,33 +257,34 @@ def playlist_means(sample: Ragged, features: F32) -> F32:
     return found
 
 
-def spreads(sample: Ragged, features: F32) -> list[Spread]:
+def variance_components(sample: Ragged, features: F32) -> list[VarianceComponents]:
     """How much of each feature's variance lies between playlists, in the order of FEATURES.
 
-    `sample`: track ids of some playlists; `features` (tracks, 11) with NaN. One-way analysis of variance with the
-    playlist as a random effect (S. R. Searle, G. Casella, C. E. McCulloch: Variance Components, 1992, 3.6): with
-    MSB, MSW the mean squares between and within g playlists of n_i of N rows, n0 = (N - sum n_i^2 / N) / (g - 1),
-    within = MSW, between = max(0, (MSB - MSW) / n0), share = between / (between + within). The key is a circle: sine
-    and cosine of its angle, their sums of squares added; rows without a key (-1) are left out. All 0 where fewer than
-    two playlists or no playlist with two rows are left, or nothing varies.
+    `sample`: track ids of some playlists; `features` (tracks, 11), NaN if missing. One-way analysis of variance with
+    the playlist as a random effect (S. R. Searle, G. Casella, C. E. McCulloch: Variance Components, 1992, 3.6): with
+    MSB and MSW the mean squares between and within g playlists, of which playlist i has n_i of the N rows,
+    n0 = (N - sum n_i^2 / N) / (g - 1), within = MSW, between = max(0, (MSB - MSW) / n0),
+    share = between / (between + within). Key is circular: the sums of squares of the sine and cosine of its angle are
+    added; rows without a key (-1) are ignored. All are 0 if fewer than two playlists remain, if no playlist has two
+    rows, or if nothing varies.
     """
     rows = sample.rows
-    return [_spread(name, rows, features[sample.values, j].astype(np.float64)) for j, name in enumerate(FEATURES)]
+    return [_components(name, rows, features[sample.values, j].astype(np.float64)) for j, name in enumerate(FEATURES)]
 
 
-def _spread(name: str, rows: I64, values: F64) -> Spread:
+def _components(name: str, rows: I64, values: F64) -> VarianceComponents:
     known = ~np.isnan(values) & ((values >= 0) | (name != "key"))
     rows, values = rows[known], values[known]
     _, group = np.unique(rows, return_inverse=True)
     sizes = np.bincount(group).astype(np.float64)
     g, n = len(sizes), len(values)
     if g < 2 or n <= g:
-        return Spread(name, 0.0, 0.0, 0.0, g, n)
+        return VarianceComponents(name, 0.0, 0.0, 0.0, g, n)
     angle = values * (2 * np.pi / 12)
     components = (np.cos(angle), np.sin(angle)) if name == "key" else (values,)
     among = inside = 0.0
     for component in components:
-        # from the mean, so that squares of large values do not swallow small differences
+        # subtract the mean first, so that squares of large values do not swamp small differences
         centred = component - component.mean()
         means = np.bincount(group, weights=centred) / sizes
         among += float((sizes * means**2).sum())
@@ -287,12 +293,12 @@ def _spread(name: str, rows: I64, values: F64) -> Spread:
     n0 = (n - float((sizes**2).sum()) / n) / (g - 1)
     between = max(0.0, (among - inside) / n0)
     total = between + inside
-    return Spread(name, inside, between, between / total if total else 0.0, g, n)
+    return VarianceComponents(name, inside, between, between / total if total else 0.0, g, n)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many tracks, and rows of playlists, have audio features."""
+    """How many tracks and how many playlist rows have audio features."""
 
     tracks: int
     tracks_with: int
@@ -301,7 +307,7 @@ class Coverage:
 
 
 def coverage(has: NDArray[np.bool_], counts: I64) -> Coverage:
-    """`has` (tracks,): whether a track has features; `counts` (tracks,): its rows."""
+    """`has` (tracks,): whether a track has features; `counts` (tracks,): its number of rows."""
     return Coverage(len(has), int(has.sum()), int(counts.sum()), int(counts[has].sum()))
 
 
@@ -309,14 +315,14 @@ def coverage(has: NDArray[np.bool_], counts: I64) -> Coverage:
 
 
 def summary(rows: pa.Table) -> Summary:
-    """All playlists of one model together, from its rows of `playlist_metrics`; its `covered` means nothing."""
+    """Summarise all playlists of one model from its rows of `playlist_metrics`; `covered` in the result is a dummy."""
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
     n_train, n_recommended = (rows[name].to_numpy() for name in ("n_train", "n_recommended"))
-    return Summary.of_counts(found, n_train, n_recommended, np.zeros(1, np.bool_))
+    return Summary.from_counts(found, n_train, n_recommended, np.zeros(1, np.bool_))
 
 
-class Refused(NamedTuple):
-    """Records that one stage refused for one reason, and the first of them by source and record."""
+class QuarantineGroup(NamedTuple):
+    """Records that one job (`stage`) quarantined for one reason, and the first of them by source and record."""
 
     stage: str
     reason: str
@@ -327,16 +333,16 @@ class Refused(NamedTuple):
     payload: str
 
 
-REFUSED: Final = ("stage", "reason", "source", "record", "detail", "payload")
-"""Columns of the quarantine that `refused` looks at."""
+QUARANTINE_COLUMNS: Final = ("stage", "reason", "source", "record", "detail", "payload")
+"""Columns of the quarantine table that `quarantine_groups` reads."""
 
 
-def refused(parts: Iterable[pa.Table]) -> list[Refused]:
-    """By stage and reason, in their order, from rows of the columns REFUSED; a missing payload is empty."""
-    found: dict[tuple[str, str], Refused] = {}
+def quarantine_groups(parts: Iterable[pa.Table]) -> list[QuarantineGroup]:
+    """Group rows with QUARANTINE_COLUMNS by stage and reason, sorted by both; null payloads become empty."""
+    found: dict[tuple[str, str], QuarantineGroup] = {}
     for part in parts:
         for row in part.to_pylist():
-            one = Refused(**{**row, "payload": row["payload"] or ""}, n=0)
+            one = QuarantineGroup(**{**row, "payload": row["payload"] or ""}, n=0)
             known = found.get((one.stage, one.reason), one)
             first = min(known, one, key=lambda line: (line.source, line.record))
             found[one.stage, one.reason] = first._replace(n=known.n + 1)
@@ -344,7 +350,7 @@ def refused(parts: Iterable[pa.Table]) -> list[Refused]:
 
 
 class Ledger(NamedTuple):
-    """Source files of one status together."""
+    """Totals over the source files with one status."""
 
     status: str
     files: int
@@ -356,7 +362,7 @@ class Ledger(NamedTuple):
 
 
 def ledger(rows: pa.Table) -> list[Ledger]:
-    """By status, in its order, from rows of `ingest_ledger`; `first` and `last` are times of ingestion."""
+    """Group rows of `ingest_ledger` by status, sorted; `first` and `last` are the range of ingestion times."""
     grouped = rows.group_by("status", use_threads=False).aggregate(
         [
             ("slice", "count"),

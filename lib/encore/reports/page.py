@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs nothing else. All text is escaped by the template engine."""
+"""The report page: one self-contained HTML file. The template engine escapes all text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from encore.evaluation.metrics import Summary
-from encore.reports.data import Count, Coverage, KeyFigure, Ledger, Refused
+from encore.reports.data import Count, Coverage, KeyFigure, Ledger, QuarantineGroup
 from encore.reports.plots import png
 
 COLUMNS: Final = (
@@ -23,17 +23,17 @@ COLUMNS: Final = (
     ("r_precision_artist", "with artist credit", "metric", 1),
     ("ndcg", "NDCG", "metric", 1),
     ("clicks", "clicks", "mean", -1),
-    ("share_unserved", "without a list", "share", 0),
-    ("coverage", "catalogue recommended", "share", 0),
+    ("share_unserved", "no recommendations", "share", 0),
+    ("coverage", "catalogue coverage", "share", 0),
 )
-"""Of the table of models: figure, heading, form, and whether more (1) or less (-1) is better."""
+"""Columns of the models table: figure, heading, format, and whether higher (1) or lower (-1) is better."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """All that the page shows. `coverages`: share of the catalogue that each model recommended, where known.
+    """Everything the page shows. `coverages`: the share of the catalogue that each model recommended, if known.
 
-    `token` is for the program that made the page to know it again.
+    `token` lets the program that wrote the page recognise it.
     """
 
     token: str
@@ -51,21 +51,21 @@ class Content:
     untitled: int
     coverage: Coverage
     sampled: int
-    refused: list[Refused]
+    quarantine: list[QuarantineGroup]
     ledger: list[Ledger]
     figures: Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table of models."""
+    """A cell of the models table."""
 
     text: str
     best: bool
 
 
 def render(content: Content) -> str:
-    """The page as HTML: the same text for the same content. `figures` are placed by their names in the template."""
+    """The page as HTML: the same text for the same content. The template refers to `figures` by name."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(form=form, bytes=size, when=when)
     template = resources.files("encore.reports").joinpath("templates/report.html").read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def render(content: Content) -> str:
 
 
 def form(value: float | None, kind: str) -> str:
-    """A figure as people read it: `kind` count, mean, metric or share; a dash where there is none."""
+    """Format a figure for display; `kind`: count, mean, metric or share; None becomes a dash."""
     if value is None:
         return "–"
     if kind == "count":
@@ -95,12 +95,12 @@ def size(value: int) -> str:
 
 
 def when(value: datetime) -> str:
-    """A time to the minute."""
+    """A UTC time to the minute."""
     return f"{value:%Y-%m-%d %H:%M} UTC"
 
 
 def model_rows(content: Content) -> list[tuple[str, list[Cell]]]:
-    """The table of models: a row each, the best value of a metric marked; a metric of no playlist is a dash."""
+    """The models table: one row per model, the best value of each metric marked, means over no playlists as dashes."""
     found = {}
     for model, summary in content.summaries.items():
         values: dict[str, float | None] = {**summary.figures()}
@@ -119,7 +119,7 @@ def model_rows(content: Content) -> list[tuple[str, list[Cell]]]:
 
 
 def _image(figure: Figure) -> Markup:
-    """A picture as an image element that holds its own data; its text for those who cannot see it is its title."""
+    """A figure as an image element with inline data; its alternative text is its title."""
     alternative = figure.get_suptitle()
     data = base64.b64encode(png(figure)).decode("ascii")
     return Markup('<div class="picture"><img alt="{}" src="data:image/png;base64,{}"></div>').format(alternative, data)

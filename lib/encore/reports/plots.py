@@ -1,7 +1,7 @@
-"""Pictures for the report and for MLflow: arrays and summaries in, matplotlib Figures out, no global state.
+"""Plots for the report and for MLflow: arrays and summaries in, matplotlib Figures out, no global state.
 
-Drawn to be read at 700 pixels, those of HALF inches also at 480, two side by side. Colours are those of Okabe and Ito,
-told apart by colour-blind people; models differ by marker as well. Nothing to show is said in the picture, not an
+Plots are legible at 700 pixels; those with a width of HALF also at 480, two side by side. The colours are the
+colour-blind-safe palette of Okabe and Ito; models also differ by marker. A plot without data says so, and is not an
 error.
 """
 
@@ -19,27 +19,27 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from encore.evaluation.metrics import BUCKETS, NO_HIT, PAGE, Summary
-from encore.reports.data import F64, I64, Spread, edges
+from encore.reports.data import F64, I64, VarianceComponents, edges
 
 WIDTH, HALF = 7.0, 5.4
-"""Inches, of a picture that stands alone and of one that may stand beside another."""
+"""Width in inches of a plot that has a row to itself, and of one that may share a row with another."""
 DPI: Final = 160
-"""Sharp at 700 pixels on a screen with twice as many."""
+"""Sharp at 700 CSS pixels on a screen with a device pixel ratio of 2."""
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, GRID = "#222222", "#5a5a5a", "#dddddd"
 
 UNITS: Final = {
-    "key": "pitch class, ?: none found",
+    "key": "pitch class, ?: none detected",
     "loudness": "mean loudness, dB",
     "mode": "",
-    "tempo": "beats a minute",
+    "tempo": "beats per minute",
 }
-"""Labels of the features that are not simply from 0 to 1."""
+"""Labels of the features that do not simply range from 0 to 1."""
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG: the same bytes for a figure made in the same way."""
+    """The figure as a PNG: identical figures give identical bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -48,8 +48,8 @@ def png(figure: Figure) -> bytes:
 def _figure(
     title: str, width: float, height: float, rows: int = 1, columns: int = 1, **kinds: Any
 ) -> tuple[Figure, Any]:
-    """A figure with a title at the left and its axes, as an array (rows, columns)."""
-    # room for the half of the last tick label that stands beyond its axis
+    """A figure with a left-aligned title, and its axes as an array (rows, columns)."""
+    # room for the half of the last tick label that extends beyond the axis
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.06)
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -94,7 +94,7 @@ def _thousands(ax: Any, axis: str) -> None:
 
 
 def _style(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th model; a second round of colours is dashed."""
+    """Style of the i-th model; when the colours repeat, lines are dashed, then dotted."""
     rounds = i // len(COLOURS)
     return {
         "color": COLOURS[i % len(COLOURS)],
@@ -106,15 +106,15 @@ def _style(i: int) -> dict[str, Any]:
 # models --------------------------------------------------------------------------------------------------------------
 
 
-def bucket_name(least: int, most: int | None) -> str:
-    """A range of numbers of tracks as people write it: 0, 2-4, 100+."""
-    if most is None:
-        return f"{least}+"
-    return str(least) if least == most else f"{least}–{most}"
+def bucket_name(low: int, high: int | None) -> str:
+    """A range of track counts for display: 0, 2-4, 100+."""
+    if high is None:
+        return f"{low}+"
+    return str(low) if low == high else f"{low}–{high}"
 
 
 def model_means(summaries: Mapping[str, Summary]) -> Figure:
-    """Mean R-precision, with and without the credit for artists, and NDCG of each model, as bars with their values."""
+    """Bars of mean R-precision, with and without artist credit, and NDCG of each model, labelled with their values."""
     names = {
         "r_precision": "R-precision",
         "r_precision_artist": "R-precision with\nartist credit",
@@ -124,7 +124,7 @@ def model_means(summaries: Mapping[str, Summary]) -> Figure:
     ax = axes[0, 0]
     found = {model: s.figures() for model, s in summaries.items() if s.n_playlists}
     if not found:
-        _nothing(ax, "no model was evaluated")
+        _nothing(ax, "no models were evaluated")
         return figure
     height = 0.8 / len(found)
     greatest = max(max(values[name] for name in names) for values in found.values())
@@ -153,12 +153,12 @@ def model_means(summaries: Mapping[str, Summary]) -> Figure:
 
 
 def precision_by_known(summaries: Mapping[str, Summary]) -> Figure:
-    """R-precision and NDCG of each model by how many tracks of the playlist were known; a line a model."""
-    figure, axes = _figure("Accuracy by how many tracks of the playlist are known", HALF, 6.8, rows=2, sharex=True)
+    """R-precision and NDCG by the number of known tracks of the playlist; one line per model."""
+    figure, axes = _figure("Accuracy by number of known tracks", HALF, 6.8, rows=2, sharex=True)
     found = {model: s for model, s in summaries.items() if s.n_playlists}
     if not found:
         for ax in axes.flat:
-            _nothing(ax, "no model was evaluated")
+            _nothing(ax, "no models were evaluated")
         return figure
     counts = np.max([s.counts for s in found.values()], axis=0)
     shown = np.flatnonzero(counts)
@@ -171,7 +171,7 @@ def precision_by_known(summaries: Mapping[str, Summary]) -> Figure:
         ax.set_ylim(bottom=0)
         ax.margins(x=0.04)
         _labels(ax, "", f"mean {name}")
-    labels = [f"{bucket_name(BUCKETS[b].least, BUCKETS[b].most)}\n({_short(int(counts[b]))})" for b in shown]
+    labels = [f"{bucket_name(BUCKETS[b].low, BUCKETS[b].high)}\n({_short(int(counts[b]))})" for b in shown]
     axes[1, 0].set_xticks(range(len(shown)), labels)
     _labels(axes[1, 0], "known tracks of the playlist (number of playlists)", "mean NDCG")
     figure.legend(
@@ -190,15 +190,15 @@ def _short(n: int) -> str:
 
 
 def clicks_distribution(summaries: Mapping[str, Summary]) -> Figure:
-    """Share of playlists whose first hit is shown after at most so many clicks, a curve a model.
+    """Cumulative share of playlists by the number of clicks until the first hit; one curve per model.
 
-    Each click shows the next ten tracks; playlists without a hit are what is missing at the right.
+    Each click shows the next ten tracks; the gap to 1 at the right is the share of playlists without a hit.
     """
-    figure, axes = _figure("How soon a withheld track is shown", HALF, 3.7)
+    figure, axes = _figure("Clicks until the first withheld track is shown", HALF, 3.7)
     ax = axes[0, 0]
     found = {model: s for model, s in summaries.items() if s.n_playlists}
     if not found:
-        _nothing(ax, "no model was evaluated")
+        _nothing(ax, "no models were evaluated")
         return figure
     greatest = 0.0
     for i, (model, one) in enumerate(found.items()):
@@ -210,7 +210,7 @@ def clicks_distribution(summaries: Mapping[str, Summary]) -> Figure:
     ax.set_xlim(-0.5, NO_HIT - 0.5)
     ax.set_ylim(0, min(1.0, 1.1 * greatest) if greatest else 1)
     _percent(ax, "y")
-    _labels(ax, f"clicks, each shows the next {PAGE} recommendations", "playlists with a hit by then")
+    _labels(ax, f"clicks (each shows the next {PAGE} recommendations)", "playlists with a hit so far")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
     return figure
 
@@ -219,9 +219,9 @@ def clicks_distribution(summaries: Mapping[str, Summary]) -> Figure:
 
 
 def feature_distributions(title: str, histograms: Mapping[str, Mapping[str, F64]]) -> Figure:
-    """Small multiples of `data.feature_histograms`: the first series filled, the others as outlines over it.
+    """Small multiples of `data.feature_histograms`: the first series filled, the others as outlines on top.
 
-    A series that is empty for a feature is not drawn; a feature without any series says so.
+    A series without values for a feature is not drawn; a feature without any values says so.
     """
     columns = 3
     rows = max(1, -(-len(histograms) // columns))
@@ -259,18 +259,18 @@ def feature_distributions(title: str, histograms: Mapping[str, Mapping[str, F64]
     return figure
 
 
-def variance_shares(spreads: Sequence[Spread]) -> Figure:
-    """Share of each feature's variance that lies between playlists, the greatest on top, the rest within them."""
-    figure, axes = _figure("How much playlists differ from each other, feature by feature", WIDTH, 4.2)
+def variance_shares(components: Sequence[VarianceComponents]) -> Figure:
+    """Stacked bars of each feature's variance between and within playlists, the greatest share between on top."""
+    figure, axes = _figure("How much playlists differ from each other, by feature", WIDTH, 4.2)
     ax = axes[0, 0]
-    found = sorted((s for s in spreads if s.between + s.within > 0), key=lambda s: (s.share, s.feature))
+    found = sorted((s for s in components if s.between + s.within > 0), key=lambda s: (s.share, s.feature))
     if not found:
         _nothing(ax, "too few playlists with audio features")
         return figure
     places = np.arange(len(found))
     shares = np.array([s.share for s in found])
     ax.barh(places, shares, 0.72, color=COLOURS[0], label="between playlists")
-    ax.barh(places, 1 - shares, 0.72, left=shares, color="#d9d9d9", label="among the tracks of a playlist")
+    ax.barh(places, 1 - shares, 0.72, left=shares, color="#d9d9d9", label="within playlists")
     for place, share in zip(places, shares, strict=True):
         inside = share > 0.9
         ax.annotate(
@@ -296,13 +296,13 @@ def variance_shares(spreads: Sequence[Spread]) -> Figure:
 
 
 def playlist_lengths(lengths: I64) -> Figure:
-    """Histogram of the number of tracks of each playlist, with the median."""
-    figure, axes = _figure("How long playlists are", HALF, 3.2)
+    """Histogram of the number of tracks per playlist, with the median."""
+    figure, axes = _figure("Playlist lengths", HALF, 3.2)
     ax = axes[0, 0]
     if not len(lengths):
         _nothing(ax, "no playlists")
         return figure
-    # whole numbers to a bin, or combs appear
+    # integer bin widths, otherwise the histogram shows comb artefacts
     width = max(1, -(-int(lengths.max()) // 50))
     bounds = np.arange(0, int(lengths.max()) + width + 1, width) - 0.5
     ax.hist(lengths, bounds, color="#6baed6", edgecolor="white", linewidth=0.4)
@@ -310,16 +310,16 @@ def playlist_lengths(lengths: I64) -> Figure:
     ax.axvline(median, color=COLOURS[1], linewidth=1.6, label=f"median: {median:g} tracks")
     ax.set_xlim(bounds[0], bounds[-1])
     _thousands(ax, "y")
-    _labels(ax, f"tracks a playlist, in steps of {width}", "playlists")
+    _labels(ax, f"tracks per playlist, in bins of {width}", "playlists")
     ax.grid(False, axis="x")
     _legend(ax, loc="upper right")
     return figure
 
 
 def track_popularity(ranks: I64, frequencies: I64, times: I64, tracks: I64) -> Figure:
-    """Left: rows of the track of each rank. Right: how many tracks occur so many times. All axes logarithmic.
+    """Left: number of rows of the track at each rank. Right: number of tracks by number of rows. All axes logarithmic.
 
-    The arrays are those of `data.rank_frequency` and of `data.occurrences`.
+    The arrays come from `data.rank_frequency` and `data.occurrences`.
     """
     figure, axes = _figure("A few tracks are everywhere, most are rare", HALF, 3.7, columns=2)
     left, right = axes[0]
@@ -328,7 +328,7 @@ def track_popularity(ranks: I64, frequencies: I64, times: I64, tracks: I64) -> F
             _nothing(ax, "no tracks")
         return figure
     left.loglog(ranks, frequencies, color=COLOURS[0], linewidth=1.8)
-    _labels(left, "rank of the track (log)", "rows in playlists (log)", "Rows by rank")
+    _labels(left, "rank of the track (log)", "playlist rows (log)", "Rows by rank")
     right.loglog(times, tracks, ".", color=COLOURS[0], markersize=4, alpha=0.6)
     if times[0] == 1:
         share = tracks[0] / tracks.sum()
@@ -342,7 +342,7 @@ def track_popularity(ranks: I64, frequencies: I64, times: I64, tracks: I64) -> F
             fontsize=9,
             color=INK,
         )
-    _labels(right, "rows of a track (log)", "tracks (log)", "Tracks by number of rows")
+    _labels(right, "rows per track (log)", "tracks (log)", "Tracks by number of rows")
     for ax in (left, right):
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
@@ -352,7 +352,7 @@ def track_popularity(ranks: I64, frequencies: I64, times: I64, tracks: I64) -> F
 
 
 def job_costs(costs: pa.Table) -> Figure:
-    """Of the jobs of a run, rows of `job_costs` in their order: seconds, bytes read and written, peak memory."""
+    """Seconds, bytes read and written, and peak memory of jobs: rows of `job_costs`, in their order."""
     figure, axes = _figure("What the jobs cost", WIDTH, 0.9 + 0.42 * max(2, costs.num_rows), columns=3, sharey=True)
     panels = (
         ("seconds", 1.0, {"seconds": "time"}),

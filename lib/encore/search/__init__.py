@@ -1,1 +1,1 @@
-"""Exact cosine top-k."""
+"""Exact top-k search by cosine similarity."""

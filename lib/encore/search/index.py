@@ -1,4 +1,4 @@
-"""An index for exact top-k by cosine: a tree where it pays, brute force elsewhere, the same rows from both."""
+"""An index for exact top-k by cosine: a tree where it is faster, brute force otherwise, with identical results."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.search import kernel, tree
 from encore.search.kernel import F32, I64, Items
-from encore.search.tree import Arrays, Tree
+from encore.search.tree import Tree
 
 Method = Literal["tree", "brute"]
 
-FEWEST_ITEMS = 4096
-"""Below this, brute force takes less than a second for thousands of queries, and nothing has to be compiled."""
-MOST_DIMENSIONS = 512
-"""Above this no tree is tried: caps rule out next to nothing there, and BLAS is faster than the tree's loops."""
-SORTING = 100
-"""What brute force spends on an item besides its score, in multiplications: it writes, compares and sorts."""
+MIN_TREE_ITEMS = 4096
+"""Below this, brute force takes less than a second for thousands of queries and needs no compiled code."""
+MAX_TREE_DIMENSIONS = 512
+"""Above this, no tree is built: caps rule out almost nothing, and BLAS is faster than the tree's loops."""
+SORT_COST = 100
+"""Cost of writing, comparing and sorting an item in brute force, in multiplications, besides computing its score."""
 
 _SAMPLE = 256
 _SAMPLE_K = 100
@@ -34,18 +34,21 @@ _MERGED_VALUES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Items ready to be searched. `arrays` is all there is of it, for `load`; `reason` says why it is the method
-    that it is; the two blocks bound the memory of brute force, see kernel.top_k."""
+    """An index of items.
 
-    arrays: Arrays
+    `arrays`: the complete state, for `load`; `reason`: why this method was chosen; the two block sizes bound the memory
+    of brute force, see kernel.top_k.
+    """
+
+    arrays: NamedArrays
     method: Method
     reason: str
     query_block: int = _QUERY_BLOCK
     item_block: int = _ITEM_BLOCK
 
     @classmethod
-    def load(cls, arrays: Arrays, *, query_block: int = _QUERY_BLOCK, item_block: int = _ITEM_BLOCK) -> Index:
-        """The index of these arrays, memory-mapped or not; other entries may stand beside them."""
+    def load(cls, arrays: NamedArrays, *, query_block: int = _QUERY_BLOCK, item_block: int = _ITEM_BLOCK) -> Index:
+        """Restore an index from its arrays, possibly memory-mapped; other entries are ignored."""
         method: Method = "tree" if "leaves" in arrays else "brute"
         return cls(arrays, method, "as it was built", query_block, item_block)
 
@@ -59,8 +62,10 @@ class Index:
         return len(self.arrays["ids"])
 
     def search(self, queries: F32, k: int | NDArray[Any], *, threads: int = 1) -> Ranked:
-        """The k items of highest cosine for each query, as kernel.search defines them; `threads` are used by a
-        tree. See tree.search and kernel.search for shapes, errors and memory."""
+        """The k items with the highest cosine for each query, as defined by kernel.search.
+
+        Only a tree uses `threads`. See tree.search and kernel.search for shapes, errors and memory.
+        """
         items = self._items
         if isinstance(items, Tree):
             return tree.search(queries, items, k, threads=threads)
@@ -75,55 +80,59 @@ def build(
     query_block: int = _QUERY_BLOCK,
     item_block: int = _ITEM_BLOCK,
 ) -> Index:
-    """An index of ids int32 (V,), strictly ascending, and vectors float32 (V, d), finite.
+    """Build an index of ids int32 (V,), strictly ascending, and vectors float32 (V, d), finite.
 
-    "auto" chooses by counts, never by time, so that it chooses the same everywhere. A tree takes 60 bytes an item
-    for d = 12 (see Tree), brute force 8 d + 12, and building either as much again. Raises ValueError for other
-    shapes, types or numbers.
+    "auto" decides by counts, never by timing, so it makes the same choice on every machine. A tree takes 60 bytes per
+    item for d = 12 (see Tree), brute force 8 d + 12, and building either takes as much again. Raises ValueError for
+    other shapes, types or numbers.
     """
     kernel.check_items(ids, vectors)
     n, d = vectors.shape
     if method == "auto":
-        if n < FEWEST_ITEMS:
-            return _brute(ids, vectors, f"{n} items, fewer than {FEWEST_ITEMS}", query_block, item_block)
-        if d > MOST_DIMENSIONS:
-            return _brute(ids, vectors, f"{d} dimensions, more than {MOST_DIMENSIONS}", query_block, item_block)
+        if n < MIN_TREE_ITEMS:
+            return _brute(ids, vectors, f"{n} items, fewer than {MIN_TREE_ITEMS}", query_block, item_block)
+        if d > MAX_TREE_DIMENSIONS:
+            return _brute(ids, vectors, f"{d} dimensions, more than {MAX_TREE_DIMENSIONS}", query_block, item_block)
     elif method == "brute":
-        return _brute(ids, vectors, "asked for", query_block, item_block)
-    built = Tree.of(ids, vectors)
-    reason = "asked for"
+        return _brute(ids, vectors, "requested", query_block, item_block)
+    built = Tree.build(ids, vectors)
+    reason = "requested"
     if method == "auto":
-        share, most = scored_share(built, vectors), 0.9 * (d + SORTING) / d
-        reason = f"{share:.1%} of the items are scored for one of a sample, at most {most:.0%} would pay"
+        share, most = scored_share(built, vectors), 0.9 * (d + SORT_COST) / d
+        reason = f"{share:.1%} of the items are scored per sample query; a tree pays off up to {most:.0%}"
         if share > most:
             return _brute(ids, vectors, reason, query_block, item_block)
     return Index(built.arrays, "tree", reason, query_block, item_block)
 
 
 def scored_share(built: Tree, vectors: F32) -> float:
-    """The share of the items that a search scores, where every so many-th item of `vectors` is a query."""
+    """The share of the items that a search scores, measured with evenly spaced rows of `vectors` as queries."""
     sample = np.ascontiguousarray(vectors[:: max(1, len(vectors) // _SAMPLE)])
-    return tree.search_counted(sample, built, _SAMPLE_K)[1].share
+    return tree.search_with_stats(sample, built, _SAMPLE_K)[1].share
 
 
 def _brute(ids: NDArray[Any], vectors: NDArray[Any], reason: str, query_block: int, item_block: int) -> Index:
-    items = Items.of(ids, vectors)
-    arrays: Arrays = {"ids": items.ids, "vectors": items.vectors, "units": items.units, "norms": items.norms}
+    items = Items.prepare(ids, vectors)
+    arrays: NamedArrays = {"ids": items.ids, "vectors": items.vectors, "units": items.units, "norms": items.norms}
     return Index(arrays, "brute", reason, query_block, item_block)
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
-    """Items in several indexes, which are searched one after the other: memory is that of one index, and 24 bytes for
-    each of the best that are known. Arrays that are mapped are read as they are needed, and leave as memory is needed.
+class BlockedIndex:
+    """Items in several indexes that are searched one after the other.
+
+    Memory: that of one index plus 24 bytes for each result so far. The operating system loads and evicts pages of
+    memory-mapped arrays as needed.
     """
 
     indexes: tuple[Index, ...]
 
     @classmethod
-    def load(cls, arrays: Arrays, *, query_block: int = _QUERY_BLOCK, item_block: int = _ITEM_BLOCK) -> Blocks:
-        """The indexes of the `arrays` of others, memory-mapped or not; other entries may stand beside them."""
-        parts: dict[int, Arrays] = {}
+    def load(
+        cls, arrays: NamedArrays, *, query_block: int = _QUERY_BLOCK, item_block: int = _ITEM_BLOCK
+    ) -> BlockedIndex:
+        """Restore from `arrays`, possibly memory-mapped; other entries are ignored."""
+        parts: dict[int, NamedArrays] = {}
         for name, array in arrays.items():
             number, dot, rest = name.partition(".")
             if dot and number.isdecimal():
@@ -133,44 +142,44 @@ class Blocks:
         )
 
     @property
-    def arrays(self) -> Arrays:
-        """All there is of them, for `load`: names are <number>.<name in the index>."""
+    def arrays(self) -> NamedArrays:
+        """The complete state, for `load`; names are <number of the index>.<name in the index>."""
         return {f"{i}.{name}": array for i, index in enumerate(self.indexes) for name, array in index.arrays.items()}
 
     def __len__(self) -> int:
         return sum(map(len, self.indexes))
 
     def search(self, queries: F32, k: int | NDArray[Any], *, threads: int = 1) -> Ranked:
-        """As Index.search, of the items of all."""
-        wanted = kernel.check_queries(queries, queries.shape[-1], np.iinfo(np.int64).max, k)
+        """Like Index.search, over the items of all indexes."""
+        n_results = kernel.check_queries(queries, queries.shape[-1], np.iinfo(np.int64).max, k)
         best = Ranked.empty(len(queries))
         for index in self.indexes:
-            best = _merged(best, index.search(queries, wanted, threads=threads), wanted)
+            best = _merged(best, index.search(queries, n_results, threads=threads), n_results)
         return best
 
 
-def build_blocks(
+def build_blocked(
     blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]],
     method: Literal["auto", "tree", "brute"] = "auto",
     *,
     query_block: int = _QUERY_BLOCK,
     item_block: int = _ITEM_BLOCK,
-    keep: Callable[[Arrays], Arrays] = dict,
-) -> Blocks:
-    """An index for each block of ids and vectors. Ids ascend within a block, and none is in two.
+    keep: Callable[[NamedArrays], NamedArrays] = dict,
+) -> BlockedIndex:
+    """Build an index for each block of ids and vectors. Ids ascend within a block; no id is in two blocks.
 
-    `keep` may put the arrays of an index elsewhere, such as into mapped files, before the next is built. Raises
-    ValueError as `build` does.
+    `keep` may move the arrays of an index elsewhere, such as into memory-mapped files, before the next one is built.
+    Raises ValueError like `build`.
     """
     made = []
     for ids, vectors in blocks:
         built = build(ids, vectors, method, query_block=query_block, item_block=item_block)
         made.append(Index(keep(built.arrays), built.method, built.reason, query_block, item_block))
-    return Blocks(tuple(made))
+    return BlockedIndex(tuple(made))
 
 
 def _merged(one: Ranked, other: Ranked, k: I64) -> Ranked:
-    """The k[i] best of row i of both."""
+    """The k[i] best of row i of both rankings."""
     if len(one.scores) == 0:
         return other
     parts = [Ranked.empty(0)]

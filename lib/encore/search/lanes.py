@@ -1,9 +1,9 @@
-"""One primitive that numba's own loops do not reach: sixteen dot products at once, in vector registers.
+"""Sixteen dot products at once in vector registers, which numba does not generate from ordinary loops.
 
-Written as a loop, the sums of sixteen items live in an array; as far as the compiler knows that array may be
-the very memory that is read, so each addition is stored before the next load. That measured 160 ns for
-sixteen items of twelve dimensions, against 10 ns here, and nine tenths of a search are such sums. So the loop
-stands here in LLVM's own terms. `above_loop` is its twin in plain Python.
+In an ordinary loop the sums of sixteen items live in an array. The compiler must assume that this array aliases the
+memory being read, so it stores each addition before the next load: measured at 160 ns for sixteen items of twelve
+dimensions, against 10 ns here. Such sums are nine tenths of a search, so the loop is written in LLVM IR. `sums_loop`
+computes the same sums in plain Python.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 LANES = 16
-"""Items that are scored at once: two registers of AVX2, one of AVX-512."""
+"""Items scored at once: two AVX2 registers, or one AVX-512 register."""
 
 _I64 = ir.IntType(64)
 _SUMS = ir.VectorType(ir.FloatType(), LANES)
@@ -34,11 +34,11 @@ def sums_loop(columns: NDArray[np.float32], at: int, row: NDArray[np.float32], *
 
 @intrinsic
 def reached(typing_context, columns, at, rows, row_at, n):  # type: ignore[no-untyped-def]
-    """reached(columns, at, rows, row_at, n) -> int64: bit j says whether sum j is at least 0, j < 16.
+    """reached(columns, at, rows, row_at, n) -> int64: bit j is set if sum j is at least 0, j < 16.
 
-    Sum j is that of columns[at + 16 c + j] * rows[row_at + c] over c < n: float32, fused where the machine can,
-    in two partial sums. n is even and at least 2. Arrays are contiguous float32 of one dimension; nothing
-    checks that they are long enough.
+    Sum j is the sum of columns[at + 16 c + j] * rows[row_at + c] over c < n: float32, with fused multiply-add where the
+    CPU has it, in two partial sums. n is even and at least 2. Arrays are contiguous, one-dimensional float32; their
+    bounds are not checked.
     """
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -52,13 +52,13 @@ def reached(typing_context, columns, at, rows, row_at, n):  # type: ignore[no-un
 
 @intrinsic
 def dots(typing_context, columns, at, rows, row_at, n, sums, sums_at):  # type: ignore[no-untyped-def]
-    """dots(columns, at, rows, row_at, n, sums, sums_at): sums[sums_at + j] = sum j as `reached` has it, j < 16."""
+    """dots(columns, at, rows, row_at, n, sums, sums_at): sums[sums_at + j] = sum j as in `reached`, j < 16."""
     return _stored(columns, rows, sums, scaled=False)
 
 
 @intrinsic
 def scores(typing_context, columns, at, rows, row_at, n, sums, sums_at):  # type: ignore[no-untyped-def]
-    """scores(columns, at, rows, row_at, n, sums, sums_at): as `dots`, sum j times columns[at + 16 n + j]."""
+    """scores(columns, at, rows, row_at, n, sums, sums_at): like `dots`, with sum j times columns[at + 16 n + j]."""
     return _stored(columns, rows, sums, scaled=True)
 
 
@@ -66,8 +66,8 @@ def scores(typing_context, columns, at, rows, row_at, n, sums, sums_at):  # type
 def hits_of_two(typing_context, columns, at, rows, first, second, n, least, most):  # type: ignore[no-untyped-def]
     """hits_of_two(columns, at, rows, first, second, n, low_first, low_second) -> int64
 
-    Sums as `scores` has them, for two rows at once, so that columns are loaded once: bit j says whether sum j of
-    the row at `first` is at least low_first, or not a number, bit 16 + j the same of the second.
+    The sums of `scores` for two rows at once, so that columns are loaded once: bit j is set if sum j of the row at
+    `first` is NaN or at least low_first, bit 16 + j likewise for the row at `second` and low_second.
     """
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -84,7 +84,7 @@ def hits_of_two(typing_context, columns, at, rows, first, second, n, least, most
 
 @intrinsic
 def lowest(typing_context, mask):  # type: ignore[no-untyped-def]
-    """lowest(mask: int64, not 0) -> int64: the number of its lowest bit that is 1."""
+    """lowest(mask: int64, not 0) -> int64: the index of its lowest set bit."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.cttz(args[0], ir.IntType(1)(1))
@@ -94,7 +94,7 @@ def lowest(typing_context, mask):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def prefetch(typing_context, columns, at, n):  # type: ignore[no-untyped-def]
-    """prefetch(columns, at, n): ask for columns[at : at + 16 n], n pieces of 64 bytes, to be read soon."""
+    """prefetch(columns, at, n): prefetch columns[at : at + 16 n], n cache lines of 64 bytes, for reading."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         (columns,) = _data(context, builder, signature, args, (0,))
@@ -103,9 +103,9 @@ def prefetch(typing_context, columns, at, n):  # type: ignore[no-untyped-def]
         function = builder.module.declare_intrinsic("llvm.prefetch", [i8.as_pointer()], kind)
         with cgutils.for_range(builder, args[2]) as loop:
             at = builder.add(args[1], builder.mul(loop.index, _I64(LANES)))
-            place = builder.bitcast(builder.gep(columns, [at]), i8.as_pointer())
-            # to read, into all caches, data
-            builder.call(function, [place, i32(0), i32(3), i32(1)])
+            address = builder.bitcast(builder.gep(columns, [at]), i8.as_pointer())
+            # read access, into all cache levels, data
+            builder.call(function, [address, i32(0), i32(3), i32(1)])
         return context.get_dummy_value()
 
     return types.none(columns, types.int64, types.int64), generate
@@ -122,20 +122,20 @@ def _stored(columns: Any, rows: Any, sums: Any, *, scaled: bool) -> Any:
     return types.none(columns, types.int64, rows, types.int64, types.int64, sums, types.int64), generate
 
 
-def _data(context: Any, builder: Any, signature: Any, args: Any, places: tuple[int, ...]) -> list[Any]:
-    """Where the elements of the arrays among the arguments begin."""
-    return [context.make_array(signature.args[i])(context, builder, args[i]).data for i in places]
+def _data(context: Any, builder: Any, signature: Any, args: Any, indices: tuple[int, ...]) -> list[Any]:
+    """Pointers to the data of the array arguments with these indices."""
+    return [context.make_array(signature.args[i])(context, builder, args[i]).data for i in indices]
 
 
 def _sums(builder: Any, column: Any, rows: list[Any], n: Any, *, scaled: bool) -> list[Any]:
-    """Sixteen sums for each row, as a vector."""
+    """A vector of sixteen sums for each row."""
     start = builder.block
     loop, end = builder.append_basic_block("dimensions"), builder.append_basic_block("sums")
     builder.branch(loop)
     builder.position_at_end(loop)
     c = builder.phi(_I64)
     c.add_incoming(_I64(0), start)
-    # two sums a row, of even and of odd dimensions: each waits for the one before it, the two not for each other
+    # two sums per row, over even and odd dimensions: two independent dependency chains
     before = [[builder.phi(_SUMS) for _ in rows] for _ in range(2)]
     after = []
     for odd, sums in enumerate(before):
@@ -158,7 +158,7 @@ def _sums(builder: Any, column: Any, rows: list[Any], n: Any, *, scaled: bool) -
 
 
 def _mask(builder: Any, sums: Any, low: Any) -> Any:
-    # eight at a time: of sixteen, LLVM packs the comparisons step by step where AVX2 has one instruction
+    # eight at a time: for sixteen, LLVM packs the comparisons in several steps where AVX2 needs one instruction
     limit, halves = _in_all_lanes(builder, low), []
     for first in (0, LANES // 2):
         half = ir.Constant(ir.VectorType(ir.IntType(32), LANES // 2), list(range(first, first + LANES // 2)))

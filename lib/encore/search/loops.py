@@ -1,10 +1,10 @@
-"""The loops of `tree`, compiled by numba. Import it through `tree.loops()` only: numba is slow to import.
+"""Compiled loops of `tree`. Import only through `tree.load_loops()`: numba is slow to import.
 
-Arrays are contiguous, big ones flat. "Place" is the place of an item in the order of the tree. d dimensions
-are padded with zeros to `even(d)` in leaves and to `even(d + 2)` in caps, see `lanes.above`.
+Arrays are contiguous; large ones are flat. Items are indexed in tree order. Their d dimensions are padded with zeros to
+`even(d)` in leaves and, with three more elements, to `even(d + 3)` in caps, see `tree.Tree`.
 """
 
-# numba gives the functions here their types
+# numba infers the types of these functions
 # mypy: ignore-errors
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _INSERTED = 24
 _TOGETHER = 512
 _AHEAD = 4
 _TILE = 8
-_LEAST_NORM, _MOST_NORM = 2.0**-100, 2.0**100
+_MIN_NORM, _MAX_NORM = 2.0**-100, 2.0**100
 
-# Divisions by zero are as in IEEE arithmetic. Only sums whose rounding a margin covers may be reordered.
+# Division by zero follows IEEE arithmetic. Only sums whose rounding error is covered by a margin may be reordered.
 _EXACT = {"cache": True, "nogil": True, "error_model": "numpy"}
 _LOOSE = {**_EXACT, "fastmath": True}
-# for what is called once a leaf: an array is passed as seven words
+# for functions called once per leaf: passing an array takes seven words
 _INLINE = {**_EXACT, "forceinline": True}
 
 
@@ -40,7 +40,7 @@ _INLINE = {**_EXACT, "forceinline": True}
 
 @njit(**_LOOSE)
 def direction(rows, start, stop, mean, axis, turned):
-    """The direction in which rows[start:stop] vary most, roughly, into `axis` (d,), by power iterations."""
+    """Write the approximate principal axis of rows[start:stop] to `axis` (d,), by power iteration."""
     d = rows.shape[1]
     step = max(1, (stop - start) // _SAMPLE)
     mean[:] = 0
@@ -51,7 +51,7 @@ def direction(rows, start, stop, mean, axis, turned):
         n += 1
     for c in range(d):
         mean[c] /= n
-    # the row farthest from the mean is hardly ever at a right angle to what is looked for
+    # start from the row farthest from the mean, which is hardly ever orthogonal to the principal axis
     farthest, at = np.float32(-1), start
     for i in range(start, stop, step):
         total = np.float32(0)
@@ -81,7 +81,7 @@ def direction(rows, start, stop, mean, axis, turned):
 
 @njit(**_EXACT)
 def swap(values, rows, order, i, j):
-    """Exchange elements i and j of all three."""
+    """Swap elements i and j of all three arrays."""
     values[i], values[j] = values[j], values[i]
     order[i], order[j] = order[j], order[i]
     for c in range(rows.shape[1]):
@@ -90,7 +90,7 @@ def swap(values, rows, order, i, j):
 
 @njit(**_EXACT)
 def select(values, rows, order, start, stop, middle):
-    """Exchange elements until none of values[start:middle] is above one of values[middle:stop] (quickselect)."""
+    """Partition so that no element of values[start:middle] is above one of values[middle:stop] (quickselect)."""
     left, right = start, stop - 1
     while left < right:
         a, b, c = values[left], values[(left + right) // 2], values[right]
@@ -115,10 +115,10 @@ def select(values, rows, order, start, stop, middle):
 
 @njit(**_EXACT)
 def split(rows, order, large, small):
-    """Reorder rows (n, d), in place, and `order` (n,) along, so that neighbours in space are neighbours there.
+    """Reorder rows (n, d) and `order` (n,) in place, so that rows close in space are close in the array.
 
-    Halves are split again at the median along their principal axis, at multiples of `large` as long as there
-    is one inside, then at multiples of `small`.
+    Ranges are split recursively near the median along their principal axis: at a multiple of `large` while they are
+    longer than that, then at a multiple of `small`.
     """
     n, d = rows.shape
     values = np.empty(n, np.float32)
@@ -154,26 +154,27 @@ def project(rows, start, stop, axis, values):
 
 @njit(**_EXACT)
 def fill(vectors, norms, order, width, leaves):
-    """Write items to `leaves`, flat, zeroed: LEAF items a leaf, `width` rows of one dimension and one of 1 / norm.
+    """Write items to the flat, zeroed `leaves`: for each leaf of LEAF items, `width` rows of coordinates and one of
+    1 / norm.
 
-    Instead of 1 / norm there is 0 for a zero vector, and NaN for a norm that is out of the bounds of `tree`.
+    1 / norm is replaced by 0 for a zero vector, and by NaN for a norm outside the bounds given in `tree`.
     """
     for i in range(len(order)):
         at = i // LEAF * LEAF * (width + 1) + i % LEAF
         for c in range(vectors.shape[1]):
             leaves[at + c * LEAF] = vectors[order[i], c]
         norm = norms[order[i]]
-        # where float32 may overflow or lose digits, the sum becomes NaN, and only float64 decides
-        usual = norm == 0 or (norm >= _LEAST_NORM and norm <= _MOST_NORM)
+        # if float32 may overflow or lose digits, the score becomes NaN, and only float64 decides
+        usual = norm == 0 or (norm >= _MIN_NORM and norm <= _MAX_NORM)
         leaves[at + width * LEAF] = np.float32(np.nan if not usual else 1 / norm if norm > 0 else 0.0)
 
 
 @njit(**_EXACT)
 def centre_of(leaves, width, start, stop, centre, sums):
-    """The centre of the least ball around items start..stop - 1 at unit length, nearly: Badoiu and Clarkson 2003.
+    """Write the approximate centre of the smallest ball around the normalised items start to stop - 1 to `centre`.
 
-    Step by step `centre` moves towards the farthest of them, by less and less. Items without a factor do not
-    count. The result is the number of others.
+    Badoiu and Clarkson 2003: the centre repeatedly moves towards the farthest item, by ever smaller steps. Items whose
+    factor is not positive are ignored; returns the number of the others.
     """
     centre[:] = 0
     n = 0
@@ -188,7 +189,7 @@ def centre_of(leaves, width, start, stop, centre, sums):
         for first in range(start, stop, LEAF):
             scores(leaves, first * (width + 1), centre, 0, width, sums, 0)
             for lane in range(min(LEAF, stop - first)):
-                # all have length 1: the farthest is the one with the least dot product
+                # all have length 1, so the farthest has the smallest dot product
                 if sums[lane] < least and factor_of(leaves, width, first + lane) > 0:
                     least, farthest = sums[lane], first + lane
         move(leaves, width, farthest, np.float32(step), centre)
@@ -203,7 +204,7 @@ def factor_of(leaves, width, item):
 
 @njit(**_EXACT)
 def move(leaves, width, item, step, centre):
-    """Move the centre by 1 / step of the way to an item at unit length."""
+    """Move the centre 1 / step of the way towards a normalised item."""
     at = item // LEAF * LEAF * (width + 1) + item % LEAF
     inverse = leaves[at + width * LEAF]
     for c in range(width):
@@ -212,10 +213,10 @@ def move(leaves, width, item, step, centre):
 
 @njit(**_EXACT)
 def cap_of(leaves, norms, width, start, stop, centre, sums):
-    """The cap around items start..stop - 1: the unit centre into `centre`; the result is cos b and sin b.
+    """The cap around items start to stop - 1: writes its unit centre to `centre`, returns cos b and sin b.
 
-    b is at least the angle between the centre, as rounded to float32, and each item, zero vectors left out. A
-    cap of a right angle or more comes back as (-1, 4), which no bound rules out; of nothing, as (1, 0).
+    b is at least the angle between the centre, rounded to float32, and each non-zero item. A cap of a right angle or
+    more is returned as (-1, 4), which no bound rules out; an empty one as (1, 0).
     """
     n = centre_of(leaves, width, start, stop, centre, sums)
     length = 0.0
@@ -238,7 +239,7 @@ def cap_of(leaves, norms, width, start, stop, centre, sums):
             for c in range(width):
                 dot += np.float64(leaves[at + c * LEAF]) * np.float64(centre[c])
             least = min(least, dot / (norms[i] * np.sqrt(own)))
-    # less, by more than float32 rounds
+    # rounded down by more than float32 rounding
     cosine = np.float32(least - 1.2e-7)
     if cosine <= 0:
         return np.float32(-1), np.float32(4)
@@ -247,8 +248,11 @@ def cap_of(leaves, norms, width, start, stop, centre, sums):
 
 @njit(**_EXACT)
 def enclose(leaves, norms, width, d, leaf_caps, node_caps):
-    """Caps of all leaves and nodes, in zeroed arrays: a node's sixteen leaf caps dimension by dimension in
-    `leaf_caps` (flat), each node's own in a row of `node_caps` (nodes, even(d + 3)): centre, cos b, sin b, 1."""
+    """Write the caps of all leaves and nodes to zeroed arrays, each as centre, cos b, sin b, 1.
+
+    `leaf_caps` (flat) holds the sixteen leaf caps of a node dimension by dimension; `node_caps` (nodes, even(d + 3))
+    has one row per node.
+    """
     n = norms.shape[0]
     cap_width = node_caps.shape[1]
     centre, sums = np.empty(width, np.float32), np.empty(LEAF, np.float32)
@@ -273,7 +277,7 @@ def enclose(leaves, norms, width, d, leaf_caps, node_caps):
 
 @njit(**_EXACT)
 def aim(query, cosine, sine, constant, d, cap_width, rows, columns):
-    """Write the factors of cos b, sin b and 1 beside the query's vector, in both layouts: see `bound`."""
+    """Write the query's factors of cos b, sin b and 1 after its vector, in both layouts: see `bound`."""
     at = query * cap_width + d
     rows[at], rows[at + 1], rows[at + 2] = cosine, sine, constant
     at = query // LEAF * LEAF * cap_width + query % LEAF + d * LEAF
@@ -282,10 +286,10 @@ def aim(query, cosine, sine, constant, d, cap_width, rows, columns):
 
 @njit(**_EXACT)
 def bound(query, low, margin, slack, d, cap_width, rows, columns):
-    """Aim at the caps that may hold an item with a >= low: see `tree`.
+    """Set the query's factors so that it reaches all caps that may contain an item with a >= low: see `tree`.
 
-    With t = low - margin, (q, -t, sqrt(1 - t^2), slack) makes one dot product with (centre, cos b, sin b, 1) the
-    bound. Up to t = 0 it must not rule out anything.
+    With t = low - margin, the bound is the dot product of (q, -t, sqrt(1 - t^2), slack) and (centre, cos b, sin b, 1).
+    For t <= 0 it must not rule out anything.
     """
     t = np.float64(low) - margin
     if t > 0:
@@ -299,14 +303,14 @@ def bound(query, low, margin, slack, d, cap_width, rows, columns):
 
 @njit(**_INLINE)
 def count_up(cosine, histogram):
-    """Count a cosine in its bucket."""
+    """Add a cosine to its histogram bucket."""
     bucket = int((cosine + np.float32(1)) * np.float32(_BUCKETS / 2))
     histogram[max(0, min(_BUCKETS - 1, bucket))] += 1
 
 
 @njit(**_EXACT)
 def cut_off(histogram, n):
-    """The lower edge, as a cosine, of the highest bucket that n of those counted reach; -4 if there is none."""
+    """The lower edge, as a cosine, of the highest bucket reached by at least n counted values; -4 if there is none."""
     bucket, above = _BUCKETS, 0
     while above < n and bucket > 0:
         bucket -= 1
@@ -316,7 +320,10 @@ def cut_off(histogram, n):
 
 @njit(**_EXACT)
 def aim_at_nodes(start, stop, n_seeds, d, node_caps, rows, columns, histograms, sums):
-    """Aim queries start..stop - 1 at about n_seeds nodes each, of the nearest centres, as a sample of nodes tells."""
+    """Make queries start to stop - 1 reach about n_seeds nodes each, those with the nearest centres.
+
+    The threshold is estimated from a sample of the nodes.
+    """
     n_nodes, cap_width = node_caps.shape
     flat = node_caps.reshape(-1)
     step = max(1, n_nodes // _SAMPLED_NODES)
@@ -334,16 +341,16 @@ def aim_at_nodes(start, stop, n_seeds, d, node_caps, rows, columns, histograms, 
 
 @njit(**_EXACT)
 def aim_at_leaves(start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_nodes):
-    """Aim queries start..stop - 1 at about n_seeds leaves each, of the nearest centres in the nodes aimed at.
+    """Make queries start to stop - 1 reach about n_seeds leaves each, those with the nearest centres in their nodes.
 
-    The nodes are written to seeds[query, :n_nodes[query]], ascending.
+    Writes the nodes that each query reaches to seeds[query, :n_nodes[query]], ascending.
     """
     cap_width = node_caps.shape[1]
     flat = node_caps.reshape(-1)
     histograms[start:stop] = 0
     n_nodes[start:stop] = 0
     for query in range(start, stop):
-        # the constant for nodes is in `columns`; that for leaves is not known yet
+        # `columns` has the constant for nodes; the constant for leaves is not known yet
         rows[query * cap_width + d + 2] = 0
     for node in range(node_caps.shape[0]):
         for block in range(start, stop, LEAF):
@@ -365,7 +372,7 @@ def aim_at_leaves(start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, 
 
 @njit(**_EXACT)
 def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes, masks, approx, leaf_of):
-    """Approximate scores of all items of the leaves aimed at, sixteen a leaf, into `approx`; returns how many."""
+    """Write approximate scores of all items in the seed leaves, sixteen per leaf, to `approx`; returns their count."""
     for i in range(n_nodes):
         at = seeds[query, i] * LEAF * cap_width
         masks[i] = reached(leaf_caps, at, rows, query * cap_width, cap_width)
@@ -377,7 +384,7 @@ def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes
             mask &= mask - 1
             n += 1
     for i in range(n):
-        # a leaf is somewhere in memory, and is asked for a little ahead
+        # leaves are scattered in memory, so prefetch a few ahead
         prefetch(leaves, leaf_of[min(i + _AHEAD, n - 1)] * LEAF * (width + 1), width + 1)
         at = leaf_of[i] * LEAF * (width + 1)
         scores(leaves, at, rows, query * cap_width, width, approx, i * LEAF)
@@ -386,7 +393,7 @@ def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes
 
 @njit(**_EXACT)
 def kth_of(approx, n, k, counts, buckets):
-    """A number that at least k of approx[:n] reach, near the k-th largest; -4 if there are less than k above 0."""
+    """A lower bound on the k-th largest of approx[:n], close to it; -4 if fewer than k are above 0."""
     counts[:] = 0
     for i in range(n):
         buckets[i] = np.int32((approx[i] if approx[i] > 0 else np.float32(0)) * np.float32(_FINE_BUCKETS - 1))
@@ -398,7 +405,7 @@ def kth_of(approx, n, k, counts, buckets):
         above += counts[bucket]
     if above < k:
         return np.float32(-4)
-    # the product was rounded: one bucket lower is safe
+    # the product was rounded, so subtract a little to be safe
     return np.float32(bucket - 0.01) / np.float32(_FINE_BUCKETS - 1)
 
 
@@ -407,7 +414,7 @@ def kth_of(approx, n, k, counts, buckets):
 
 @njit(**_INLINE)
 def exact(n, items, of_query, width, vectors, lengths, leaves, dots_, squares, result):
-    """The scores of n pairs of item and query, as `kernel` defines them: float64, from left to right, not fused."""
+    """The scores of n (item, query) pairs as defined in `kernel`: float64, from left to right, not fused."""
     for i in range(n):
         at = items[i] // LEAF * LEAF * (width + 1) + items[i] % LEAF
         query = of_query[i]
@@ -419,21 +426,21 @@ def exact(n, items, of_query, width, vectors, lengths, leaves, dots_, squares, r
         dots_[i], squares[i] = dot, square
     for i in range(n):
         length = lengths[of_query[i]] * np.sqrt(squares[i])
-        # added to 0, -0.0 becomes 0.0
+        # adding 0 turns -0.0 into 0.0
         result[i] = (np.float32(dots_[i] / length) if length > 0 else np.float32(0)) + np.float32(0)
 
 
 @njit(**_INLINE)
-def number_of(bits, identity):
-    """A number that ascends as the score with these bits descends, then as the id ascends."""
-    # the bits of a negative number ascend as it descends
+def sort_key(bits, identity):
+    """A sort key that ascends as the score with these bits descends, then as the id ascends."""
+    # the bits of negative floats ascend as the floats descend
     ascending = np.int64(bits) if bits >= 0 else np.int64(bits) ^ 0x7FFFFFFF
     return (~ascending << 32) | (np.int64(identity) + 0x80000000)
 
 
 @njit(**_INLINE)
-def read(number):
-    """Id, and bits of the score, that `number_of` made a number of."""
+def unpack_key(number):
+    """The id and the bits of the score that a `sort_key` was made from."""
     ascending = ~(number >> 32)
     bits = ascending if ascending >= 0 else ascending ^ 0x7FFFFFFF
     return np.int32((number & 0xFFFFFFFF) - 0x80000000), np.int32(bits)
@@ -441,7 +448,7 @@ def read(number):
 
 @njit(**_EXACT)
 def sort(numbers, n, result, starts):
-    """numbers[:n], ascending, into result[:n]: dealt to buckets of equal width, which are nearly in order then."""
+    """Sort numbers[:n] into result[:n]: distribute them to buckets of equal width, then sort each bucket."""
     if n == 0:
         return
     low, high = numbers[0], numbers[0]
@@ -481,10 +488,10 @@ def sort(numbers, n, result, starts):
 
 @njit(**_INLINE)
 def reaching(node, start, stop, cap_width, columns, flat, active, masks):
-    """Which of the queries start..stop - 1 reach the node's cap, into `active`; returns their number.
+    """Write the queries from start to stop - 1 that reach the node's cap to `active`; returns their number.
 
-    Here and below all sums come first and all decisions after them: a branch that waits for a sum and is then
-    mispredicted costs more than the sum.
+    Here and below, all sums are computed before any branch depends on them: a mispredicted branch that waits for a sum
+    costs more than the sum.
     """
     n = 0
     for block in range(start, stop, LEAF):
@@ -503,7 +510,7 @@ def reaching(node, start, stop, cap_width, columns, flat, active, masks):
 
 @njit(**_INLINE)
 def leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks):
-    """Which leaves of the node each of the n active queries reaches, a bit each, into `masks`."""
+    """Write the leaves of the node that each of the n active queries reaches to `masks`, one bit per leaf."""
     at = node * LEAF * cap_width
     for i in range(n):
         masks[i] = reached(leaf_caps, at, rows, active[i] * cap_width, cap_width)
@@ -511,7 +518,7 @@ def leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks):
 
 @njit(**_INLINE)
 def visitors_of(leaf, n, active, masks, visitors):
-    """The active queries whose bit is set for this leaf, into `visitors`; returns their number."""
+    """Write the active queries whose bit is set for this leaf to `visitors`; returns their number."""
     found = 0
     for i in range(n):
         visitors[found] = active[i]
@@ -521,7 +528,7 @@ def visitors_of(leaf, n, active, masks, visitors):
 
 @njit(**_INLINE)
 def hits_of(leaf, n, width, cap_width, rows, leaves, low, visitors, hits):
-    """The bits of the items that reach the visitor's `low`, for each of n visitors of a leaf, into `hits`."""
+    """For each of n visitors of a leaf, write a mask of the items that reach the visitor's `low` to `hits`."""
     at = leaf * LEAF * (width + 1)
     visitors[n] = visitors[max(0, n - 1)]
     for i in range(0, n, 2):
@@ -532,8 +539,7 @@ def hits_of(leaf, n, width, cap_width, rows, leaves, low, visitors, hits):
 
 @njit(**_INLINE)
 def list_hits(leaf, n, n_items, visitors, hits, chosen, items, of_query, found):
-    """Append items and queries, of the hits of a leaf, to two lists of `found` elements; returns how many there are
-    now."""
+    """Append the items and queries of a leaf's hits to two lists of length `found`; returns the new length."""
     some = 0
     for i in range(n):
         chosen[some] = i
@@ -543,21 +549,21 @@ def list_hits(leaf, n, n_items, visitors, hits, chosen, items, of_query, found):
         while mask != 0:
             items[found], of_query[found] = leaf * LEAF + lowest(mask), query
             mask &= mask - 1
-            # the last leaf is filled up with zeros
+            # skip the zero padding of the last leaf
             found += items[found] < n_items
     return found
 
 
 @njit(**_EXACT)
 def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries, offsets, out_ids, out_scores, work):
-    """Search for the queries of groups first..last - 1, of `size` each.
+    """Search for the queries of groups first to last - 1, of `size` queries each.
 
-    tree: leaves, leaf_caps, node_caps, ids. queries: order (q,), and in that order units (q, width), vectors (q, d),
-    norms (q,), wanted (q,), at least 1 and at most `room` - 2 NODE. Writes to out_ids and out_scores from
-    offsets[order[query]] on. Adds to work: leaves scored, nodes bounded, nodes compared, lists cut.
+    tree: leaves, leaf_caps, node_caps, ids. queries: order (q,) and, in that order, units (q, width), vectors (q, d),
+    norms (q,) and k (q,), at least 1 and at most `room` - 2 NODE. Writes results to out_ids and out_scores from
+    offsets[order[query]] on. Adds to `work`: leaves scored, nodes bounded, nodes compared, lists cut.
     """
     leaves, leaf_caps, node_caps, ids = tree
-    order, all_units, all_vectors, all_lengths, all_wanted = queries
+    order, all_units, all_vectors, all_lengths, all_n_results = queries
     n_items, d = len(ids), all_vectors.shape[1]
     n_nodes, cap_width = node_caps.shape
     width = all_units.shape[1]
@@ -587,7 +593,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
         begin = group * size
         here = min(size, len(order) - begin)
         units, vectors = all_units[begin : begin + here], all_vectors[begin : begin + here]
-        lengths, wanted = all_lengths[begin : begin + here], all_wanted[begin : begin + here]
+        lengths, n_results = all_lengths[begin : begin + here], all_n_results[begin : begin + here]
         for query in range(here):
             for c in range(d):
                 rows[query * cap_width + c] = units[query, c]
@@ -613,7 +619,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                 approx,
                 leaf_of,
             )
-            low[query] = kth_of(approx, n, wanted[query], fine, buckets) - 2 * error
+            low[query] = kth_of(approx, n, n_results[query], fine, buckets) - 2 * error
             bound(query, low[query], error, slack, d, cap_width, rows, columns)
             work[0] += n // LEAF
         work[2] += n_nodes * here
@@ -633,18 +639,18 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                     exact(found, items, of_query, width, vectors, lengths, leaves, dots_, squares, results)
                     for i in range(found):
                         query = of_query[i]
-                        numbers[query, counts[query]] = number_of(bits[i], ids[items[i]])
+                        numbers[query, counts[query]] = sort_key(bits[i], ids[items[i]])
                         counts[query] += 1
                         if counts[query] > room - NODE:
-                            k = wanted[query]
+                            k = n_results[query]
                             sort(numbers[query], counts[query], sorted_numbers, starts)
                             numbers[query, :k] = sorted_numbers[:k]
-                            bits[0] = read(numbers[query, k - 1])[1]
+                            bits[0] = unpack_key(numbers[query, k - 1])[1]
                             counts[query], low[query] = k, max(low[query], results[0] - error)
                             bound(query, low[query], error, slack, d, cap_width, rows, columns)
                             work[3] += 1
         for query in range(here):
             sort(numbers[query], counts[query], sorted_numbers, starts)
             start = offsets[order[begin + query]]
-            for i in range(wanted[query]):
-                out_ids[start + i], out_bits[start + i] = read(sorted_numbers[i])
+            for i in range(n_results[query]):
+                out_ids[start + i], out_bits[start + i] = unpack_key(sorted_numbers[i])

@@ -1,34 +1,35 @@
-"""Exact top-k by cosine through a tree of caps: what `kernel.search` returns, to the bit, with far less work.
+"""Exact top-k by cosine with a tree of spherical caps: the result of `kernel.search`, to the bit, with far less work.
 
-Items are ordered by splitting them again and again at the median along their principal axis, into nodes of 256
-and leaves of 16. Of each node and leaf the tree keeps a small cap of the unit sphere around all its items: a
-centre and an angle b. A query looks only into leaves whose cap it can reach, and scores all of their items.
+Items are ordered by splitting them recursively at the median along their principal axis, into nodes of 256 and leaves
+of 16. For each node and leaf the tree stores a small cap of the unit sphere that encloses all its items: a centre and
+an angle b. A query visits only leaves whose cap it can reach, and scores all of their items.
 
 **The bound.** Let t be a number that the query's score must reach, a its angle to a cap's centre, and T = arccos t
-<= 90 degrees. An item of the cap with a score of at least t is within T of the query and within b of the centre,
-so a <= b + T; and as b + T <= 180 degrees, the cosine of a is at least cos(b + T), that is
+<= 90 degrees. An item in the cap with a score of at least t is within T of the query and within b of the centre,
+so a <= b + T; since b + T <= 180 degrees, the cosine of a is at least cos(b + T), that is
 
     cos a - t cos b + sqrt(1 - t^2) sin b >= 0:
 
-one dot product of (q, -t, sqrt(1 - t^2)) and (centre, cos b, sin b). Caps of more than 90 degrees and t <= 0 rule
-nothing out.
+one dot product of (q, -t, sqrt(1 - t^2)) and (centre, cos b, sin b). Caps of more than 90 degrees are never ruled
+out, and t <= 0 rules nothing out.
 
-**Margins.** Let u = 2^-24, and a the approximate score of an item: the float32 sum of products of the query at unit
-length, rounded, and the item, in any order, fused or not, times 1 / |item|, rounded. As in `kernel`, |a - score| <=
-error(d) = (d + 5) u: the query's rounding costs u, the sum d u, the factor u and its product u, the score's rounding
-u / 2. That leaves 1.5 u for terms of second order, and for underflow as long as norms are between 2^-100 and 2^100;
-for others the factor is NaN, and float64 alone decides. If k items have a score of at least s, an item with a < s -
-error(d) is not among the k best; if k items have a >= s, one with a < s - 2 error(d) is not. `low` is such a limit.
-An item with a >= low has a cosine of at least t = low - error(d). The sum above is off by at most (d + 3) u times
-the lengths of its two vectors, sqrt(2) each, plus 4 u for the rounding of its factors, of the query and of the
-centre: so the caps for which it is at least -2 (d + 8) u are looked into. cos b is rounded down, by more than float32
-rounds, and sin b follows from the rounded one.
+**Margins.** Let u = 2^-24, and a the approximate score of an item: the float32 sum of products of the query, at unit
+length and rounded, and the item, in any order, fused or not, times 1 / |item|, rounded. As in `kernel`, |a - score| <=
+error(d) = (d + 5) u: rounding the query costs u, the sum d u, the factor u and its product u, rounding the score
+u / 2. That leaves 1.5 u for second-order terms, and for underflow as long as norms are between 2^-100 and 2^100; for
+other norms the factor is NaN, and only float64 decides. If k items have a score of at least s, an item with a < s -
+error(d) is not among the k best; if k items have a >= s, an item with a < s - 2 error(d) is not. `low` is such a
+limit. An item with a >= low has a cosine of at least t = low - error(d). The sum above is off by at most (d + 3) u
+times the lengths of its two vectors, sqrt(2) each, plus 4 u for rounding its factors, the query and the centre; so
+caps are visited if it is at least -2 (d + 8) u. cos b is rounded down by more than float32 rounding, and sin b is
+computed from the rounded value.
 
-**Order of work.** A search is as good as its limit, so each query first scores the leaves of the nearest centres
-among the nearest nodes: an upper bound on what a leaf may hold is the wrong measure, it prefers wide ones. Queries
-then go through all nodes together, so that each node is read once for many. Whatever reaches the limit is scored
-in float64 on the spot, while its leaf is at hand, and kept as one 64-bit number of score and id. When a query has
-too many of them, it keeps the k best and raises its limit. This is exact for any input: equal items cost time only.
+**Order of work.** The higher the limit, the less work remains, so each query first scores the leaves with the nearest
+centres in the nearest nodes. (An upper bound on the scores in a leaf is the wrong criterion: it prefers wide leaves.)
+All queries of a group then visit the nodes together, so that each node is read once for many queries. Items that reach
+the limit are immediately scored in float64, while their leaf is in the cache, and kept as a 64-bit number of score and
+id. When a query's list is full, it keeps the k best and raises its limit. The result is exact for any input; many equal
+items only cost time.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.arrays.jit import prepared
-from encore.arrays.ragged import Ragged, offsets_of
+from encore.arrays.jit import compilation_cache
+from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.search import kernel
 from encore.search.kernel import F32, I32, I64
@@ -52,24 +53,22 @@ from encore.search.kernel import F32, I32, I64
 LEAF = 16
 NODE = 256
 SEED_SHARE = 0.7
-"""Leaves that a query scores first, for each of the k items it looks for."""
+"""Leaves that a query scores first, per item of its k."""
 
-_LEAST_SEEDS = 32
+_MIN_SEEDS = 32
 _GROUP = 1024
-"""Queries that go through the nodes together."""
+"""Queries that visit the nodes together."""
 _GROUP_BYTES = 1 << 25
-"""Bytes of the lists of a group's best: with a very large k, groups are smaller."""
-
-Arrays = dict[str, NDArray[Any]]
+"""Upper bound on the result lists of a group, in bytes: with a very large k, groups are smaller."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a search did, in pairs of a query and something.
+class SearchStats:
+    """How much work a search did, except for `queries` and `items` summed over all queries.
 
-    `queries` that asked for something, `items` there are; `scored`: items scored in float32; `bounded`: nodes
-    whose leaves' caps were compared; `nodes`: nodes whose caps were compared; `cuts`: times that a list was full
-    and was cut to the k best.
+    `queries`: queries with k > 0; `items`: items in the tree; `scored`: items scored in float32; `bounded`: nodes whose
+    leaf caps were compared; `nodes`: nodes whose caps were compared; `cuts`: how often a full list was cut to the k
+    best.
     """
 
     queries: int
@@ -81,22 +80,22 @@ class Work:
 
     @property
     def share(self) -> float:
-        """The share of all pairs of query and item that were scored."""
+        """The share of all (query, item) pairs that were scored."""
         return self.scored / max(1, self.queries * self.items)
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Items in the order of the tree. With d dimensions, w = d or d + 1 and c = d + 3 or d + 4, whichever is even:
+    """Items in tree order. With d dimensions, w = d or d + 1 and c = d + 3 or d + 4, whichever is even:
 
-    - `leaves` float32 (16 nodes, w + 1, 16): vectors, a leaf's items side by side, then 1 / norm; zeros after the
-      last item;
+    - `leaves` float32 (16 nodes, w + 1, 16): vectors, the items of a leaf side by side, then 1 / norm; padded with
+      zeros after the last item;
     - `leaf_caps` float32 (nodes, c, 16): centre, cos b, sin b and 1 of a node's leaves, side by side;
-    - `node_caps` float32 (nodes, c): the same of the nodes;
+    - `node_caps` float32 (nodes, c): the same for the nodes;
     - `ids` int32 (V,): the id of each item; `d` int64 (1,).
 
-    4 (w + 1) + c / 4 + c / 64 + 4 bytes an item: 60 for d = 12, 136 MB for 2.26 million. Building takes 3 times as
-    much for a while. Arrays may be memory-mapped, read only.
+    4 (w + 1) + c / 4 + c / 64 + 4 bytes per item: 60 for d = 12, 136 MB for 2.26 million items. Building temporarily
+    takes 3 times as much. Arrays may be read-only memory maps.
     """
 
     leaves: F32
@@ -106,16 +105,16 @@ class Tree:
     d: int
 
     @classmethod
-    def of(cls, ids: NDArray[Any], vectors: NDArray[Any]) -> Tree:
-        """Of ids int32 (V,), strictly ascending, and vectors float32 (V, d), finite.
+    def build(cls, ids: NDArray[Any], vectors: NDArray[Any]) -> Tree:
+        """Build from ids int32 (V,), strictly ascending, and vectors float32 (V, d), finite.
 
-        Raises ValueError where shapes, types or order are others, or where a number is not finite.
+        Raises ValueError for other shapes, types, order or numbers.
         """
-        return cls.built_with(loops(), ids, vectors)
+        return cls.build_with(load_loops(), ids, vectors)
 
     @classmethod
-    def built_with(cls, loops: Any, ids: NDArray[Any], vectors: NDArray[Any]) -> Tree:
-        """`of` with the compiled loops given."""
+    def build_with(cls, loops: Any, ids: NDArray[Any], vectors: NDArray[Any]) -> Tree:
+        """`build` with the given compiled loops."""
         kernel.check_items(ids, vectors)
         norms = kernel._norms(vectors)
         n, d = vectors.shape
@@ -138,8 +137,8 @@ class Tree:
         )
 
     @property
-    def arrays(self) -> Arrays:
-        """All there is of it, for `load`."""
+    def arrays(self) -> NamedArrays:
+        """The complete state, for `load`."""
         return {
             "leaves": self.leaves,
             "leaf_caps": self.leaf_caps,
@@ -149,14 +148,14 @@ class Tree:
         }
 
     @classmethod
-    def load(cls, arrays: Arrays) -> Tree:
-        """The tree of these arrays, which other entries may stand beside."""
+    def load(cls, arrays: NamedArrays) -> Tree:
+        """Restore a tree from its arrays; other entries are ignored."""
         named = {name: arrays[name] for name in ("leaves", "leaf_caps", "node_caps", "ids")}
         return cls(**named, d=int(arrays["d"][0]))
 
     @cached_property
     def flat(self) -> tuple[NDArray[Any], ...]:
-        """The arrays as the loops take them."""
+        """The arrays in the form that the compiled loops take."""
         return (
             read_only(self.leaves.reshape(-1)),
             read_only(self.leaf_caps.reshape(-1)),
@@ -166,46 +165,48 @@ class Tree:
 
 
 def even(n: int) -> int:
-    """n, or the next number if n is odd."""
+    """n rounded up to an even number."""
     return n + n % 2
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A plain array of the same memory: loops are compiled for arrays that cannot be written, mapped or not."""
+    """A read-only plain ndarray of the same memory, which is what the loops are compiled for, memory-mapped or not."""
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
 
 
 def search(queries: F32, tree: Tree, k: int | NDArray[Any], *, threads: int = 1) -> Ranked:
-    """The k items of highest cosine for each query, as `kernel.search` defines them, to the bit.
+    """The k items with the highest cosine for each query: the result of `kernel.search`, to the bit.
 
-    `queries` float32 (q, d), finite, any norm; `k` one number or an integer array (q,), at least 0; min(k, V) ids
-    come back. Memory, besides the tree: 8 bytes for each id that comes back, 8 d a query, and about 32 MB a
-    thread. Raises ValueError for other shapes, types or numbers.
+    `queries` float32 (q, d), finite, any norm; `k` one number or an integer array (q,), at least 0. Returns min(k, V)
+    ids per query. Memory, besides the tree: 8 bytes per returned id, 8 d per query, and about 32 MB per thread. Raises
+    ValueError for other shapes, types or numbers.
     """
-    return search_counted(queries, tree, k, threads=threads)[0]
+    return search_with_stats(queries, tree, k, threads=threads)[0]
 
 
-def search_counted(queries: F32, tree: Tree, k: int | NDArray[Any], *, threads: int = 1) -> tuple[Ranked, Work]:
-    """`search`, and the work that it was."""
-    return search_with(loops(), queries, tree, k, threads=threads)
+def search_with_stats(
+    queries: F32, tree: Tree, k: int | NDArray[Any], *, threads: int = 1
+) -> tuple[Ranked, SearchStats]:
+    """`search`, and how much work it did."""
+    return search_with(load_loops(), queries, tree, k, threads=threads)
 
 
 def search_with(
     loops: Any, queries: F32, tree: Tree, k: int | NDArray[Any], *, threads: int = 1
-) -> tuple[Ranked, Work]:
-    """`search_counted` with the compiled loops given."""
+) -> tuple[Ranked, SearchStats]:
+    """`search_with_stats` with the given compiled loops."""
     if threads < 1:
-        raise ValueError(f"threads: at least 1 expected, {threads} found")
-    wanted = kernel.check_queries(queries, tree.d, len(tree.ids), k)
-    offsets = offsets_of(wanted)
+        raise ValueError(f"threads: expected at least 1, found {threads}")
+    n_results = kernel.check_queries(queries, tree.d, len(tree.ids), k)
+    offsets = offsets_of(n_results)
     ids, scores = np.empty(offsets[-1], dtype=np.int32), np.empty(offsets[-1], dtype=np.float32)
-    asked = np.flatnonzero(wanted > 0).astype(np.int32)
+    active_queries = np.flatnonzero(n_results > 0).astype(np.int32)
     counts = np.zeros(4, dtype=np.int64)
-    if len(asked):
-        prepared = _prepared(loops, queries, asked, wanted)
-        group, room, seeds = _sizes(len(asked), int(wanted.max()), len(tree.ids))
+    if len(active_queries):
+        prepared = _prepared(loops, queries, active_queries, n_results)
+        group, room, seeds = _sizes(len(active_queries), int(n_results.max()), len(tree.ids))
 
         def run(first: int) -> I64:
             work = np.zeros(4, dtype=np.int64)
@@ -215,39 +216,39 @@ def search_with(
             )  # fmt: skip
             return work
 
-        for work in _each(run, -(-len(asked) // group), threads):
+        for work in _each(run, -(-len(active_queries) // group), threads):
             counts += work
-    work = Work(len(asked), len(tree.ids), LEAF * int(counts[0]), *(int(count) for count in counts[1:]))
+    work = SearchStats(len(active_queries), len(tree.ids), LEAF * int(counts[0]), *(int(count) for count in counts[1:]))
     return Ranked(Ragged(offsets, ids), scores), work
 
 
-def _prepared(loops: Any, queries: F32, asked: I32, wanted: I64) -> tuple[NDArray[Any], ...]:
-    """The queries that ask for something as the loops take them: near each other in order, and at unit length."""
+def _prepared(loops: Any, queries: F32, active_queries: I32, n_results: I64) -> tuple[NDArray[Any], ...]:
+    """The queries with k > 0 in the form that the loops take: neighbours next to each other, at unit length."""
     norms = kernel._norms(queries)
-    units = kernel._units(queries[asked], norms[asked])
-    loops.split(units, asked, LEAF, LEAF)
+    units = kernel._units(queries[active_queries], norms[active_queries])
+    loops.split(units, active_queries, LEAF, LEAF)
     d = queries.shape[1]
     padded = np.zeros((len(units), even(d)), dtype=np.float32)
     padded[:, :d] = units
-    return asked, padded, queries[asked], norms[asked], wanted[asked]
+    return active_queries, padded, queries[active_queries], norms[active_queries], n_results[active_queries]
 
 
 def _sizes(n: int, most: int, items: int) -> tuple[int, int, int]:
-    """Queries in a group, numbers in the list of each, and leaves that each scores first."""
+    """Queries per group, capacity of each query's list, and leaves that each query scores first."""
     room = min(most + most // 2, items) + 2 * NODE
-    # groups of a few thousand queries: not so few that threads end far apart
+    # groups small enough for threads to finish at about the same time
     group = min(_GROUP, n, max(LEAF, _GROUP_BYTES // (8 * room)))
-    seeds = min(max(_LEAST_SEEDS, int(SEED_SHARE * most)), -(-items // LEAF))
+    seeds = min(max(_MIN_SEEDS, int(SEED_SHARE * most)), -(-items // LEAF))
     return -(-group // LEAF) * LEAF, room, seeds
 
 
 def _margins(d: int) -> tuple[np.float32, np.float32]:
-    """error(d), rounded up, and the slack of a bound."""
+    """error(d), rounded up, and the slack of the bound."""
     return np.float32(kernel.error(d) + 2.0**-24), np.float32(2 * (d + 8) * 2.0**-24)
 
 
 def _each(run: Any, n: int, threads: int) -> Iterator[Any]:
-    """run(0) to run(n - 1), in threads of which each takes the next when it is done."""
+    """The results of run(0) to run(n - 1), computed by a pool of threads."""
     if threads == 1 or n == 1:
         yield from map(run, range(n))
     else:
@@ -256,16 +257,16 @@ def _each(run: Any, n: int, threads: int) -> Iterator[Any]:
 
 
 @lru_cache(maxsize=1)
-def loops() -> ModuleType:
-    """`encore.search.loops`, with everything in it compiled: half a minute, once a machine, while others wait.
+def load_loops() -> ModuleType:
+    """Import `encore.search.loops` and compile everything in it: half a minute, once per machine, while others wait.
 
-    Commands that search for nothing must not import numba, so the module is imported here and nowhere else.
+    Commands that do not search must not import numba, so the module is imported nowhere else.
     """
-    with prepared():
+    with compilation_cache():
         from encore.search import loops as module
 
-        # called with arguments of the types that they have above
+        # call them with the same argument types as above
         vectors = np.eye(3, 2, dtype=np.float32)
-        tree = Tree.built_with(module, np.arange(3, dtype=np.int32), vectors)
+        tree = Tree.build_with(module, np.arange(3, dtype=np.int32), vectors)
         search_with(module, vectors, tree, 1)
     return module

@@ -1,1 +1,1 @@
-"""Spark: the session, tasks, and what they cost."""
+"""Spark: the session, tasks, broadcasts, and metrics."""

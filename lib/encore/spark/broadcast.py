@@ -1,4 +1,4 @@
-"""Arrays for every worker: sent once to each executor as files, and mapped there, not copied for each worker."""
+"""Arrays for all workers: sent to each executor once as files, and memory-mapped there instead of copied per worker."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BroadcastArrays:
-    """A picklable handle to arrays that were sent: name to file."""
+    """A picklable handle to arrays that were sent to the executors: name and file of each."""
 
     files: tuple[tuple[str, str], ...]
 
     def open(self) -> dict[str, NDArray[Any]]:
-        """The arrays, read-only and memory-mapped. Call it on a worker."""
+        """The arrays, read-only and memory-mapped. Call this on a worker."""
         return dict(_mapped(self.files))
 
 
@@ -33,7 +33,7 @@ class BroadcastArrays:
 def _mapped(files: tuple[tuple[str, str], ...]) -> dict[str, NDArray[Any]]:
     from pyspark import SparkFiles
 
-    # a mapped file of length zero is an error, and there is nothing to share in it
+    # `_load` falls back to reading: mapping an empty array is an error, and there is nothing to share
     return {name: _load(SparkFiles.get(file)) for name, file in files}
 
 
@@ -45,7 +45,7 @@ def _load(path: str) -> NDArray[Any]:
 
 
 def ship(spark: SparkSession, arrays: dict[str, NDArray[Any]]) -> BroadcastArrays:
-    """Send arrays to every executor. Files are named by content, so that sending the same array again costs nothing."""
+    """Send arrays to every executor. Files are named by content, so sending the same array again is free."""
     files = []
     for name, array in arrays.items():
         packed = np.ascontiguousarray(array)
@@ -62,7 +62,7 @@ def ship(spark: SparkSession, arrays: dict[str, NDArray[Any]]) -> BroadcastArray
 
 @lru_cache(maxsize=1)
 def _outbox() -> str:
-    """A folder that lives as long as this process: executors may fetch a file from the driver at any time."""
+    """A folder that exists as long as this process: executors may fetch a file from the driver at any time."""
     folder = tempfile.mkdtemp(prefix="encore-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

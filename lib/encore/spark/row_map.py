@@ -1,6 +1,6 @@
-"""From one row to one row: how every job after ingest works. Tasks read files, compute, and write files.
+"""Row-by-row maps over tables, which is how every job after ingest works. Tasks read files, compute, and write files.
 
-Spark gives the tasks their places and repeats those that fail; nothing is shuffled, and no row passes through the JVM.
+Spark schedules the tasks and retries those that fail; nothing is shuffled, and no row passes through the JVM.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Kernel = Callable[[pa.Table], tuple[np.ndarray | None, dict[str, Any]]]
-"""Rows of a bounded number of playlists to columns of the result, and the places of the rows that they are of, rising;
-None: of all. The kernel does not say keys: a result row has those of its source row."""
+"""Maps a block of source rows to result columns, and the positions of the source rows that have a result, ascending
+(None: all of them). It returns no key columns: a result row gets the keys of its source row."""
 
 
 @runtime_checkable
 class StatefulKernel(Protocol):
-    """A kernel that has something to say to the driver when its task ends, besides its rows."""
+    """A kernel that sends state to the driver when its task ends, in addition to its rows."""
 
     def partial_state(self) -> bytes:
-        """What it has to say, once all its rows are made."""
+        """The state, serialised; called after the last block."""
 
 
 @dataclass(frozen=True)
 class RowMap:
-    """A kernel over the rows of a scan, whose results the tasks write to files themselves.
+    """A kernel over the rows of a scan, whose results are written to files by the tasks themselves.
 
-    `start` is called once in each task and returns the kernel, which is given `block` rows at a time. `constant`: key
-    columns of the target that are one value throughout; `source` has the others. `tasks` a core is how finely the
-    source is cut. `rest` makes the rows that the driver adds, of what the kernels had to say.
+    `start` is called once per task and returns the kernel, which gets `block` rows at a time. `constant`: key columns
+    of the target that have a single value; `source` has the others. `tasks`: number of tasks per core. `remaining_rows`
+    makes the rows that the driver adds from the partial states of all kernels.
     """
 
     source: Scan
@@ -51,14 +51,14 @@ class RowMap:
 
 
 def write_rows(spark: SparkSession, work: RowMap, target: Table, place: TableLocation) -> pa.Table:
-    """Do the work in tasks that write the files; the reports of all of them, of schema parquet.REPORT."""
+    """Run tasks that write the files; returns the reports of all tasks, with the schema parquet.REPORT."""
     start, block, constant = work.start, work.block, dict(work.constant)
 
     def write(part: Scan) -> pa.Table:
-        kernel, wanted, writer, io_stats = start(), arrow_schema(target), Writer(target, place), IoStats()
+        kernel, schema, writer, io_stats = start(), arrow_schema(target), Writer(target, place), IoStats()
         for rows in blocks(part.read(io_stats), block):
             kept, columns = kernel(rows)
-            writer.write(with_keys(rows, kept, columns, target, constant).select(wanted.names).cast(wanted))
+            writer.write(with_keys(rows, kept, columns, target, constant).select(schema.names).cast(schema))
         states = kernel.partial_state() if isinstance(kernel, StatefulKernel) else None
         return pa.Table.from_batches([writer.close(states, io_stats)])
 
@@ -73,23 +73,26 @@ def write_rows(spark: SparkSession, work: RowMap, target: Table, place: TableLoc
 
 
 def with_keys(
-    rows: pa.Table, kept: np.ndarray | None, columns: dict[str, Any], target: Table, fixed: dict[str, str]
+    rows: pa.Table, kept: np.ndarray | None, columns: dict[str, Any], target: Table, constant: dict[str, str]
 ) -> pa.Table:
-    """The kernel's columns with the keys of their source rows. ValueError unless `kept` are places of rows, rising."""
+    """The kernel's columns with the keys of their source rows.
+
+    Raises ValueError unless `kept` holds ascending positions of source rows.
+    """
     if kept is not None and len(kept) and (kept[0] < 0 or kept[-1] >= len(rows) or (np.diff(kept) <= 0).any()):
-        raise ValueError(f"{target.name}: places of source rows, rising, expected from the kernel")
+        raise ValueError(f"{target.name}: expected ascending positions of source rows from the kernel")
     n = len(rows) if kept is None else len(kept)
     keys: dict[str, Any] = {}
     for name in target.key:
-        if name in fixed:
-            keys[name] = pa.repeat(fixed[name], n)
+        if name in constant:
+            keys[name] = pa.repeat(constant[name], n)
         else:
             keys[name] = rows[name] if kept is None else rows[name].take(pa.array(kept))
     return pa.table({**columns, **keys})
 
 
 def blocks(parts: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Tables of whatever size joined and cut into tables of `size` rows, the last one shorter."""
+    """Regroup tables of any size into tables of `size` rows; the last one may be shorter."""
     held: list[pa.Table] = []
     count = 0
     for rows in parts:

@@ -1,4 +1,4 @@
-"""The Spark session: made once, on first use, with the settings that Delta and S3 want."""
+"""The Spark session: created once, on first use, with the settings that Delta and S3 need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DELTA_SETTINGS = {
 
 
 def find_java() -> str | None:
-    """The `java` that Spark will start: of JAVA_HOME, else on the PATH; None where there is none."""
+    """The `java` that Spark will run: from JAVA_HOME if it is set, otherwise from the PATH; None if there is none."""
     home = os.environ.get("JAVA_HOME")
     if home:
         own = Path(home) / "bin" / "java"
@@ -33,7 +33,7 @@ def find_java() -> str | None:
 
 
 def jars_folder() -> Path | None:
-    """Where the installed pyspark keeps its jars; None where pyspark is not installed or SPARK_HOME has its own."""
+    """Where Spark's jars are: in SPARK_HOME if it is set, otherwise in the installed pyspark; None if there is none."""
     home = os.environ.get("SPARK_HOME")
     if home:
         return Path(home) / "jars"
@@ -42,7 +42,7 @@ def jars_folder() -> Path | None:
 
 
 def spark_settings(config: Config) -> dict[str, str]:
-    """All settings of the session but master and memory, by full name."""
+    """All settings of the session except master and memory, by full name."""
     settings = {
         **DELTA_SETTINGS,
         **COST_SETTINGS,
@@ -51,13 +51,13 @@ def spark_settings(config: Config) -> dict[str, str]:
         "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.databricks.delta.properties.defaults.dataSkippingNumIndexedCols": "2",
-        # BLAS and Arrow would otherwise start a thread for each core in each of as many workers
+        # otherwise BLAS and Arrow would start one thread per core in each worker, and there is one worker per core
         "spark.executorEnv.OMP_NUM_THREADS": "1",
         "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",
     }
     if is_s3(config.lake.path):
         settings["spark.hadoop.fs.s3a.path.style.access"] = str(config.s3.path_style).lower()
-        # a table's log holds many small files: listing them in one page is faster than opening connections
+        # a table's log consists of many small files, which are read over parallel connections
         settings["spark.hadoop.fs.s3a.connection.maximum"] = "64"
         if config.s3.endpoint:
             settings["spark.hadoop.fs.s3a.endpoint"] = config.s3.endpoint
@@ -69,12 +69,12 @@ def spark_settings(config: Config) -> dict[str, str]:
 
 
 def start_session(config: Config, app: str) -> Any:
-    """A SparkSession. What `spark-submit` was given on its command line wins over the configuration.
+    """Create a SparkSession. Options given to `spark-submit` take precedence over the configuration.
 
-    Raises EnvironmentMissing where Java, pyspark or the Delta jars are not there.
+    Raises EnvironmentMissing if Java, pyspark or the Delta or S3 jars are missing, or if Spark does not start.
     """
     if find_spec("pyspark") is None:
-        raise EnvironmentMissing("pyspark is not installed", remedy="call `make setup`, or install encore[spark]")
+        raise EnvironmentMissing("pyspark is not installed", remedy="run `make setup`, or install encore[spark]")
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not submitted:
         if find_java() is None:
@@ -84,9 +84,9 @@ def start_session(config: Config, app: str) -> Any:
             )
         folder = jars_folder()
         if folder and not any(folder.glob("delta-spark*.jar")) and "spark.jars" not in config.spark.settings:
-            raise EnvironmentMissing(f"no Delta jars in {folder}", remedy="call `make setup`")
+            raise EnvironmentMissing(f"no Delta jars in {folder}", remedy="run `make setup`")
         if folder and is_s3(config.lake.path) and not any(folder.glob("hadoop-aws*.jar")):
-            raise EnvironmentMissing(f"no S3 jars in {folder}", remedy="call `make s3`")
+            raise EnvironmentMissing(f"no S3 jars in {folder}", remedy="run `make s3`")
     from pyspark import SparkConf
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
@@ -113,7 +113,7 @@ def start_session(config: Config, app: str) -> Any:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except (PySparkException, OSError, RuntimeError) as error:
         raise EnvironmentMissing(
-            f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="call `encore doctor`"
+            f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="run `encore doctor`"
         ) from error
     spark.sparkContext.setLogLevel("ERROR")
     return spark
@@ -134,11 +134,11 @@ class Session:
 
     @property
     def started(self) -> bool:
-        """Whether something needed it."""
+        """Whether the session was started."""
         return self._spark is not None
 
     def stop(self) -> None:
-        """Stop it, if it was started."""
+        """Stop the session if it was started."""
         if self._spark is not None:
             self._spark.stop()
             self._spark = None

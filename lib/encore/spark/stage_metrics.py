@@ -1,9 +1,9 @@
-"""What a job cost: Spark's own metrics of the stages that it ran, and the bytes and rows that workers moved themselves.
+"""What a job cost: Spark's metrics of the stages it ran, and the rows and bytes that workers read and wrote themselves.
 
-Spark keeps the metrics of finished stages in its status store, with or without its page of the same figures
-(`spark.ui.enabled`). They are read once a job, as JSON that the JVM makes: a call for each number would take seconds.
-Memory is resident memory, sampled by Spark's executors every `spark.executor.metrics.pollingInterval`, of the JVM and
-of the Python workers that it started; pages that several workers map count for each of them.
+Spark keeps the metrics of finished stages in its status store, even if its web UI is off (`spark.ui.enabled`). They are
+read once per job, as JSON produced by the JVM: one call per number would take seconds. Memory is the resident memory of
+the JVM and of its Python workers, sampled by Spark's executors every `spark.executor.metrics.pollingInterval`; pages
+that several workers map are counted for each of them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ SETTINGS = {
     "spark.executor.metrics.pollingInterval": "1000",
     "spark.ui.retainedStages": "10000",
 }
-"""What a session needs for these metrics."""
+"""Spark settings that these metrics require."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of Spark that ended. Bytes and rows as Spark counts them: `read` and `written` are of files and tables,
-    `shuffled` what its tasks wrote for other stages; seconds are summed over tasks; memory is the peak while it ran."""
+    """A finished Spark stage.
+
+    Rows and bytes as counted by Spark: `read` and `written` refer to files and tables, `shuffled` to what its tasks
+    wrote for other stages. Seconds are summed over tasks; memory is the peak while the stage ran.
+    """
 
     id: int
     name: str
@@ -51,10 +54,10 @@ class Stage:
 
 
 def stages(spark: SparkSession, since: int = -1) -> list[Stage]:
-    """Stages of this session that ran, of ids above `since`, by id; those that were skipped are left out."""
+    """Stages of this session that ran, with ids above `since`, ordered by id; skipped stages are left out."""
     context = spark.sparkContext
     jvm, gateway = context._jvm, context._gateway
-    # metrics come over a queue: those of the last tasks may still be in it
+    # metrics are delivered through a queue that may still hold those of the last tasks
     context._jsc.sc().listenerBus().waitUntilEmpty()
     nothing = jvm.java.util.ArrayList()
     found = context._jsc.sc().statusStore().stageList(nothing, False, False, gateway.new_array(jvm.double, 0), nothing)
@@ -92,18 +95,18 @@ def _stage(entry: Mapping[str, Any]) -> Stage:
 
 
 def newest(spark: SparkSession) -> int:
-    """The id of the newest stage, -1 before the first: what `stages` takes to see only those that come."""
+    """The id of the newest stage, or -1; pass it to `stages` as `since` to get only later ones."""
     return max((stage.id for stage in stages(spark)), default=-1)
 
 
 def driver_bytes() -> int:
-    """The most resident memory that this Python process has had since it started."""
+    """The peak resident memory of this Python process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def row(found: Sequence[Stage], io_stats: IoStats) -> dict[str, Any]:
-    """The columns of `job_costs` but key and seconds: of the stages and of what workers moved, zeros without any."""
+    """The columns of `job_costs` except the key and seconds, summed over the stages and the workers' own I/O."""
     totals: dict[str, Any] = {
         "stages": len(found),
         "tasks": sum(stage.tasks for stage in found),
@@ -123,6 +126,6 @@ def row(found: Sequence[Stage], io_stats: IoStats) -> dict[str, Any]:
 
 
 def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The newest of some rows of `job_costs` of each job, in the order in which they ran."""
+    """The latest of the given rows of `job_costs` for each job, in the order in which they ran."""
     ordered = sorted(rows, key=lambda row: row["started_at"])
     return sorted({row["job"]: row for row in ordered}.values(), key=lambda row: row["started_at"])

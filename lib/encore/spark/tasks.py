@@ -1,8 +1,7 @@
-"""Python tasks on Spark: what Encore asks of it is places to work at, retries, and that tasks find what was shipped.
+"""Python tasks on Spark, which Encore uses for scheduling, retries and distributing files.
 
-Tasks read and write files themselves (scan.py, datafiles.py), so what goes through Spark is what to do, and a short
-answer. Its plain API of distributed collections does that without the ten seconds in which a new JVM gets ready for its
-first query.
+Tasks read and write files themselves (lake/scan.py, lake/parquet.py), so only the description of the work and a short
+answer go through Spark. The RDD API does that without the ten seconds that a new JVM takes to prepare its first query.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def run_tasks(spark: SparkSession, parts: Sequence[Any], work: Callable[[Any], pa.Table]) -> list[pa.Table]:
-    """`work` of each part, a task each; the answers, in the order of the parts.
+    """Run `work` on each part, one task per part; returns the results in the order of the parts.
 
-    Parts and answers are pickled or as good as: they should be small. A part goes to its own task only.
+    Parts and results are serialised, so they should be small. Each part is sent only to its own task.
     """
     if not parts:
         return []
@@ -33,7 +32,7 @@ def run_tasks(spark: SparkSession, parts: Sequence[Any], work: Callable[[Any], p
 
 
 def pack(table: pa.Table, compression: str | None = None) -> pa.Buffer:
-    """A table as Arrow's stream; `compression`: lz4, zstd, or none."""
+    """Serialise a table as an Arrow IPC stream; `compression`: lz4, zstd or None."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as stream:
         stream.write_table(table)
@@ -41,5 +40,5 @@ def pack(table: pa.Table, compression: str | None = None) -> pa.Buffer:
 
 
 def unpack(data: bytes) -> pa.Table:
-    """The table that `pack` was given."""
+    """The inverse of `pack`."""
     return pa.ipc.open_stream(data).read_all()

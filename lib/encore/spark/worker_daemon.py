@@ -1,7 +1,8 @@
-"""The process from which Spark forks its Python workers on an executor, with what they need imported already.
+"""The process from which Spark forks its Python workers on an executor, with their modules already imported.
 
-Every worker would else import it anew: five seconds of a core each, pandas and numba most of all. Workers share its
-memory until they write to it. It is named by `spark.python.daemon.module` and started by Spark, once an executor.
+Otherwise every worker would import them again, which takes five seconds of CPU time each, mostly for pandas and numba.
+Workers share the daemon's memory until they write to it. Spark starts one daemon per executor, as set by
+`spark.python.daemon.module`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib
 
 from pyspark.daemon import manager
 
-from encore.arrays.jit import is_kept
+from encore.arrays.jit import is_cached
 
 MODULES = (
     "pandas",
@@ -25,23 +26,23 @@ MODULES = (
 LOOPS = {
     "encore.arrays.track_keys": "encore.arrays.track_key_loops",
     "encore.search.tree": "encore.search.loops",
-    "encore.recommenders.cut": "encore.recommenders.cut",
+    "encore.recommenders.seed_exclusion": "encore.recommenders.seed_exclusion",
 }
-"""Modules with a function `loops`, and the modules of what it compiles."""
+"""Modules with a function `load_loops`, and the modules that contain the loops."""
 
 
-def prepare() -> None:
-    """Import what workers use, and load compiled loops where they are kept: compiling is left to who needs them."""
+def preload() -> None:
+    """Import the modules that workers use, and load compiled loops if they are cached; workers compile the others."""
     for name in MODULES:
         importlib.import_module(name)
     for name, compiled in LOOPS.items():
-        if is_kept(compiled):
-            importlib.import_module(name).loops()
-    # what is there now is not looked at by the workers' garbage collectors, whose marks would copy its pages
+        if is_cached(compiled):
+            importlib.import_module(name).load_loops()
+    # exclude the current objects from the workers' garbage collection, which would write to their pages and copy them
     gc.collect()
     gc.freeze()
 
 
 if __name__ == "__main__":
-    prepare()
+    preload()
     manager()

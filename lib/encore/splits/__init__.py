@@ -1,1 +1,1 @@
-"""Holdouts: which tracks of a playlist are kept back to test the models."""
+"""Holdouts: which tracks of a playlist are withheld to test the models."""

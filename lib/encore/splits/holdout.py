@@ -1,4 +1,4 @@
-"""Which tracks of a playlist are held out: a pure function of seed, playlist and track."""
+"""Which tracks of a playlist are held out: a pure function of the seed, the playlist and the track."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ I64 = NDArray[np.int64]
 
 
 def n_test(n_distinct: NDArray[Any], fraction: float) -> I64:
-    """How many of n distinct tracks are held out: min(ceil(fraction n), n - 1), and 0 of 0 or 1.
+    """How many of n distinct tracks are held out: min(ceil(fraction * n), n - 1), and 0 if n is 0 or 1.
 
-    Integers (n,) to int64 (n,). 1e-9 is taken off before rounding up: .07 times 100 is 7.000000000000001 in
-    floating point, and means 7.
+    Takes integers of any shape, returns int64 of the same shape. 1e-9 is subtracted before rounding up: .07 times 100
+    is 7.000000000000001 in floating point but means 7.
     """
-    wanted = np.ceil(fraction * n_distinct.astype(np.float64) - 1e-9).astype(np.int64)
-    return np.clip(wanted, 0, np.maximum(n_distinct - 1, 0))
+    sizes = np.ceil(fraction * n_distinct.astype(np.float64) - 1e-9).astype(np.int64)
+    return np.clip(sizes, 0, np.maximum(n_distinct - 1, 0))
 
 
 def split(pids: NDArray[np.int64], track_ids: Ragged, *, seed: int, fraction: float) -> tuple[Ragged, Ragged]:
-    """Train and test tracks of each playlist: distinct, disjoint, together all, both in playlist order.
+    """Split the distinct tracks of each playlist into training and test tracks, both in playlist order.
 
-    `pids` (n,) names the playlists, `track_ids` has their tracks in order, repeats allowed (integers, n
-    rows). Both results have n rows of the same type. `n_test` tracks are test: those of the smallest hash of
-    (seed, pid, track), of equal hashes those of the smallest id. Other playlists, their order and their
-    number change nothing. Raises ValueError where lengths differ or `fraction` is not within 0 < fraction <
-    1.
+    `pids` (n,) identifies the playlists; `track_ids` holds their tracks in order, repeats allowed (integers, n rows).
+    Both results have n rows of the same type. The `n_test` tracks with the smallest hash of (seed, pid, track) are test
+    tracks; ties go to the smaller id. The result for a playlist does not depend on the other playlists. Raises
+    ValueError if the lengths differ or unless 0 < fraction < 1.
     """
     if len(pids) != len(track_ids):
         raise ValueError(f"{len(pids)} pids but {len(track_ids)} playlists")
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction: more than 0 and less than 1 expected, {fraction} found")
+        raise ValueError(f"fraction: expected more than 0 and less than 1, found {fraction}")
     states = hashing.mix(seed, pids)
     train, test = [Ragged.empty(0, track_ids.values.dtype)], [Ragged.empty(0, track_ids.values.dtype)]
     for start, stop in track_ids.blocks():
@@ -47,11 +46,10 @@ def split(pids: NDArray[np.int64], track_ids: Ragged, *, seed: int, fraction: fl
 
 
 def _held_out(states: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
-    """Marks the `sizes[i]` tracks of smallest hash of each row; sizes[i] is less than the row's length, or
-    0."""
+    """Mask of the `sizes[i]` tracks with the smallest hashes in row i; sizes[i] is 0 or less than the row's length."""
     hashes = hashing.extend(np.repeat(states, tracks.lengths), tracks.values)
-    # Row and upper bits of the hash in one 64-bit key: rows keep their ranges when the keys are sorted, so
-    # the smallest train key of each row is at a known place, and all keys below it are test.
+    # Pack the row and the upper bits of the hash into one 64-bit key. Sorting the keys keeps each row in its own
+    # range, so the smallest training key of a row is at a known position, and all keys below it are test tracks.
     row_bits = np.uint64(max(1, (len(tracks) - 1).bit_length()))
     keys = hashes >> row_bits
     keys |= np.repeat(np.arange(len(tracks), dtype=np.uint64) << (np.uint64(64) - row_bits), tracks.lengths)
@@ -66,8 +64,8 @@ def _held_out(states: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
 
 
 def _held_out_exactly(hashes: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
-    """`_held_out` where upper bits of hashes are equal at a boundary: all bits, then the track id."""
+    """`_held_out` for upper bits that tie at a boundary: compares all bits of the hash, then the track id."""
     order = np.lexsort((tracks.values, hashes, tracks.rows))
     held_out = np.zeros(len(hashes), dtype=np.bool_)
-    held_out[order] = tracks.places < np.repeat(sizes, tracks.lengths)
+    held_out[order] = tracks.positions < np.repeat(sizes, tracks.lengths)
     return held_out

@@ -1,1 +1,1 @@
-"""The generator of playlists in the dataset's format."""
+"""Generator of synthetic playlists in the format of the Million Playlist Dataset."""

@@ -1,12 +1,12 @@
-"""Compares what the generator draws with the published figures of the Million Playlist Dataset.
+"""Compares the generator's output with the published figures of the Million Playlist Dataset.
 
-Only latent ids are drawn, no JSON is written, and counts are merged as they come, so that a measurement of
-all 1,000,000 playlists takes minutes, and memory for the distinct tracks only.
+Only latent ids are drawn, no JSON is written, and counts are merged on the fly, so measuring all 1,000,000 playlists
+takes minutes, and memory only for the distinct tracks.
 
-The published figures are those of the dataset's own statistics file (totals, titles, top track, top artist)
-and of the RecSys Challenge 2018 (Chen, Lamere, Schedl, Zamani: lengths, collaborative playlists, edits).
-``SAMPLE_ROWS`` and ``SAMPLE_TRACKS`` are of an independent sample of 7,071 real playlists, which has another
-mix of lengths, so it is compared at an equal number of rows.
+The published figures come from the dataset's own statistics file (totals, titles, top track, top artist) and from the
+RecSys Challenge 2018 (Chen, Lamere, Schedl, Zamani: lengths, collaborative playlists, edits). ``SAMPLE_ROWS`` and
+``SAMPLE_TRACKS`` describe an independent sample of 7,071 real playlists. Its distribution of lengths is different, so
+it is compared at an equal number of rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAMPLE_ROWS, SAMPLE_TRACKS = 696_957, 201_730
 
 
 class Comparison(NamedTuple):
-    """One line of the comparison; ``published`` is None where nothing comparable is known."""
+    """One line of the comparison; ``published`` is None if no comparable figure is known."""
 
     name: str
     published: float | None
@@ -40,13 +40,13 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of a generated data set, under the names of ``PUBLISHED``."""
+    """Figures of a generated dataset, with the same names as in ``PUBLISHED``."""
 
     playlists: int
     figures: dict[str, float]
 
     def compare(self) -> list[Comparison]:
-        """Compare with the published figures; those that grow with the data only at 1,000,000 playlists."""
+        """Compare with the published figures; those that depend on the size, only at 1,000,000 playlists."""
         full = self.playlists == 1_000_000
         lines = []
         for name, value in self.figures.items():
@@ -84,7 +84,7 @@ class IdCounts:
         self._waiting = 0
 
     def add(self, ids: U64, counts: I64) -> None:
-        """Add counts to some ids."""
+        """Add to the counts of some ids."""
         self._pending.append((ids, counts))
         self._waiting += len(ids)
         if self._waiting > max(1_000_000, len(self._ids)):
@@ -137,7 +137,7 @@ def _measure_slices(seed: int, playlists: int, processes: int) -> Iterator[_Part
             yield _measure_slice(seed, index, playlists)
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        step = 4 * processes  # bounds what waits to be merged
+        step = 4 * processes  # bounds the number of results waiting to be merged
         for start in range(0, slices, step):
             group = [pool.submit(_measure_slice, seed, i, playlists) for i in range(start, min(start + step, slices))]
             for future in group:
@@ -191,7 +191,7 @@ def measure(playlists: int, *, seed: int = 42, processes: int | None = None) -> 
 
 
 def distinct_tracks_at(rows: int, *, seed: int = 42) -> int:
-    """Return how many distinct tracks the first ``rows`` rows of a seed's data have."""
+    """Return the number of distinct tracks in the first ``rows`` rows generated with a seed."""
     distinct = DistinctIds()
     left = rows
     index = 0

@@ -1,21 +1,23 @@
 """The virtual catalogue behind the generator: scenes, artists, albums, tracks and their attributes.
 
-Nothing is stored.  A track is a 60-bit number ``scene << 52 | artist rank << 20 | track rank`` and each of
-its attributes (album, names, URIs, duration, audio features) is a pure hash function of ``(seed, id)``, so
-that any process can derive any attribute without a table, and two slices agree without talking.
+Nothing is stored. A track is a 60-bit number ``scene << 52 | artist rank << 20 | track rank``, and each of its
+attributes (album, names, URIs, duration, audio features) is a pure hash function of ``(seed, id)``, so any process can
+derive any attribute without a table, and slices agree without communication.
 
 Model
 -----
 * ``SCENES`` scenes = genres x ``SCENES_PER_GENRE``; a scene has a share of all listening, an era and a mood.
-* Within a scene, artists are ranked; the rank is drawn from a mixture of two cut Zipf-Mandelbrot (Lomax) laws
-  ``P(R >= r) = (1 + r/b)^-(a-1)``: "stars" (few artists with most of the rows) and "deep" (long tail).
-* Within an artist, tracks are ranked by a third Lomax law, whose scale (the artist's *breadth*) differs by
-  artist.  The tail exponents set the growth of the distinct tracks with the rows (Heaps' law).
-* Listeners belong to one of ``CIRCLES`` circles; of ``CIRCLES`` tracks of an artist that are neighbours in
-  rank, each circle prefers another one.  This ties tracks together and hardly changes their popularity.
-* Tracks are dealt to the artist's albums like cards, so that album 0 holds the biggest hit, album 1 the next.
-* Audio features are a Gaussian copula: genre, scene, artist, album and track parts share one correlation
-  matrix, and monotone maps give each feature its marginal law.
+* Artists are ranked within a scene. Ranks are drawn from a mixture of two truncated Zipf-Mandelbrot (Lomax)
+  distributions ``P(R >= r) = (1 + r/b)^-(a-1)``: "stars" (a few artists with most of the rows) and "deep" (the long
+  tail).
+* Tracks are ranked within an artist. Ranks follow a third Lomax distribution, whose scale (the artist's *breadth*)
+  differs between artists. The tail exponents determine how the number of distinct tracks grows with the number of rows
+  (Heaps' law).
+* Each listener belongs to one of ``CIRCLES`` circles. Of ``CIRCLES`` tracks of an artist with neighbouring ranks, each
+  circle prefers a different one. This correlates tracks while hardly changing their popularity.
+* Tracks are dealt to the artist's albums like cards, so album 0 has the biggest hit, album 1 the next.
+* Audio features follow a Gaussian copula: the genre, scene, artist, album and track components share one correlation
+  matrix, and monotone maps give each feature its marginal distribution.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _RANK_MASK: Final = np.uint64((1 << RANK_BITS) - 1)
 
 
 class Genre(NamedTuple):
-    """A genre: relative share of the listening, title words, and related genres (by index)."""
+    """A genre: relative share of all listening, title words, and related genres (by index)."""
 
     share: float
     words: tuple[str, ...]
@@ -83,10 +85,10 @@ def _shares() -> tuple[F64, F64]:
 
 
 GENRE_SHARE, SUBSCENE_SHARE = _shares()
-"""Share of the listening by genre (24,), and by sub-scene within a genre (8,); both sum to 1."""
+"""Share of all listening by genre (24,), and by sub-scene within a genre (8,); both sum to 1."""
 SCENE_SHARE: Final[F64] = (GENRE_SHARE[:, None] * SUBSCENE_SHARE).ravel()
 
-# Fitted so that 1,000,000 playlists have the published distinct counts (see calibration.PUBLISHED).
+# Fitted so that 1,000,000 playlists have the published distinct counts (see encore.mpd.published).
 STAR_SHARE: Final = 0.863
 STAR_SCALE, STAR_EXPONENT = 16.0, 5.0
 DEEP_SCALE, DEEP_EXPONENT = 242.0, 3.05
@@ -97,7 +99,7 @@ ALBUM_TRACKS: Final = 12
 CIRCLES: Final = 4
 ALBUMS_SCALE: Final = 0.19
 
-# Share of the variance of the audio latents explained by each level; the rest is the track's own.
+# Share of the variance of the audio latents explained by each level; the rest is specific to the track.
 AUDIO_GENRE, AUDIO_SCENE, AUDIO_ARTIST, AUDIO_ALBUM = 0.12, 0.10, 0.18, 0.08
 
 FEATURES: Final = (
@@ -186,13 +188,13 @@ def mood_of_scene(scene: int) -> int:
     return (genre * 7 + sub * 3) % MOODS
 
 
-# --- popularity laws ----------------------------------------------------------------------------------------
+# --- popularity distributions -------------------------------------------------------------------------------
 
 
 def lomax_rank(u: F64, scale: float | F64, exponent: float, limit: int) -> I64:
     """Return ranks in [0, limit) from uniforms in [0, 1): ``P(R >= r) = (1 + r/scale)^-(exponent - 1)``.
 
-    The law is cut at ``limit`` and renormalised.  Its tail is ``p(r) ~ r^-exponent``, so the number of
+    The distribution is truncated at ``limit`` and renormalised. Its tail is ``p(r) ~ r^-exponent``, so the number of
     distinct values in n draws grows like ``n^(1/exponent)``.
     """
     power = exponent - 1.0
@@ -203,14 +205,14 @@ def lomax_rank(u: F64, scale: float | F64, exponent: float, limit: int) -> I64:
 
 
 def artist_rank(u: F64, star: NDArray[np.bool_]) -> I64:
-    """Return ranks of artists within their scene: from the law of the stars where ``star``, else the deep."""
+    """Return ranks of artists within their scene: from the "stars" distribution if ``star``, otherwise "deep"."""
     ranks = lomax_rank(u, DEEP_SCALE, DEEP_EXPONENT, ARTIST_RANKS)
     ranks[star] = lomax_rank(u[star], STAR_SCALE, STAR_EXPONENT, ARTIST_RANKS)
     return ranks
 
 
 def breadth(seed: int, artist: U64) -> F64:
-    """Return each artist's breadth: the scale of the popularity law of his tracks (about: number of hits)."""
+    """Return each artist's breadth: the scale of the popularity distribution of their tracks, about their hits."""
     rank = rank_of_artist(artist).astype(np.float64)
     noise = normals(seed, 1, artist, 1)[:, 0]
     wide = BREADTH_SCALE * (1.0 + rank) ** -BREADTH_DECAY * np.exp(BREADTH_SPREAD * noise)
@@ -220,8 +222,8 @@ def breadth(seed: int, artist: U64) -> F64:
 def track_rank(seed: int, u: F64, artist: U64, circle: I64) -> I64:
     """Return ranks of tracks within their artists, one per uniform.
 
-    Where ``circle`` is not negative, the track is the one of its group of ``CIRCLES`` neighbours in rank that
-    listeners of that circle prefer.
+    If ``circle`` is not negative, the track is the one that this circle prefers in its group of ``CIRCLES`` tracks with
+    neighbouring ranks.
     """
     ranks = lomax_rank(u, breadth(seed, artist), TRACK_EXPONENT, 1 << TRACK_BITS)
     turn = (hash64(seed, 14, artist) % np.uint64(CIRCLES)).astype(np.int64)
@@ -249,7 +251,7 @@ def album_of(seed: int, track: U64) -> U64:
 
 
 def album_mate(seed: int, track: U64, slot: I64) -> U64:
-    """Return the track that has place ``slot`` (0 .. 11) on the album of each given track."""
+    """Return the track at position ``slot`` (0 .. 11) on the album of each given track."""
     artist = artist_of(track)
     per = albums_per_block(seed, artist)
     size = per * ALBUM_TRACKS
@@ -355,8 +357,8 @@ def _significant(x: F64, digits: int) -> F64:
 def audio_features(seed: int, track: U64) -> F64:
     """Return the (len(track), 11) float64 audio features of tracks, columns as in ``FEATURES``.
 
-    Units and ranges as in Spotify's Web API: loudness in dB (-60 .. 0), tempo in beats per minute, key 0 to
-    11, mode 0 or 1, the others 0 to 1; rounded to 3 decimals (tempo, loudness) or 3 significant digits.
+    Units and ranges are those of Spotify's Web API: loudness in dB (-60 .. 0), tempo in beats per minute, key 0 to 11,
+    mode 0 or 1, the others 0 to 1; rounded to 3 decimals (tempo, loudness) or 3 significant digits.
     """
     artist = artist_of(track)
     scene = scene_of_artist(artist)

@@ -1,14 +1,13 @@
 """Seeded generator of playlists in the format of the Spotify Million Playlist Dataset (MPD).
 
-``generate`` writes slices of 1,000 playlists in the byte layout of the published ones, at any number of
-playlists, in bounded memory and on several processes.  A playlist depends on the seed and on its
-``pid`` only: neither the number of playlists nor that of processes changes it.
+``generate`` writes any number of playlists, in slices of 1,000 with the byte layout of the published ones, in bounded
+memory and with several processes. A playlist depends only on the seed and its ``pid``, not on the number of playlists
+or processes.
 
-How a playlist arises: it has one to four *focus* scenes (see ``encore.synthetic.catalogue``), a share of
-mainstream ("stars"), a share of songs from anywhere, a circle (which tracks of an artist it prefers), and a
-habit of taking several tracks of the same artist or album. Songs are drawn in bursts: each burst picks an
-artist, then tracks of that artist. A track that the playlist already has is drawn again; about 1.3% of the
-rows repeat a track on purpose.
+Each playlist has one to four *focus* scenes (see ``encore.synthetic.catalogue``), a share of mainstream artists
+("stars"), a share of songs from anywhere, a circle (which tracks of an artist it prefers), and a tendency to take
+several tracks from the same artist or album. Songs are drawn in bursts: each burst picks an artist, then tracks by that
+artist. A track that the playlist already has is drawn again; about 1.3% of the rows repeat a track on purpose.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _SLICE_NAME: Final = re.compile(r"mpd\.slice\.(\d+)-(\d+)\.json")
 _FEATURE_ROWS: Final = 1 << 18
 
 MIN_LENGTH, MAX_LENGTH = 5, 250
-# Log-normal cut to [5, 250] that has the published mean 66.35 and median 49.
+# Log-normal, truncated to [5, 250], with the published mean 66.35 and median 49.
 _LENGTH_MU, _LENGTH_SIGMA = 3.96678, 1.03585
 _FOCUS: Final = 4
 _REPEAT_SHARE: Final = 0.0133
@@ -50,13 +49,13 @@ _BURST_MEAN: Final = 0.19
 _CIRCLE_SHARE: Final = 0.7
 _DESCRIBED: Final = 0.01876
 _COLLABORATIVE: Final = 0.0226
-# Playlists are named after an artist only if he is among the best known of his scene.
+# Playlists are named only after the best-known artists of a scene.
 _NAMED_ARTISTS: Final = 10
 
 
 @dataclass(frozen=True)
 class GenerateSummary:
-    """What ``generate`` wrote: ``bytes`` counts the slices, ``feature_rows`` the rows of the feature file."""
+    """What ``generate`` wrote: ``bytes`` is the size of the slices, ``feature_rows`` the length of the feature file."""
 
     playlists: int
     rows: int
@@ -120,7 +119,7 @@ def _pick(cdf: F64, u: F64) -> I64:
 
 
 def _focus_scenes(u: F64) -> I64:
-    """Draw the (n, 4) focus scenes of playlists: the first by share, the others mostly near the first."""
+    """Draw the (n, 4) focus scenes of playlists: the first by share, the others mostly similar to it."""
     n = len(u)
     scenes = np.empty((n, _FOCUS), dtype=np.int64)
     scenes[:, 0] = _pick(_SCENE_CDF, u[:, 0])
@@ -135,7 +134,7 @@ def _focus_scenes(u: F64) -> I64:
 
 @dataclass(frozen=True)
 class _Tastes:
-    """What a playlist likes: arrays over the n playlists of a slice."""
+    """Preferences of the n playlists of a slice, one array element or row per playlist."""
 
     scenes: I64  # (n, 4)
     weights: F64  # (n, 4), cumulative, last column 1
@@ -170,12 +169,12 @@ def _tastes(rng: np.random.Generator, n: int) -> _Tastes:
 
 
 def _draw_tracks(rng: np.random.Generator, seed: int, tastes: _Tastes, playlist: I64) -> U64:
-    """Draw one track, of a newly picked artist, for each entry of ``playlist`` (indices of playlists)."""
+    """Draw one track by a newly picked artist for each entry of ``playlist`` (indices of playlists)."""
     u = rng.random((6, len(playlist)))
     focus = (u[0][:, None] >= tastes.weights[playlist]).sum(axis=1)
     focus = np.minimum(focus, _FOCUS - 1)
     anywhere = u[1] < tastes.anywhere[playlist]
-    # The uniform that decided "anywhere" is, given that it did, uniform below the threshold.
+    # Given that it chose "anywhere", this uniform is uniform below the threshold, so it can be reused.
     spread = np.where(anywhere, u[1] / np.maximum(tastes.anywhere[playlist], 1e-12), 0.0)
     scene = np.where(anywhere, _pick(_SCENE_CDF, spread), tastes.scenes[playlist, focus])
     star = (u[2] < tastes.star[playlist]) | anywhere
@@ -186,7 +185,7 @@ def _draw_tracks(rng: np.random.Generator, seed: int, tastes: _Tastes, playlist:
 
 
 def _same_artist(rng: np.random.Generator, seed: int, track: U64, circle: I64, album: NDArray[np.bool_]) -> U64:
-    """Draw another track of the artist of each track: from the same album where ``album``."""
+    """Draw another track by the artist of each track, from the same album if ``album``."""
     u = rng.random((3, len(track)))
     artist = catalogue.artist_of(track)
     rank = catalogue.track_rank(seed, u[0], artist, np.where(u[2] < _CIRCLE_SHARE, circle, -1))
@@ -196,7 +195,7 @@ def _same_artist(rng: np.random.Generator, seed: int, track: U64, circle: I64, a
 
 
 def _repeated(playlist: I64, track: U64) -> NDArray[np.intp]:
-    """Return the rows whose track stands in an earlier row of the same playlist."""
+    """Return the rows whose track occurs in an earlier row of the same playlist."""
     key = catalogue.mix64(track + np.uint64(1)) + playlist.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     order = np.argsort(key, kind="stable")
     ordered = key[order]
@@ -227,7 +226,7 @@ def _rows(rng: np.random.Generator, seed: int, tastes: _Tastes, lengths: I64) ->
         else:
             tracks[again] = _draw_tracks(rng, seed, tastes, playlist[again])
 
-    # Few playlists hold most of the repeats.
+    # A few playlists have most of the repeats.
     careless = 5.0 * _REPEAT_SHARE * rng.random(n) ** 4
     repeat = np.flatnonzero(rng.random(len(playlist)) < careless[playlist])
     source = offsets[playlist[repeat]] + (rng.random(len(repeat)) * lengths[playlist[repeat]]).astype(np.int64)
@@ -261,7 +260,7 @@ def _gaussian(u: F64, v: F64) -> F64:
 
 
 def draw_slice(seed: int, index: int) -> SliceDraw:
-    """Draw the latent content of slice ``index`` (playlists ``1000 * index`` and the next 999)."""
+    """Draw the latent content of slice ``index``: playlists ``1000 * index`` to ``1000 * index + 999``."""
     rng = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, index]))
     n = SLICE_PLAYLISTS
     lengths = MIN_LENGTH + _pick(_LENGTH_CDF, rng.random(n))
@@ -272,9 +271,9 @@ def draw_slice(seed: int, index: int) -> SliceDraw:
     offsets = np.concatenate(([0], np.cumsum(lengths)))
 
     draws = rng.random((n, titles.TITLE_DRAWS)).tolist()
-    ruler = catalogue.artist_of(tracks[offsets[:-1]])
-    devoted = np.flatnonzero((tastes.burst > 0.92) & (catalogue.rank_of_artist(ruler) < _NAMED_ARTISTS))
-    names = (json.loads(f'"{name}"') for name in titles.artist_names(seed, ruler[devoted]))
+    first_artist = catalogue.artist_of(tracks[offsets[:-1]])
+    devoted = np.flatnonzero((tastes.burst > 0.92) & (catalogue.rank_of_artist(first_artist) < _NAMED_ARTISTS))
+    names = (json.loads(f'"{name}"') for name in titles.artist_names(seed, first_artist[devoted]))
     artist: dict[int, str] = dict(zip(devoted.tolist(), names, strict=True))
     plain = [
         titles.plain_title(u, scene, date, artist.get(i))
@@ -302,13 +301,13 @@ def draw_slice(seed: int, index: int) -> SliceDraw:
 
 
 def slice_name(index: int, playlists: int) -> str:
-    """Return the file name of slice ``index`` of a data set of ``playlists`` playlists."""
+    """Return the file name of slice ``index`` of a dataset of ``playlists`` playlists."""
     first = index * SLICE_PLAYLISTS
     return f"mpd.slice.{first}-{min(first + SLICE_PLAYLISTS, playlists) - 1}.json"
 
 
 def _track_texts(seed: int, tracks: U64) -> tuple[list[str], I64]:
-    """Return, for distinct tracks, the JSON text that follows ``"pos"``, and the durations (ms)."""
+    """Return the JSON text that follows ``"pos"`` for each of some distinct tracks, and their durations (ms)."""
     artist_ids, artist_at = np.unique(catalogue.artist_of(tracks), return_inverse=True)
     album_ids, album_at = np.unique(catalogue.album_of(seed, tracks), return_inverse=True)
     artists = list(zip(titles.artist_names(seed, artist_ids), catalogue.artist_uri_ids(seed, artist_ids), strict=True))
@@ -343,10 +342,10 @@ def distinct_per_playlist(playlist: I64, ids: U64, n: int) -> list[int]:
 
 
 def render_slice(seed: int, index: int, playlists: int, draw: SliceDraw) -> bytes:
-    """Return the JSON text of a slice, byte for byte in the layout of the published files.
+    """Return the JSON text of a slice in exactly the byte layout of the published files.
 
-    That layout is the one of Python 2's ``json.dump(..., indent=4)``: ASCII only, a space after each comma,
-    the keys in the order of the published files; the optional ``description`` comes last.
+    It is the layout of Python 2's ``json.dump(..., indent=4)``: ASCII only, a space after each comma, keys in the order
+    of the published files; the optional ``description`` comes last.
     """
     n = min(SLICE_PLAYLISTS, playlists - index * SLICE_PLAYLISTS)
     offsets = draw.offsets[: n + 1]
@@ -360,7 +359,7 @@ def render_slice(seed: int, index: int, playlists: int, draw: SliceDraw) -> byte
     heads = [f'                {{\n                    "pos": {k}, \n                    ' for k in range(MAX_LENGTH)]
 
     first = index * SLICE_PLAYLISTS
-    # A fixed start plus one minute per slice: plausible, and the same on every run.
+    # A fixed start plus one minute per slice: plausible, and the same in every run.
     made = datetime(2017, 12, 3, 8, 41, 42, 57563) + timedelta(minutes=index)
     parts = [
         f'{{\n    "info": {{\n        "generated_on": "{made}", \n'
@@ -397,7 +396,7 @@ def render_slice(seed: int, index: int, playlists: int, draw: SliceDraw) -> byte
 
 @dataclass(frozen=True)
 class _Written:
-    """What one slice added."""
+    """What was written for one slice."""
 
     playlists: int
     rows: int
@@ -428,7 +427,7 @@ class DistinctIds:
         self._waiting = 0
 
     def add(self, ids: U64) -> None:
-        """Take in some ids (any order, repeats allowed)."""
+        """Add some ids (any order, repeats allowed)."""
         self._pending.append(ids)
         self._waiting += len(ids)
         if self._waiting > max(1_000_000, len(self._merged) // 2):
@@ -446,7 +445,7 @@ class DistinctIds:
 
 
 def has_features(seed: int, tracks: U64, coverage: float) -> NDArray[np.bool_]:
-    """Tell for each track whether the feature file knows it: a fixed share ``coverage`` of all tracks."""
+    """Whether each track is in the feature file: a fixed subset, a share ``coverage`` of all tracks."""
     return catalogue.uniform(seed, 51, tracks) < coverage
 
 
@@ -474,19 +473,19 @@ def _write_features(path: Path, seed: int, tracks: U64, coverage: float) -> int:
 
 
 def _check_output(out: Path, names: set[str]) -> None:
-    """Refuse a directory that holds slices which this run would not write."""
+    """Raise InputError if the directory contains slices that this run would not overwrite."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a directory.", remedy="Name a directory for the generated data.")
-    strangers = sorted(p.name for p in out.glob("*.json") if _SLICE_NAME.fullmatch(p.name) and p.name not in names)
-    if strangers:
+        raise InputError(f"{out} is not a directory", remedy="name a directory for the generated data")
+    foreign = sorted(p.name for p in out.glob("*.json") if _SLICE_NAME.fullmatch(p.name) and p.name not in names)
+    if foreign:
         raise InputError(
-            f"{out} holds {len(strangers)} slice(s) of another data set, such as {strangers[0]}.",
-            remedy="Choose an empty directory, or delete the old slices first.",
+            f"{out} contains {len(foreign)} slice(s) of another dataset, such as {foreign[0]}",
+            remedy="choose an empty directory, or delete the old slices first",
         )
 
 
 def _in_processes(out: Path, seed: int, slices: int, playlists: int, processes: int) -> Iterator[_Written]:
-    """Yield the written slices as they are done; never more than a few are under way."""
+    """Yield slices as they are written; only a few are in progress at a time."""
     if processes == 1 or slices == 1:
         for index in range(slices):
             yield _write_slice(out, seed, index, playlists)
@@ -521,29 +520,30 @@ def generate(
     """Write ``playlists`` generated playlists to ``out``.
 
     Writes ``out/mpd.slice.0-999.json`` and so on, 1,000 playlists each (the last slice may be shorter), and
-    ``out/features/audio_features.parquet`` with ``track_uri`` and the eleven audio features of the share
-    ``coverage`` of the tracks that occur.  Each file appears under its name only when it is complete.
+    ``out/features/audio_features.parquet`` with ``track_uri`` and the eleven audio features for a share ``coverage`` of
+    the tracks that occur. Files are written atomically.
 
     Args:
-        out: directory, made if missing.
+        out: directory, created if missing.
         playlists: number of playlists, at least 1; 1,000,000 are about 33 GB.
-        seed: any integer from 0 to 2**63 - 1; same seed, same data.
+        seed: any integer from 0 to 2**63 - 1; the same seed gives the same data.
         coverage: share of the tracks that have audio features, 0 to 1.
-        processes: worker processes; default the number of processors.
-        on_progress: called after each slice with the playlists done and the bytes written so far.
+        processes: number of worker processes; by default the number of CPUs.
+        on_progress: called after each slice with the playlists and bytes written so far.
 
     Raises:
-        InputError: an argument is out of range, or ``out`` holds slices that this run would not overwrite.
+        InputError: an argument is out of range, ``out`` cannot be written, or it contains slices that this run would
+            not overwrite.
     """
     started = time.perf_counter()
     if playlists < 1:
-        raise InputError(f"Cannot generate {playlists} playlists.", remedy="Ask for at least 1 playlist.")
+        raise InputError(f"cannot generate {playlists} playlists", remedy="request at least 1 playlist")
     if not 0.0 <= coverage <= 1.0:
-        raise InputError(f"Coverage {coverage} is not a share.", remedy="Give a coverage from 0 to 1.")
+        raise InputError(f"coverage {coverage} is out of range", remedy="choose a coverage from 0 to 1")
     if not 0 <= seed < 1 << 63:
-        raise InputError(f"Seed {seed} is out of range.", remedy="Give a seed from 0 to 2**63 - 1.")
+        raise InputError(f"seed {seed} is out of range", remedy="choose a seed from 0 to 2**63 - 1")
     if processes is not None and processes < 1:
-        raise InputError(f"Cannot work with {processes} processes.", remedy="Ask for at least 1 process.")
+        raise InputError(f"cannot work with {processes} processes", remedy="use at least 1 process")
     slices = -(-playlists // SLICE_PLAYLISTS)
     _check_output(out, {slice_name(i, playlists) for i in range(slices)})
     try:

@@ -1,9 +1,9 @@
 """Invented words: names of artists, albums and tracks, and titles and descriptions of playlists.
 
-Names are put together from meaningless stems, so that none of them is taken from a real catalogue.  Titles
-are made of common words.  They follow the playlist: its genre, mood, era, favourite artist or last month of
-editing, and about a quarter say nothing.  Every title is then written in one of many ways (capitals, trailing
-space, decoration) that the usual normalisation of titles removes again.
+Names are composed of meaningless stems, so that none of them is taken from a real catalogue. Titles consist of common
+words. They match the playlist's genre, mood, era, favourite artist or month of the last edit; about a quarter are
+unrelated to its content. Each title is then written in one of many ways (capitals, trailing space, decoration) that the
+usual normalisation of titles undoes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Escapes are written as they stand in ASCII JSON, so that names need no further encoding.
+# Written with JSON's ASCII escapes, so that names need no further encoding.
 _HEADS: Final = _words(
     "Ab Ador Alv Am And Ar Ast Av Az Bal Bar Bel Ber Bol Bran Brel Cal Cam Car Cas Cel Cor Cres Cyr Dal "
     "Dar Dav Del Dor Dov Dra Dun Ed El Em Er Esk Ev Fal Far Fen Fer Fin Flor Gal Gar Gel Gor Gran Hal "
@@ -271,7 +271,7 @@ _DESCRIPTIONS: Final = (
 )  # fmt: skip
 
 TITLE_DRAWS: Final = 10
-"""How many uniform numbers one title uses."""
+"""Number of uniform draws per title."""
 
 
 def _zipf(u: float, count: int, exponent: float = 0.9) -> int:
@@ -291,7 +291,7 @@ def plain_title(u: Sequence[float], scene: int, modified_at: int, artist: str | 
     """Return a normalised (lower-case, undecorated) title.
 
     ``u`` holds ``TITLE_DRAWS`` uniforms in [0, 1), ``scene`` the playlist's main scene, ``modified_at`` epoch
-    seconds, ``artist`` the (unescaped) name of the artist that rules the playlist, if one does.
+    seconds, ``artist`` the (unescaped) name of the artist who dominates the playlist, if there is one.
     """
     kind = u[0]
     if artist is not None and kind < 0.6:

@@ -20,13 +20,13 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(row_lists)
-def test_is_what_its_lists_are(rows: list[list[int]]) -> None:
+def test_properties_match_the_lists(rows: list[list[int]]) -> None:
     it = Ragged.from_lists(rows)
     assert it.tolist() == rows
     assert len(it) == len(rows)
     assert it.lengths.tolist() == [len(row) for row in rows]
     assert it.rows.tolist() == [i for i, row in enumerate(rows) for _ in row]
-    assert it.places.tolist() == [j for row in rows for j in range(len(row))]
+    assert it.positions.tolist() == [j for row in rows for j in range(len(row))]
     assert (it.offsets.dtype, it.values.dtype) == (np.dtype(np.int64), np.dtype(np.int32))
 
 
@@ -65,7 +65,7 @@ def test_isin_looks_in_the_same_row_only(pairs: list[tuple[list[int], list[int]]
     assert left.isin(right).tolist() == [value in b for a, b in pairs for value in a]
 
 
-def test_distinct_of_wide_numbers_tells_rows_apart() -> None:
+def test_distinct_of_wide_numbers_keeps_rows_apart() -> None:
     rows = [[5, -(2**63)], [5, 2**63 - 1, 5], [2**63 - 1], [2**63 - 1, 5]]
     assert Ragged.from_lists(rows, dtype=np.int64).distinct().tolist() == [rows[0], rows[1][:2], *rows[2:]]
 
@@ -82,7 +82,7 @@ def test_isin_at_size_with_many_near_misses(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 20))
-def test_blocks_part_the_rows(lengths: list[int], size: int) -> None:
+def test_blocks_partition_the_rows(lengths: list[int], size: int) -> None:
     it = Ragged.from_lengths(np.array(lengths, dtype=np.int64), np.zeros(sum(lengths), dtype=np.int32))
     blocks = list(it.blocks(size))
     assert [i for start, stop in blocks for i in range(start, stop)] == list(range(len(lengths)))
@@ -90,7 +90,7 @@ def test_blocks_part_the_rows(lengths: list[int], size: int) -> None:
 
 
 @given(row_lists, st.data())
-def test_arrow_there_and_back(rows: list[list[int]], data: st.DataObject) -> None:
+def test_arrow_round_trip(rows: list[list[int]], data: st.DataObject) -> None:
     for kind in (pa.list_(pa.int32()), pa.large_list(pa.int32())):
         array = pa.array(rows, kind)
         assert Ragged.from_arrow(array).tolist() == rows
@@ -119,12 +119,12 @@ def test_arrow_values_are_not_copied() -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (pa.array([[1], None], pa.list_(pa.int32())), "1 of 2 lists are null"),
-        (pa.array([[1, None]], pa.list_(pa.int32())), "1 values within lists are null"),
-        (pa.array([1], pa.int32()), "a column of lists expected, int32 found"),
+        (pa.array([[1], None], pa.list_(pa.int32())), "expected no null lists, found 1 of 2"),
+        (pa.array([[1, None]], pa.list_(pa.int32())), "expected no null values in lists, found 1"),
+        (pa.array([1], pa.int32()), "expected a column of lists, found int32"),
     ],
 )
-def test_arrow_nulls_and_other_types_are_refused(array: pa.Array, message: str) -> None:
+def test_arrow_nulls_and_other_types_raise(array: pa.Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Ragged.from_arrow(array)
 
@@ -135,12 +135,12 @@ def test_a_null_outside_the_slice_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("offsets", [[], [1, 2], [0, 1], [0, 2, 1, 2], [[0, 2]]])
-def test_offsets_that_do_not_fit_are_refused(offsets: list) -> None:
+def test_invalid_offsets_raise(offsets: list) -> None:
     with pytest.raises(ValueError, match="offsets"):
         Ragged(np.array(offsets, dtype=np.int64), np.zeros(2, dtype=np.int32))
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     it = Ragged.from_lists([[1, 2], [3]])
     with pytest.raises(ValueError, match="int64"):
         Ragged(np.array([0, 2], dtype=np.int32), it.values[:2])
@@ -154,11 +154,11 @@ def test_misuse_is_refused() -> None:
         it.slice(1, 3)
     with pytest.raises(ValueError, match="mask"):
         it.where(np.ones(2, dtype=np.bool_))
-    with pytest.raises(ValueError, match="2 rows expected, 1 found"):
+    with pytest.raises(ValueError, match="expected 2 rows, found 1"):
         it.isin(Ragged.empty(1))
     with pytest.raises(ValueError, match="integers of at most 32 bits"):
         it.isin(Ragged.empty(2, np.int64))
-    with pytest.raises(ValueError, match="integers expected"):
+    with pytest.raises(ValueError, match="expected integers"):
         Ragged.from_lists([[1.5]], np.float32).distinct()
     with pytest.raises(ValueError, match="one value type"):
         Ragged.concat([it, Ragged.empty(1, np.int64)])

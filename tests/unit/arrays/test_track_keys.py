@@ -1,4 +1,4 @@
-"""Ids as numbers, and tables of them, against plain Python."""
+"""Ids as numbers and tables of ids, compared with plain Python."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def words_of(ids: list[str]) -> np.ndarray:
 
 
 @given(st.lists(IDS.map(URI_PREFIX.__add__) | NEARLY, max_size=6))
-def test_texts_are_taken_where_the_pattern_takes_all_of_them(texts: list[str]) -> None:
+def test_strings_are_accepted_if_the_pattern_matches_all_of_them(texts: list[str]) -> None:
     all_match = all(TRACK_URI.fullmatch(text) for text in texts)
     assert (id_words(pa.array(texts, pa.string())) is not None) == all_match
 
 
 @given(st.lists(IDS, max_size=20), st.integers(0, 5), st.integers(0, 5))
-def test_words_are_ordered_and_equal_as_the_ids_are(ids: list[str], before: int, after: int) -> None:
+def test_words_compare_like_the_ids(ids: list[str], before: int, after: int) -> None:
     padded = pa.array([URI_PREFIX + "A" * 22] * before + [URI_PREFIX + i for i in ids] + ["x"] * after, pa.string())
     for array in (padded.slice(before, len(ids)), pa.chunked_array([padded.slice(before, len(ids))])):
         words = id_words(array)
@@ -45,7 +45,7 @@ def test_words_are_ordered_and_equal_as_the_ids_are(ids: list[str], before: int,
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
-def test_any_kind_of_text_will_do_and_a_null_will_not(kind: pa.DataType) -> None:
+def test_every_string_type_is_accepted_and_nulls_are_not(kind: pa.DataType) -> None:
     whole = pa.chunked_array([[URI_PREFIX + "a" * 22], [URI_PREFIX + "b" * 22]], kind)
     words = id_words(whole)
     assert words is not None
@@ -55,7 +55,7 @@ def test_any_kind_of_text_will_do_and_a_null_will_not(kind: pa.DataType) -> None
 
 
 @given(st.lists(st.lists(st.integers(0, 40), max_size=30), max_size=6), st.lists(st.integers(0, 60), max_size=10))
-def test_codes_are_those_of_a_dictionary(batches: list[list[int]], wanted: list[int]) -> None:
+def test_codes_match_a_dictionary(batches: list[list[int]], wanted: list[int]) -> None:
     table, expected = KeyTable(), dict[str, int]()
     for batch in batches:
         ids, before = [f"{n:022d}" for n in batch], len(expected)
@@ -67,12 +67,12 @@ def test_codes_are_those_of_a_dictionary(batches: list[list[int]], wanted: list[
     assert table.words.tolist() == words_of(list(expected)).tolist()
     found = table.find(words_of([f"{n:022d}" for n in wanted]))
     assert found.tolist() == [expected.get(f"{n:022d}", -1) for n in wanted]
-    assert len(table) == len(expected), "to look is not to add"
+    assert len(table) == len(expected), "find must not add ids"
 
 
-def test_a_table_grows_over_many_batches_and_finds_all_of_it() -> None:
+def test_a_table_grows_over_many_batches_and_finds_every_id() -> None:
     generator = np.random.default_rng(0)
-    # alike in all words but one, in turn: each must be looked at
+    # each id is zero in two of the three words, so every word must be compared
     words = np.zeros((30_000, 3), np.uint64)
     words[np.arange(30_000), np.arange(30_000) % 3] = generator.permutation(30_000).astype(np.uint64) + np.uint64(1)
     table = KeyTable()
@@ -85,7 +85,7 @@ RECORDS = st.tuples(st.integers(0, 9), st.integers(0, 3), st.integers(0, 4), st.
 
 
 @given(st.lists(st.lists(RECORDS, max_size=12), max_size=5))
-def test_the_best_record_is_that_of_a_plain_search(batches: list[list[tuple[int, int, int, int]]]) -> None:
+def test_the_best_record_matches_a_linear_search(batches: list[list[tuple[int, int, int, int]]]) -> None:
     best, seen = BestRecords(), list[tuple[int, int, int, int]]()
     for batch in batches:
         ids, missing, pids, counts = (list(column) for column in zip(*batch, strict=True)) if batch else ([],) * 4

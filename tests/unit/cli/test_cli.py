@@ -79,8 +79,8 @@ def refused(result: Result, code: int) -> str:
     ("arguments", "sentence"),
     [
         (["run", "--set", "recommend.kk=3"], "--set recommend.kk=3: recommend.kk: unknown key"),
-        (["run", "--set", "recommend.k=0"], "recommend.k: input should be greater than or equal to 1, 0 found"),
-        (["run", "--set", "recommend.k"], "--set recommend.k: a.b=value expected"),
+        (["run", "--set", "recommend.k=0"], "recommend.k: input should be greater than or equal to 1, found 0"),
+        (["run", "--set", "recommend.k"], "--set recommend.k: expected a.b=value"),
         (["run", "--set", "recommend.models=[nosuch]"], "no model 'nosuch'"),
         (["run", "--set", "recommend.models=[nosuch]", "--dry-run"], "no model 'nosuch'"),
         (["run", "--env", "nosuch"], "no environment 'nosuch' in "),
@@ -90,7 +90,7 @@ def refused(result: Result, code: int) -> str:
         (["run", "--from", "evaluate", "--to", "recommend"], "--from evaluate comes after --to recommend"),
         (["run", "--only", "report", "--from", "evaluate"], "--only names jobs by themselves"),
         (["run", "--set", "raw.playlists=s3://b/x", "--set", "s3.endpoint=host:1"], "s3.endpoint: an address such as"),
-        (["tables", "--set", "lake.path=[1]"], "lake.path: input should be a valid string, [1] found"),
+        (["tables", "--set", "lake.path=[1]"], "lake.path: input should be a valid string, found [1]"),
         (["show", "--env", "nosuch"], "no environment 'nosuch' in "),
         (["sql", "SELECT 1", "--set", "nosuch=1"], "nosuch: unknown key"),
         (["doctor", "--set", "nosuch=1"], "nosuch: unknown key"),
@@ -299,7 +299,7 @@ def test_the_version_the_graph_and_the_help_are_printed(encore: Encore) -> None:
 def test_the_configuration_is_printed_and_explained(encore: Encore) -> None:
     assert "\n  k: 7\n" in encore("config", "--set", "recommend.k=7").stdout
     explained = encore("config", "--describe").stdout
-    assert re.search(r"recommend\.k .*500 .*Recommended tracks a playlist", explained)
+    assert re.search(r"recommend\.k .*500 .*Recommended tracks per playlist", explained)
 
 
 def test_playlists_are_generated_once(encore: Encore, tmp_path: Path) -> None:

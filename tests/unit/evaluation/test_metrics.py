@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from encore.arrays.ragged import Ragged
 from encore.evaluation import metrics
-from encore.evaluation.metrics import BUCKETS, MEANS, Metrics, Summary, evaluate
+from encore.evaluation.metrics import BUCKETS, MEAN_METRICS, Metrics, Summary, evaluate
 from tests.reference import metrics_slow
 
 TRACKS = 40
@@ -25,7 +25,7 @@ def one(recommended: list[int], truth: list[int], k: int = 500, artist_of: np.nd
 
 
 @given(cases, st.integers(1, 40), st.booleans())
-def test_equals_the_challenge(cases: list[tuple[list[int], list[int]]], k: int, artists: bool) -> None:
+def test_metrics_match_the_challenge(cases: list[tuple[list[int], list[int]]], k: int, artists: bool) -> None:
     found = evaluate(
         Ragged.from_lists([r for r, _ in cases]),
         Ragged.from_lists([g for _, g in cases]),
@@ -43,7 +43,7 @@ def test_equals_the_challenge(cases: list[tuple[list[int], list[int]]], k: int, 
 
 
 @given(cases, st.data())
-def test_a_row_depends_on_itself_only(cases: list[tuple[list[int], list[int]]], data: st.DataObject) -> None:
+def test_a_row_depends_only_on_itself(cases: list[tuple[list[int], list[int]]], data: st.DataObject) -> None:
     recommended, truth = Ragged.from_lists([r for r, _ in cases]), Ragged.from_lists([g for _, g in cases])
     whole = evaluate(recommended, truth, k=20, artist_of=ARTISTS)
     cut = data.draw(st.integers(0, len(cases)))
@@ -69,7 +69,7 @@ def test_a_worked_example() -> None:
     assert found.ndcg[0] == pytest.approx(dcg / (1 + 1 / math.log2(3) + 1 / math.log2(4)))
 
 
-def test_the_ideal_list_has_one_of_everything() -> None:
+def test_the_ideal_list_scores_one() -> None:
     for n in (1, 2, 7, 30, 499, 500, 800):
         found = one(list(range(n)), list(range(n))[::-1])
         assert (found.r_precision[0], found.ndcg[0], found.clicks[0]) == (min(n, 500) / n, 1.0, 0)
@@ -98,23 +98,23 @@ def test_clicks_at_the_edges(rank: int, k: int, clicks: int) -> None:
     assert one(recommended, [7], k).clicks[0] == clicks
 
 
-def test_artists_that_are_unknown_earn_nothing() -> None:
+def test_unknown_artists_earn_no_credit() -> None:
     artist_of = np.array([-1, -1, 5, 5], dtype=np.int32)
     assert one([1], [0], artist_of=artist_of).r_precision_artist[0] == 0
     assert one([3], [2], artist_of=artist_of).r_precision_artist[0] == 0.25
     assert one([99], [98], artist_of=artist_of).r_precision_artist[0] == 0
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match="1 playlists have no test tracks"):
         one([1], [])
-    with pytest.raises(ValueError, match="a test track is repeated"):
+    with pytest.raises(ValueError, match="repeats a test track"):
         one([1], [2, 2])
     with pytest.raises(ValueError, match="recommended twice"):
         one([1, 1], [1, 2])
     with pytest.raises(ValueError, match="2 lists but 1 playlists"):
         evaluate(Ragged.empty(2), Ragged.from_lists([[1]]), k=5, artist_of=None)
-    with pytest.raises(ValueError, match="k: at least 1"):
+    with pytest.raises(ValueError, match="k: expected at least 1"):
         one([1], [1], 0)
 
 
@@ -138,12 +138,12 @@ def same(left: Summary, right: Summary) -> bool:
 
 
 @given(st.integers(0, 60), st.integers(0, 5), st.data())
-def test_summaries_merge_to_the_same_in_any_pieces_and_order(n: int, seed: int, data: st.DataObject) -> None:
+def test_merging_does_not_depend_on_order_or_partition(n: int, seed: int, data: st.DataObject) -> None:
     found, n_train, recommended = many(n, seed)
-    whole = Summary.of(found, n_train, recommended, n_tracks=TRACKS)
+    whole = Summary.from_metrics(found, n_train, recommended, n_tracks=TRACKS)
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=5)))
     parts = [
-        Summary.of(
+        Summary.from_metrics(
             Metrics._make(column[a:b] for column in found),
             n_train[a:b],
             recommended.slice(a, b),
@@ -159,17 +159,17 @@ def test_summaries_merge_to_the_same_in_any_pieces_and_order(n: int, seed: int, 
 
 
 def test_figures_are_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_MOST_ROWS", 100)
+    monkeypatch.setattr(metrics, "_MAX_ROWS", 100)
     found, n_train, recommended = many(5000)
-    summary = Summary.of(found, n_train, recommended, n_tracks=TRACKS)
+    summary = Summary.from_metrics(found, n_train, recommended, n_tracks=TRACKS)
     figures = summary.figures()
     assert figures["n_playlists"] == 5000
-    for name in MEANS:
+    for name in MEAN_METRICS:
         assert figures[name] == pytest.approx(getattr(found, name).mean(), rel=0, abs=1e-10)
     for bucket in BUCKETS:
-        of_bucket = (n_train >= bucket.least) & (n_train <= (math.inf if bucket.most is None else bucket.most))
+        of_bucket = (n_train >= bucket.low) & (n_train <= (math.inf if bucket.high is None else bucket.high))
         assert figures[f"{bucket.label}/n_playlists"] == of_bucket.sum()
-        for name in MEANS:
+        for name in MEAN_METRICS:
             mean = getattr(found, name)[of_bucket].mean()
             assert figures[f"{bucket.label}/{name}"] == pytest.approx(mean, rel=0, abs=1e-10)
     assert summary.clicks == tuple(int((found.clicks == c).sum()) for c in range(52))
@@ -178,20 +178,20 @@ def test_figures_are_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures["coverage"] == summary.coverage == len(set(recommended.values.tolist())) / TRACKS < 1
 
 
-def test_buckets_part_all_sizes() -> None:
-    assert [b.least for b in BUCKETS[1:]] == [b.most + 1 for b in BUCKETS[:-1] if b.most is not None]
-    assert (BUCKETS[0].least, BUCKETS[-1].most) == (0, None)
+def test_buckets_partition_all_sizes() -> None:
+    assert [b.low for b in BUCKETS[1:]] == [b.high + 1 for b in BUCKETS[:-1] if b.high is not None]
+    assert (BUCKETS[0].low, BUCKETS[-1].high) == (0, None)
 
 
-def test_nothing_to_sum_up() -> None:
+def test_the_empty_summary() -> None:
     assert Summary.empty(0).figures() == {"n_playlists": 0.0, "share_unserved": 0.0, "coverage": 0.0}
 
 
-def test_summaries_refuse_what_does_not_fit() -> None:
+def test_summaries_that_do_not_fit_raise() -> None:
     found, n_train, recommended = many(5)
     with pytest.raises(ValueError, match="do not fit"):
-        Summary.of(found, n_train[:4], recommended, n_tracks=TRACKS)
-    with pytest.raises(ValueError, match="recommended tracks: 0 to 4"):
-        Summary.of(found, n_train, recommended, n_tracks=5)
-    with pytest.raises(ValueError, match="do not merge"):
+        Summary.from_metrics(found, n_train[:4], recommended, n_tracks=TRACKS)
+    with pytest.raises(ValueError, match="recommended tracks: expected 0 to 4"):
+        Summary.from_metrics(found, n_train, recommended, n_tracks=5)
+    with pytest.raises(ValueError, match="cannot merge"):
         Summary.empty(3).merge(Summary.empty(4))

@@ -1,4 +1,4 @@
-"""Audio features from files: formats, names of columns, rules, and files that are broken."""
+"""Audio features from files: formats, column names, validation rules and broken files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import encore.features.providers.file as files_module
 from encore.config import S3Config, load_config
 from encore.errors import ConfigError, InputError
 from encore.features.providers.file import FileProvider
-from encore.features.providers.registry import FEATURE_SCHEMA, REFUSED_SCHEMA, Fetched, provider
+from encore.features.providers.registry import FEATURE_SCHEMA, REJECTED_SCHEMA, FeatureBatch, provider
 from encore.features.validation import TrackSet, bounded, normalise_ids
 from encore.lake.filesystem import SourceFile
 from encore.lake.tables import REASONS
@@ -65,7 +65,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write(path: Path, rows: list[dict[str, Any]], names: dict[str, str] | None = None) -> Path:
-    """Write rows in the format that the path's name says; `names`: other names of columns."""
+    """Write rows in the format given by the extension of the path; `names`: other column names."""
     renamed = [{(names or {}).get(name, name): value for name, value in one.items()} for one in rows]
     end = path.name.split(".", 1)[1].removesuffix(".gz")
     if end == "parquet":
@@ -88,35 +88,35 @@ def file_provider(path: Path | str, columns: dict[str, str] | None = None, paylo
     return FileProvider(str(path), s3, columns or {}, payload_bytes)
 
 
-def fetch(path: Path | str, columns: dict[str, str] | None = None) -> Fetched:
-    """All chunks as one."""
+def fetch(path: Path | str, columns: dict[str, str] | None = None) -> FeatureBatch:
+    """All batches as one."""
     chunks = list(file_provider(path, columns).fetch(iter([])))
     for chunk in chunks:
         assert chunk.features.schema == FEATURE_SCHEMA
-        assert chunk.refused.schema == REFUSED_SCHEMA
-    whole = Fetched(
+        assert chunk.rejected.schema == REJECTED_SCHEMA
+    whole = FeatureBatch(
         pa.concat_tables([chunk.features for chunk in chunks]),
-        pa.concat_tables([chunk.refused for chunk in chunks]),
+        pa.concat_tables([chunk.rejected for chunk in chunks]),
     )
-    refused = whole.refused.to_pylist()
-    assert {one["reason"] for one in refused} <= set(REASONS)
-    assert len({(one["source"], one["record"]) for one in refused}) == len(refused), "a record is refused once"
+    rejected = whole.rejected.to_pylist()
+    assert {one["reason"] for one in rejected} <= set(REASONS)
+    assert len({(one["source"], one["record"]) for one in rejected}) == len(rejected), "a record is rejected once"
     return whole
 
 
-def reasons(fetched: Fetched) -> dict[str, str]:
-    return {one["record"]: one["reason"] for one in fetched.refused.to_pylist()}
+def reasons(fetched: FeatureBatch) -> dict[str, str]:
+    return {one["record"]: one["reason"] for one in fetched.rejected.to_pylist()}
 
 
-def details(fetched: Fetched) -> dict[str, str]:
-    return {one["record"]: one["detail"] for one in fetched.refused.to_pylist()}
+def details(fetched: FeatureBatch) -> dict[str, str]:
+    return {one["record"]: one["detail"] for one in fetched.rejected.to_pylist()}
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_every_format_gives_the_same(tmp_path: Path, end: str) -> None:
     path = write(tmp_path / f"features.{end}", [row(1), row(2, tempo=99.5), row(3, key=-1)])
     fetched = fetch(path)
-    assert fetched.refused.num_rows == 0
+    assert fetched.rejected.num_rows == 0
     expected = [
         {"track_uri": uri(number), **{name: float(value) for name, value in VALUES.items()}, **changes}
         for number, changes in ((1, {}), (2, {"tempo": 99.5}), (3, {"key": -1.0}))
@@ -150,7 +150,7 @@ def test_features_in_an_inner_object(tmp_path: Path, end: str) -> None:
     assert fetched.features["tempo"].to_pylist() == [120.5, 120.5]
 
 
-def test_an_exact_name_wins_over_a_like_one_and_uris_over_other_ids(tmp_path: Path) -> None:
+def test_exact_names_win_over_similar_ones_and_uris_over_other_ids(tmp_path: Path) -> None:
     one = {**row(1), "id": "17", "track_uri": uri(4), "feature_tempo": 1.0}
     fetched = fetch(write(tmp_path / "f.csv", [one]))
     assert fetched.features["track_uri"].to_pylist() == [uri(4)]
@@ -158,7 +158,7 @@ def test_an_exact_name_wins_over_a_like_one_and_uris_over_other_ids(tmp_path: Pa
 
 
 @pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
-def test_named_columns_win_over_any_guess(tmp_path: Path, end: str) -> None:
+def test_configured_columns_override_guesses(tmp_path: Path, end: str) -> None:
     one = {**row(1), "SongId": track(9), "Schwung": 0.75}
     path = write(tmp_path / f"f.{end}", [one])
     fetched = fetch(path, {"track_uri": "SongId", "energy": "Schwung"})
@@ -171,7 +171,7 @@ def test_named_columns_win_over_any_guess(tmp_path: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
-def test_each_rule_refuses_its_row_and_no_other(tmp_path: Path, end: str) -> None:
+def test_each_rule_rejects_its_row_and_no_other(tmp_path: Path, end: str) -> None:
     wrong: list[tuple[dict[str, Any], str, str]] = [
         ({"track_id": "short"}, "feature_id_malformed", "track_uri: "),
         ({"track_id": None}, "feature_id_malformed", "nothing found"),
@@ -193,16 +193,16 @@ def test_each_rule_refuses_its_row_and_no_other(tmp_path: Path, end: str) -> Non
         rows += [row(number, **changes), row(1000 + number)]
     fetched = fetch(write(tmp_path / f"f.{end}", rows))
     assert fetched.features["track_uri"].to_pylist() == [uri(0)] + [uri(1001 + n) for n in range(len(wrong))]
-    found = {one["record"]: one for one in fetched.refused.to_pylist()}
+    found = {one["record"]: one for one in fetched.rejected.to_pylist()}
     assert list(found) == [f"row {2 * n}" for n in range(1, len(wrong) + 1)]
     for one, (_, reason, detail) in zip(found.values(), wrong, strict=True):
         assert one["reason"] == reason
-        # An empty CSV field is an empty text, and not nothing.
+        # An empty CSV field is an empty string, not a null.
         assert detail in one["detail"] or (detail == "nothing found" and "'' found" in one["detail"])
 
 
 @pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
-def test_texts_are_numbers_where_they_look_like_it(tmp_path: Path, end: str) -> None:
+def test_strings_that_look_like_numbers_are_numbers(tmp_path: Path, end: str) -> None:
     texts = [
         "0.5",
         " 0.5 ",
@@ -224,26 +224,26 @@ def test_texts_are_numbers_where_they_look_like_it(tmp_path: Path, end: str) -> 
         one["valence"] = text
     fetched = fetch(write(tmp_path / f"f.{end}", rows))
     assert fetched.features["valence"].to_pylist() == [0.5] * 5
-    assert [one["reason"] for one in fetched.refused.to_pylist()] == (
+    assert [one["reason"] for one in fetched.rejected.to_pylist()] == (
         ["feature_missing"] * 3 + ["feature_not_a_number"] * 5 + ["feature_out_of_range"]
     )
     assert details(fetched)["row 9"] == "valence: a number from 0 to 1 expected, 'half' found"
 
 
-def test_other_types_in_json_are_no_numbers(tmp_path: Path) -> None:
+def test_other_json_types_are_not_numbers(tmp_path: Path) -> None:
     rows = [row(1, mode=True), row(2, mode=[1]), row(3, mode={"a": 1}), row(4), row(5, key=10**30)]
     fetched = fetch(write(tmp_path / "f.jsonl", rows))
     assert fetched.features["track_uri"].to_pylist() == [uri(4)]
     assert list(reasons(fetched).values()) == ["feature_not_a_number"] * 3 + ["feature_out_of_range"]
 
 
-def test_of_the_good_rows_of_a_track_the_first_stays(tmp_path: Path) -> None:
+def test_the_first_valid_row_of_a_track_is_kept(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", [row(1, tempo=3.0), row(3)])
     write(tmp_path / "a.jsonl", [row(1, tempo=900.0), row(2), row(1, tempo=1.0), row(1, tempo=2.0)])
     fetched = fetch(tmp_path)
     tempo = dict(zip(fetched.features["track_uri"].to_pylist(), fetched.features["tempo"].to_pylist(), strict=True))
     assert tempo == {uri(2): 120.5, uri(1): 1.0, uri(3): 120.5}
-    found = [(one["source"], one["record"], one["reason"]) for one in fetched.refused.to_pylist()]
+    found = [(one["source"], one["record"], one["reason"]) for one in fetched.rejected.to_pylist()]
     assert found == [
         ("a.jsonl", "row 1", "feature_out_of_range"),
         ("a.jsonl", "row 4", "feature_duplicate"),
@@ -263,9 +263,7 @@ def test_duplicates_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert Counter(reasons(fetched).values()) == {"feature_duplicate": len(numbers) - 95}
 
 
-def test_csv_rows_of_another_length_are_refused_by_their_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_csv_rows_of_another_length_are_rejected_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files_module, "_BLOCK_BYTES", 500)
     wrong = {1, 4, 5, 20, 37, 59}
     lines = [",".join(["id", *FEATURES])]
@@ -280,7 +278,7 @@ def test_csv_rows_of_another_length_are_refused_by_their_number(
     assert details(fetched)["row 60"] == "a row of 12 columns expected, 13 found"
 
 
-def test_json_lines_that_are_no_objects_are_refused_by_their_line(tmp_path: Path) -> None:
+def test_json_lines_that_are_not_objects_are_rejected_by_line(tmp_path: Path) -> None:
     lines = [json.dumps(row(1)), "", "{", "[1]", '"text"', json.dumps(row(2))]
     (tmp_path / "f.jsonl").write_text("\n".join(lines))
     fetched = fetch(tmp_path / "f.jsonl")
@@ -341,19 +339,19 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_refused_whole_and_the_others_are_read(tmp_path: Path, kind: str) -> None:
+def test_a_broken_file_is_rejected_and_the_others_are_read(tmp_path: Path, kind: str) -> None:
     good = write(tmp_path / "z_good.csv", [row(1), row(2)])
     make, detail = BROKEN[kind]
     make(good, tmp_path / "broken")
     fetched = fetch(tmp_path)
     assert fetched.features["track_uri"].to_pylist() == [uri(1), uri(2)]
-    (refused,) = fetched.refused.to_pylist()
-    assert (refused["record"], refused["reason"]) == ("file", "features_unreadable")
-    assert refused["source"].startswith("broken.")
-    assert detail in refused["detail"]
+    (rejected,) = fetched.rejected.to_pylist()
+    assert (rejected["record"], rejected["reason"]) == ("file", "features_unreadable")
+    assert rejected["source"].startswith("broken.")
+    assert detail in rejected["detail"]
 
 
-def test_where_no_file_is_usable_it_is_an_input_error_after_the_refusals(tmp_path: Path) -> None:
+def test_an_input_error_follows_the_rejections_if_no_file_is_usable(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     (tmp_path / "b.csv").write_text("")
     chunks = file_provider(tmp_path).fetch(iter([]))
@@ -374,7 +372,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         provider(load_config("local", ["raw.features=null"]))
 
 
-def test_csv_of_nothing_but_wrong_rows(tmp_path: Path) -> None:
+def test_csv_with_only_malformed_rows(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text(",".join(["id", *FEATURES]) + "\n1,2\n3\n")
     fetched = fetch(tmp_path / "f.csv")
     assert reasons(fetched) == dict.fromkeys(["row 1", "row 2"], "features_unreadable")
@@ -382,7 +380,7 @@ def test_csv_of_nothing_but_wrong_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [4000, 8 << 20])
-def test_a_quote_that_does_not_close_is_told_with_what_it_swallows(
+def test_an_unclosed_quote_is_reported_with_the_lines_it_swallows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(files_module, "_BLOCK_BYTES", block)
@@ -396,7 +394,7 @@ def test_a_quote_that_does_not_close_is_told_with_what_it_swallows(
     assert "1 found in 51 lines; is there a quote" in details(fetched)["row 50"]
 
 
-def test_what_breaks_in_the_middle_keeps_what_was_taken_before(tmp_path: Path) -> None:
+def test_rows_before_a_broken_part_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "f.parquet", [row(1)])
     table = pa.Table.from_pylist([row(n) for n in range(200)])
     pq.write_table(table, tmp_path / "g.parquet", row_group_size=100, compression="none", use_dictionary=False)
@@ -406,15 +404,15 @@ def test_what_breaks_in_the_middle_keeps_what_was_taken_before(tmp_path: Path) -
     (tmp_path / "g.parquet").write_bytes(content)
     fetched = fetch(tmp_path)
     assert 1 <= fetched.features.num_rows <= 101
-    (refused,) = [one for one in fetched.refused.to_pylist() if one["record"] == "file"]
-    assert refused["source"] == "g.parquet"
+    (rejected,) = [one for one in fetched.rejected.to_pylist() if one["record"] == "file"]
+    assert rejected["source"] == "g.parquet"
     taken = fetched.features["source"].to_pylist().count("g.parquet")
-    assert f"before that, {taken} tracks were taken" in refused["detail"]
+    assert f"before that, {taken} tracks were taken" in rejected["detail"]
 
 
 def test_a_header_alone_is_a_table_without_rows(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text(",".join(["id", *FEATURES]) + "\n")
-    fetched = [(c.features.num_rows, c.refused.num_rows) for c in file_provider(tmp_path / "f.csv").fetch(iter([]))]
+    fetched = [(c.features.num_rows, c.rejected.num_rows) for c in file_provider(tmp_path / "f.csv").fetch(iter([]))]
     assert fetched in ([], [(0, 0)])
 
 
@@ -434,14 +432,14 @@ def test_a_header_alone_is_a_table_without_rows(tmp_path: Path) -> None:
     ids=["byte order mark", "unix lines", "no last line end", "two columns of one name unused", "semicolons"],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_csv_as_it_is_found(tmp_path: Path, change: Callable[[bytes], bytes], zipped: bool) -> None:
+def test_csv_variants(tmp_path: Path, change: Callable[[bytes], bytes], zipped: bool) -> None:
     path = write(tmp_path / "f.csv", [row(1), row(2)])
     content = change(path.read_bytes())
-    # What is packed is told by its first bytes, whatever its name says.
+    # Compression is detected by the first bytes, not by the name.
     path.write_bytes(gzip.compress(content[:300]) + gzip.compress(content[300:]) if zipped else content)
     fetched = fetch(path)
     assert fetched.features["track_uri"].to_pylist() == [uri(1), uri(2)]
-    assert fetched.refused.num_rows == 0
+    assert fetched.rejected.num_rows == 0
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.decimal128(10, 4), pa.dictionary(pa.int8(), pa.string())])
@@ -458,13 +456,13 @@ def test_parquet_of_other_types(tmp_path: Path, kind: pa.DataType) -> None:
     assert fetched.features["track_uri"].to_pylist() == [uri(1), uri(2)]
 
 
-def test_globs_and_files_of_one_name(tmp_path: Path) -> None:
+def test_globs_and_files_of_the_same_name(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write(tmp_path / folder / "f.csv", [row(1), row(2)])
     fetched = fetch(str(tmp_path / "*" / "f.csv"))
     assert set(fetched.features["source"].to_pylist()) == {str(tmp_path / "a" / "f.csv")}
-    assert set(fetched.refused["source"].to_pylist()) == {str(tmp_path / "b" / "f.csv")}
+    assert set(fetched.rejected["source"].to_pylist()) == {str(tmp_path / "b" / "f.csv")}
 
 
 @pytest.mark.parametrize("end", ["csv", "csv.gz", "jsonl", "parquet"])
@@ -478,32 +476,32 @@ def test_objects_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
     assert reasons(fetched) == {"row 2": "feature_out_of_range"}
 
 
-def test_the_payload_is_the_row_cut_to_its_bound(tmp_path: Path) -> None:
+def test_the_payload_is_the_truncated_row(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", [row(1, energy="é" * 500)])
     for bound in (0, 1, 100, 101, 5000):
         (chunk,) = file_provider(path, payload_bytes=bound).fetch(iter([]))
-        (payload,) = chunk.refused["payload"].to_pylist()
+        (payload,) = chunk.rejected["payload"].to_pylist()
         assert bound - 1 <= len(payload.encode()) <= bound or bound == 5000
     assert json.loads(payload)["energy"] == "é" * 500
     assert len(details(fetch(path))["row 1"]) < 200
 
 
-def test_the_state_changes_with_the_files_and_the_named_columns(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_files_and_the_configured_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", [row(1)])
-    state = file_provider(tmp_path).state()
-    assert file_provider(tmp_path).state() == state
-    assert file_provider(tmp_path, {"energy": "x"}).state() != state
+    before = file_provider(tmp_path).fingerprint()
+    assert file_provider(tmp_path).fingerprint() == before
+    assert file_provider(tmp_path, {"energy": "x"}).fingerprint() != before
     os.utime(path, ns=(1, 1))
-    touched = file_provider(tmp_path).state()
-    assert touched != state
+    touched = file_provider(tmp_path).fingerprint()
+    assert touched != before
     write(tmp_path / "g.csv", [row(1)])
-    assert file_provider(tmp_path).state() != touched
+    assert file_provider(tmp_path).fingerprint() != touched
 
 
-def test_the_registry_makes_it_from_the_settings(tmp_path: Path) -> None:
+def test_the_registry_creates_providers_from_the_settings(tmp_path: Path) -> None:
     write(tmp_path / "f.csv", [row(1)], {"energy": "Schwung"})
     made = provider(load_config("local", [f"raw.features={tmp_path}", "features.columns.energy=Schwung"]))
-    assert (made.name, made.asks) == ("file", False)
+    assert (made.name, made.is_service) == ("file", False)
 
     def never() -> Any:
         raise AssertionError("a provider of files does not ask what is wanted")
@@ -531,7 +529,7 @@ def test_ids_survive_every_way_of_writing_them(ids: list[str], data: st.DataObje
 
 @given(st.text(max_size=40))
 @settings(max_examples=30, deadline=None)
-def test_what_is_not_22_digits_is_no_id(text: str) -> None:
+def test_strings_without_22_digits_are_not_ids(text: str) -> None:
     (found,) = normalise_ids(pa.array([text], pa.string())).to_pylist()
     assert found is None or (len(found) == 22 and found in text and found.isascii() and found.isalnum())
     assert normalise_ids(pa.array([track(1) + "0", track(1)[1:], "spotify:album:" + track(1)])).null_count == 3
@@ -558,7 +556,7 @@ def test_hashes_of_tracks_do_not_collide() -> None:
 
 
 @given(st.text(max_size=30), st.integers(0, 40))
-def test_a_bounded_payload_is_a_beginning_within_its_bound(payload: str, size: int) -> None:
+def test_a_truncated_payload_is_a_prefix_within_its_bound(payload: str, size: int) -> None:
     cut = bounded(payload, size)
     assert cut is not None
     assert payload.startswith(cut)

@@ -1,4 +1,4 @@
-"""Providers over a network, against a real server on this machine."""
+"""Network providers, tested against a real server on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encore.config import Config, load_config
 from encore.errors import ConfigError, EnvironmentMissing, InputError, TransientError
 from encore.features.providers.backoff import Backoff, TryAgain, retry_after_seconds
 from encore.features.providers.reccobeats import ReccoBeatsProvider
-from encore.features.providers.registry import FEATURE_SCHEMA, REFUSED_SCHEMA, Fetched, provider
+from encore.features.providers.registry import FEATURE_SCHEMA, REJECTED_SCHEMA, FeatureBatch, provider
 from encore.features.providers.service import ServiceProvider
 from encore.features.providers.spotify import SpotifyProvider
 from encore.vocabulary import FEATURES
@@ -44,14 +44,14 @@ def base() -> Config:
 
 
 def settings(**changes: Any) -> Config:
-    """The settings of conf/, with changes to those of features."""
+    """The settings in conf/, with changes to `features`."""
     config = base()
     features = config.features.model_validate({**config.features.model_dump(), **changes})
     return config.model_copy(update={"features": features})
 
 
 class World:
-    """A server, the waits that a provider asked for, and a provider."""
+    """A server, the waits that a provider requested, and a provider."""
 
     def __init__(self, service: str, server: FeatureServer) -> None:
         self.service = service
@@ -70,9 +70,9 @@ class World:
                 **changes,
             },
         )
-        return SERVICES[self.service].of(config, self.waits.append)
+        return SERVICES[self.service].from_config(config, self.waits.append)
 
-    def fetch(self, *chunks: list[str], **changes: Any) -> list[Fetched]:
+    def fetch(self, *chunks: list[str], **changes: Any) -> list[FeatureBatch]:
         return list(self.provider(**changes).fetch(iter(chunks)))
 
 
@@ -98,23 +98,23 @@ def spotify() -> Iterator[World]:
         yield World("spotify", server)
 
 
-def refused(fetched: Fetched) -> dict[str, tuple[str, str]]:
-    rows = fetched.refused.to_pylist()
+def rejected(fetched: FeatureBatch) -> dict[str, tuple[str, str]]:
+    rows = fetched.rejected.to_pylist()
     return {row["record"]: (row["reason"], row["detail"]) for row in rows}
 
 
-def test_answers_have_the_declared_columns_and_the_values_of_the_service(world: World) -> None:
+def test_batches_have_the_declared_columns_and_the_values_of_the_service(world: World) -> None:
     world.server.features[track(1)]["tempo"] = 99.5
     (fetched,) = world.fetch(uris(0, 1))
     assert fetched.features.schema == FEATURE_SCHEMA
-    assert fetched.refused.schema == REFUSED_SCHEMA
+    assert fetched.rejected.schema == REJECTED_SCHEMA
     rows = {row["track_uri"]: row for row in fetched.features.to_pylist()}
     assert rows[uris(0)[0]] == {"track_uri": uris(0)[0], **GOOD, "source": world.service}
     assert rows[uris(1)[0]]["tempo"] == 99.5
-    assert fetched.refused.num_rows == 0
+    assert fetched.rejected.num_rows == 0
 
 
-def test_one_answer_a_chunk_in_order_and_batches_of_the_services_size(world: World) -> None:
+def test_one_batch_per_chunk_in_order_and_requests_of_the_services_size(world: World) -> None:
     size = {"spotify": 100, "reccobeats": 40}[world.service]
     numbers = list(range(size + 5))
     answers = world.fetch(uris(*numbers), [], uris(200))
@@ -123,7 +123,7 @@ def test_one_answer_a_chunk_in_order_and_batches_of_the_services_size(world: Wor
     assert answers[2].features["track_uri"].to_pylist() == uris(200)
 
 
-def test_a_chunk_is_drawn_when_the_one_before_is_answered(world: World) -> None:
+def test_a_chunk_is_taken_after_the_previous_batch(world: World) -> None:
     drawn: list[int] = []
 
     def wanted() -> Iterator[list[str]]:
@@ -136,21 +136,21 @@ def test_a_chunk_is_drawn_when_the_one_before_is_answered(world: World) -> None:
     assert drawn == [0]
 
 
-def test_unknown_tracks_are_refused_as_missing(world: World) -> None:
+def test_unknown_tracks_are_rejected_as_missing(world: World) -> None:
     (fetched,) = world.fetch(uris(3, 999, 4))
     assert sorted(fetched.features["track_uri"].to_pylist()) == uris(3, 4)
-    assert refused(fetched) == {uris(999)[0]: ("feature_missing", f"{world.service} has no features of this track")}
-    assert fetched.refused["source"].to_pylist() == [world.service]
+    assert rejected(fetched) == {uris(999)[0]: ("feature_missing", f"{world.service} has no features of this track")}
+    assert fetched.rejected["source"].to_pylist() == [world.service]
 
 
-def test_wrong_values_are_refused_by_the_rules_of_files(world: World) -> None:
+def test_invalid_values_are_rejected_by_the_same_rules_as_files(world: World) -> None:
     world.server.features[track(1)]["key"] = None
     world.server.features[track(2)]["energy"] = 1.5
     world.server.features[track(3)]["mode"] = "major"
     del world.server.features[track(4)]["mode"]
     (fetched,) = world.fetch(uris(0, 1, 2, 3, 4))
     assert fetched.features["track_uri"].to_pylist() == uris(0)
-    found = refused(fetched)
+    found = rejected(fetched)
     assert {record: reason for record, (reason, _) in found.items()} == {
         uris(1)[0]: "feature_missing",
         uris(2)[0]: "feature_out_of_range",
@@ -160,36 +160,36 @@ def test_wrong_values_are_refused_by_the_rules_of_files(world: World) -> None:
     assert found[uris(2)[0]][1] == "energy: 0 to 1 expected, 1.5 found"
 
 
-def test_a_malformed_uri_is_refused_and_not_asked(world: World) -> None:
+def test_a_malformed_uri_is_rejected_and_not_requested(world: World) -> None:
     first, second = world.fetch(["spotify:local:a:b:c:1", *uris(5)], ["spotify:local:a:b:c:1"])
     assert world.server.batches == [[track(5)]]
-    assert refused(first)["spotify:local:a:b:c:1"][0] == "feature_id_malformed"
-    assert second.refused.num_rows == 0, "a record is refused once"
+    assert rejected(first)["spotify:local:a:b:c:1"][0] == "feature_id_malformed"
+    assert second.rejected.num_rows == 0, "a record is rejected once"
 
 
-def test_a_track_that_is_wanted_again_is_asked_once(world: World) -> None:
+def test_a_repeated_track_is_requested_once(world: World) -> None:
     first, second = world.fetch(uris(1, 2, 1), uris(2, 3))
     assert world.server.batches == [[track(1), track(2)], [track(3)]]
     assert first.features.num_rows == 2
     assert second.features["track_uri"].to_pylist() == uris(3)
-    assert first.refused.num_rows == second.refused.num_rows == 0
+    assert first.rejected.num_rows == second.rejected.num_rows == 0
 
 
-def test_retry_after_is_waited_for(world: World) -> None:
+def test_retry_after_is_honoured(world: World) -> None:
     world.server.moods = [throttled(7)]
     (fetched,) = world.fetch(uris(1))
     assert fetched.features.num_rows == 1
     assert world.waits == [7.0]
 
 
-def test_retry_after_as_a_date_is_waited_for(world: World) -> None:
+def test_retry_after_as_a_date_is_honoured(world: World) -> None:
     world.server.moods = [throttled(30, as_date=True)]
     world.fetch(uris(1))
     assert len(world.waits) == 1
     assert 25 < world.waits[0] <= 30
 
 
-def test_a_longer_wait_than_allowed_ends_the_job_and_says_when_to_come_back(world: World) -> None:
+def test_a_wait_above_the_limit_ends_the_job_and_says_when_to_run_it_again(world: World) -> None:
     world.server.moods = [throttled(7200)]
     before = datetime.now(UTC) + timedelta(seconds=7200)
     with pytest.raises(TransientError, match="7200 s") as caught:
@@ -228,20 +228,20 @@ def test_a_longer_wait_than_allowed_ends_the_job_and_says_when_to_come_back(worl
         "empty object",
     ],
 )
-def test_what_may_pass_is_tried_again_with_doubled_waits(world: World, mood: Mood) -> None:
+def test_transient_failures_are_retried_with_doubled_waits(world: World, mood: Mood) -> None:
     world.server.moods = [mood, mood]
     (fetched,) = world.fetch(uris(1))
     assert fetched.features.num_rows == 1
     assert world.waits == [2.0, 4.0]
 
 
-def test_waits_stay_below_the_longest(world: World) -> None:
+def test_waits_are_capped(world: World) -> None:
     world.server.moods = [Mood(500)] * 8
     world.fetch(uris(1), max_attempts=9)
     assert world.waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
 
 
-def test_after_the_last_try_it_is_a_passing_failure_and_earlier_chunks_stay(world: World) -> None:
+def test_the_last_failed_attempt_is_a_transient_error_and_earlier_chunks_are_kept(world: World) -> None:
     world.server.moods = [Mood(), *[Mood(503)] * 3]
     answers = world.provider().fetch(iter([uris(1), uris(2), uris(3)]))
     assert next(answers).features.num_rows == 1
@@ -259,7 +259,7 @@ def test_a_slow_answer_and_a_server_that_is_gone(world: World) -> None:
         world.fetch(uris(1), api_url="http://127.0.0.1:9")
 
 
-def test_a_refusal_that_does_not_pass_is_not_tried_again(world: World) -> None:
+def test_a_permanent_failure_is_not_retried(world: World) -> None:
     for status, kind in ((401, EnvironmentMissing), (403, EnvironmentMissing), (400, InputError)):
         world.server.batches.clear()
         world.server.moods = [Mood(status, b'{"error": {"status": 0, "message": "no"}}')]
@@ -269,16 +269,16 @@ def test_a_refusal_that_does_not_pass_is_not_tried_again(world: World) -> None:
     assert world.waits == []
 
 
-def test_another_address_is_another_state_and_must_be_a_web_address(world: World) -> None:
-    assert world.provider().state() == world.provider().state()
-    assert world.provider().state() != world.provider(api_url="http://127.0.0.1:9").state()
+def test_the_fingerprint_changes_with_the_address_which_must_be_a_url(world: World) -> None:
+    assert world.provider().fingerprint() == world.provider().fingerprint()
+    assert world.provider().fingerprint() != world.provider(api_url="http://127.0.0.1:9").fingerprint()
     with pytest.raises(ConfigError, match="api_url"):
         world.provider(api_url="localhost")
 
 
-def test_the_registry_makes_them_from_the_settings(world: World) -> None:
+def test_the_registry_creates_providers_from_the_settings(world: World) -> None:
     made = provider(settings(provider=world.service, api_url=world.server.url))
-    assert (made.name, made.asks, type(made)) == (world.service, True, SERVICES[world.service])
+    assert (made.name, made.is_service, type(made)) == (world.service, True, SERVICES[world.service])
 
 
 def test_spotify_403_explains_and_names_what_to_use_instead(spotify: World) -> None:
@@ -290,14 +290,14 @@ def test_spotify_403_explains_and_names_what_to_use_instead(spotify: World) -> N
 
 
 @pytest.mark.parametrize("missing", ["SPOTIPY_CLIENT_ID", "SPOTIPY_CLIENT_SECRET"])
-def test_spotify_wants_both_credentials(spotify: World, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_spotify_needs_both_credentials(spotify: World, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delenv(missing)
     with pytest.raises(EnvironmentMissing, match=missing) as caught:
         spotify.provider()
     assert "reccobeats" in str(caught.value.remedy)
 
 
-def test_spotify_wrong_credentials_are_not_tried_again(spotify: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spotify_does_not_retry_wrong_credentials(spotify: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPOTIPY_CLIENT_SECRET", "wrong-secret")
     with pytest.raises(EnvironmentMissing, match="invalid_client") as caught:
         spotify.fetch(uris(1))
@@ -317,7 +317,7 @@ def test_spotify_wrong_credentials_are_not_tried_again(spotify: World, monkeypat
     ],
     ids=["429", "503", "half JSON", "no token", "array", "cut"],
 )
-def test_spotify_the_token_is_asked_for_again(spotify: World, mood: Mood, wait: float) -> None:
+def test_spotify_retries_the_token_request(spotify: World, mood: Mood, wait: float) -> None:
     spotify.server.token_moods = [mood]
     (fetched,) = spotify.fetch(uris(1))
     assert fetched.features.num_rows == 1
@@ -338,7 +338,7 @@ def test_spotify_one_token_no_file_and_no_secret_in_the_logs(
     assert TOKEN not in written
 
 
-def test_reccobeats_entries_are_told_by_their_link_not_by_their_place() -> None:
+def test_reccobeats_entries_are_matched_by_link_not_by_position() -> None:
     with feature_server("reccobeats") as server:
         server.features = {track(n): {**GOOD, "tempo": 100.0 + n} for n in range(5)}
         del server.features[track(2)]
@@ -351,7 +351,7 @@ def test_reccobeats_entries_are_told_by_their_link_not_by_their_place() -> None:
         (fetched,) = World("reccobeats", server).fetch(uris(*range(5)))
         tempo = dict(zip(fetched.features["track_uri"].to_pylist(), fetched.features["tempo"].to_pylist(), strict=True))
         assert tempo == {uris(n)[0]: 100.0 + n for n in (0, 1, 3, 4)}
-        assert list(refused(fetched)) == uris(2)
+        assert list(rejected(fetched)) == uris(2)
 
 
 def date_in(seconds: float) -> str:
@@ -375,7 +375,7 @@ def test_retry_after_header(header: Callable[[], str], low: float, high: float) 
 
 
 @pytest.mark.parametrize("header", [None, "", "soon", "-5", "nan", "1.2.3", "²"])
-def test_retry_after_that_says_nothing(header: str | None) -> None:
+def test_an_invalid_retry_after_header(header: str | None) -> None:
     assert retry_after_seconds(header) is None
 
 

@@ -35,7 +35,7 @@ def vectors(features: Matrix, transform: str, **weights: float) -> Matrix:
     return apply(fit(features, transform, weights), features).astype(np.float64)
 
 
-def test_there_are_twelve_inputs_with_key_as_two() -> None:
+def test_key_makes_two_of_the_twelve_inputs() -> None:
     assert len(INPUTS) == 12
     assert INPUTS[KEY : KEY + 2] == ("key_cos", "key_sin")
     assert [name for name in INPUTS if not name.startswith("key_")] == [n for n in FEATURES if n != "key"]
@@ -126,7 +126,7 @@ def test_a_weight_is_a_factor_on_its_coordinates(transform: str) -> None:
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_parameters_are_those_of_the_declared_map(transform: str) -> None:
+def test_parameters_match_the_documented_map(transform: str) -> None:
     features = tracks(64)
     parameters = fit(features, transform, {"valence": 2.0})
     assert (parameters.transform, parameters.columns, parameters.n_tracks) == (transform, INPUTS, 64)
@@ -181,7 +181,7 @@ def test_a_copied_column_adds_nothing_in_whitening(noise: float) -> None:
     np.testing.assert_allclose(values, [0] + [1] * 11, atol=1e-4)
 
 
-def test_a_constant_column_is_zero_and_the_others_as_ever() -> None:
+def test_a_constant_column_is_zero_and_does_not_affect_the_others() -> None:
     features = tracks(200)
     features[:, FEATURES.index("tempo")] = 120.1
     features[::2, FEATURES.index("tempo")] += 1e-10

@@ -1,4 +1,4 @@
-"""The contract of all models, and what each promises besides."""
+"""The contract of all models, and the properties of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
 from encore.errors import ConfigError
 from encore.recommenders import base
-from encore.recommenders.base import Fitted, Train, recommend
+from encore.recommenders.base import FittedModel, TrainingData, recommend
 from encore.recommenders.registry import MODELS, model
 from encore.recommenders.uniform import smallest_prime
 from tests.reference import centroid_slow, mix_slow, top_k_slow
@@ -25,7 +25,7 @@ CONFIG = RecommendConfig(models=tuple(MODELS), k=5, seed=42, query_block=3, item
 N_TRACKS = 60
 RNG = np.random.default_rng(0)
 VECTOR_IDS = np.flatnonzero(np.arange(N_TRACKS) % 5 != 0).astype(np.int32)
-TRAIN = Train(
+TRAIN = TrainingData(
     n_tracks=N_TRACKS,
     counts=RNG.integers(0, 6, N_TRACKS),
     vector_ids=VECTOR_IDS,
@@ -39,10 +39,10 @@ LEARNS_CHECKERBOARD = {
     "popularity": "knows how many playlists have a track, not which",
     "random": "knows nothing",
 }
-"""Why a model need not find the withheld square; None: it must. Every model has to be named here."""
+"""Why a model does not have to find the withheld square; None: it must. Lists every model."""
 
 
-def fitted(name: str, train: Train = TRAIN, config: RecommendConfig = CONFIG) -> Fitted:
+def fitted(name: str, train: TrainingData = TRAIN, config: RecommendConfig = CONFIG) -> FittedModel:
     return model(name).fit(train, config)
 
 
@@ -58,7 +58,7 @@ def arrays_of(cases: list[tuple[int, list[int]]]) -> tuple[np.ndarray, Ragged]:
 @every_model
 @settings(max_examples=40)
 @given(cases=SEEDS, k=st.integers(1, 90))
-def test_lists_keep_the_contract(name: str, cases: list[tuple[int, list[int]]], k: int) -> None:
+def test_lists_honour_the_contract(name: str, cases: list[tuple[int, list[int]]], k: int) -> None:
     pids, seeds = arrays_of(cases)
     found = recommend(fitted(name), pids, seeds, k)
     assert len(found) == len(cases)
@@ -94,7 +94,7 @@ def test_any_partition_gives_the_same_rows(name: str, cases: list[tuple[int, lis
 
 
 @every_model
-def test_a_longer_list_begins_with_the_shorter(name: str) -> None:
+def test_a_longer_list_starts_with_the_shorter_one(name: str) -> None:
     pids, seeds = arrays_of([(1, [3, 4, 9]), (2, [1])])
     longest = rows(recommend(fitted(name), pids, seeds, N_TRACKS))
     for k in (1, 5, 30):
@@ -102,7 +102,7 @@ def test_a_longer_list_begins_with_the_shorter(name: str) -> None:
 
 
 @every_model
-def test_repeats_order_and_unknown_tracks_do_no_harm(name: str) -> None:
+def test_order_repeats_and_unknown_tracks_do_not_matter(name: str) -> None:
     there = fitted(name)
     expected = rows(recommend(there, np.array([8]), Ragged.from_lists([[1, 2, 3]]), 10))
     strange = Ragged.from_lists([[1, 2, 3, N_TRACKS, 2**31 - 1, -1]])
@@ -112,8 +112,8 @@ def test_repeats_order_and_unknown_tracks_do_no_harm(name: str) -> None:
 
 
 @every_model
-@pytest.mark.parametrize("train", [TRAIN, Train(0, TRAIN.counts[:0], VECTOR_IDS[:0], TRAIN.vectors[:0])])
-def test_saved_and_loaded_it_says_the_same(name: str, train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", [TRAIN, TrainingData(0, TRAIN.counts[:0], VECTOR_IDS[:0], TRAIN.vectors[:0])])
+def test_save_and_load_give_the_same_rows(name: str, train: TrainingData, tmp_path: Path) -> None:
     there = fitted(name, train)
     for key, array in there.arrays.items():
         np.save(tmp_path / f"{key}.npy", array, allow_pickle=False)
@@ -128,7 +128,7 @@ def test_saved_and_loaded_it_says_the_same(name: str, train: Train, tmp_path: Pa
 
 @every_model
 def test_fields_that_are_not_needed_may_be_empty(name: str) -> None:
-    empty = Train(N_TRACKS, TRAIN.counts[:0], VECTOR_IDS[:0], TRAIN.vectors[:0])
+    empty = TrainingData(N_TRACKS, TRAIN.counts[:0], VECTOR_IDS[:0], TRAIN.vectors[:0])
     needed = replace(empty, **{field: getattr(TRAIN, field) for field in model(name).needs})
     pids, seeds = arrays_of([(1, [1, 2])])
     expected = rows(recommend(fitted(name), pids, seeds, 9))
@@ -146,34 +146,34 @@ def test_checkerboard(name: str) -> None:
     vectors = (vectors + np.random.default_rng(1).uniform(-1, 1, (N_TRACKS, 3))).astype(np.float32)
     seeds = Ragged.from_lists([list(range(30 * (pid % 2), 30 * (pid % 2) + 10)) for pid in range(6)])
     counts = np.bincount(seeds.values, minlength=N_TRACKS)
-    train = Train(N_TRACKS, counts, np.arange(N_TRACKS, dtype=np.int32), vectors)
+    train = TrainingData(N_TRACKS, counts, np.arange(N_TRACKS, dtype=np.int32), vectors)
     found = recommend(fitted(name, train), np.arange(6), seeds, 20)
     for pid in range(6):
         assert set(found.ids[pid].tolist()) == set(range(30 * (pid % 2) + 10, 30 * (pid % 2) + 30))
 
 
-def test_every_model_says_whether_it_learns_the_checkerboard() -> None:
+def test_every_model_declares_whether_it_learns_the_checkerboard() -> None:
     assert set(LEARNS_CHECKERBOARD) == set(MODELS)
     assert all(entry.name == name for name, entry in MODELS.items())
     assert {"cosine", "popularity", "random"} <= set(MODELS)
 
 
-def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_model_raises_and_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="no model 'nope'") as caught:
         model("nope")
     assert caught.value.remedy == "one of: cosine, popularity, random"
 
 
-def test_recommend_refuses_misuse() -> None:
+def test_recommend_with_invalid_arguments_raises() -> None:
     with pytest.raises(ValueError, match="1 pids but 2 rows"):
         recommend(fitted("popularity"), np.array([1]), Ragged.empty(2), 5)
-    with pytest.raises(ValueError, match="k: at least 1"):
+    with pytest.raises(ValueError, match="k: expected at least 1"):
         recommend(fitted("popularity"), np.array([1]), Ragged.empty(1), 0)
 
 
 @settings(max_examples=40)
 @given(cases=SEEDS)
-def test_cosine_is_brute_force_without_the_seeds(cases: list[tuple[int, list[int]]]) -> None:
+def test_cosine_matches_brute_force_without_the_seeds(cases: list[tuple[int, list[int]]]) -> None:
     pids, seeds = arrays_of(cases)
     known = dict(zip(VECTOR_IDS.tolist(), TRAIN.vectors.tolist(), strict=True))
     for (_, own), row in zip(cases, rows(recommend(fitted("cosine"), pids, seeds, 9)), strict=True):
@@ -183,8 +183,8 @@ def test_cosine_is_brute_force_without_the_seeds(cases: list[tuple[int, list[int
         assert row == expected
 
 
-def test_cosine_refuses_vectors_of_unknown_tracks() -> None:
-    with pytest.raises(ValueError, match="vector ids: 0 to 4 expected"):
+def test_cosine_rejects_vectors_of_unknown_tracks() -> None:
+    with pytest.raises(ValueError, match="vector ids: expected 0 to 4"):
         fitted("cosine", replace(TRAIN, n_tracks=5))
 
 
@@ -195,7 +195,7 @@ def test_popularity_counts_and_breaks_ties_by_id() -> None:
     # from 2**24 on float32 does not tell neighbours apart: the scores that are stored decide
     close = replace(TRAIN, n_tracks=2, counts=np.array([2**24, 2**24 + 1]))
     assert recommend(fitted("popularity", close), np.array([1]), Ragged.empty(1), 2).ids.tolist() == [[0, 1]]
-    with pytest.raises(ValueError, match="counts: 5 numbers"):
+    with pytest.raises(ValueError, match="counts: expected 5 numbers"):
         fitted("popularity", replace(train, counts=np.array([1])))
 
 
@@ -213,7 +213,7 @@ def test_orphaned_tracks_are_never_recommended(name: str) -> None:
 
 
 @pytest.mark.parametrize("n_tracks", [1, 2, 3, 24, 25, 97])
-def test_random_is_its_documented_permutation(n_tracks: int) -> None:
+def test_random_matches_its_documented_permutation(n_tracks: int) -> None:
     train = replace(TRAIN, n_tracks=n_tracks)
     prime = smallest_prime(n_tracks)
     found = recommend(fitted("random", train), np.array([0, 5, 2**62]), Ragged.empty(3), 500)

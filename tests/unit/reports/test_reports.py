@@ -1,4 +1,4 @@
-"""The report without a JVM: what its pictures show against slow references, the pictures, and the page."""
+"""The report without a JVM: its data against slow references, the plots, and the page."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_png(figure: Figure) -> None:
 # data ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_sample_is_fixed_bounded_and_spread() -> None:
+def test_the_sample_is_deterministic_bounded_and_uniform() -> None:
     pids = np.random.default_rng(1).permutation(10_000).astype(np.int64)
     sample = data.sample_pids(pids, 1000)
     assert len(sample) == 1000 == len(np.unique(sample))
@@ -89,7 +89,7 @@ def test_the_sample_is_fixed_bounded_and_spread() -> None:
     assert len(data.sample_pids(np.empty(0, np.int64), 5)) == 0
 
 
-def test_top_orders_equal_counts_by_place() -> None:
+def test_top_breaks_ties_by_index() -> None:
     rng = np.random.default_rng(2)
     for _ in range(200):
         counts = rng.integers(0, 6, rng.integers(0, 12))
@@ -120,7 +120,7 @@ def test_rank_frequency_and_occurrences() -> None:
     assert [len(part) for part in data.rank_frequency(np.zeros(3, np.int64))] == [0, 0]
 
 
-def test_titles_are_counted_in_lower_case_without_outer_spaces() -> None:
+def test_titles_are_counted_in_lower_case_and_stripped() -> None:
     names = ["Rock", "rock ", " ROCK", "rock!", None, "", "  ", "b", "a", "Ärger", "ärger"]
     found = data.count_titles(pa.chunked_array([names[:4], names[4:]], pa.string()), 3)
     wanted = Counter(plain for name in names if name is not None and (plain := name.strip().lower()))
@@ -153,12 +153,12 @@ def test_key_figures() -> None:
         "distinct artists": 2,
         "distinct albums": 4,
         "distinct titles": 3,
-        "distinct titles without case and punctuation": 2,
-        "tracks a playlist, mean": 3,
-        "tracks a playlist, median": 2,
-        "artists a playlist, mean": None,
-        "albums a playlist, mean": 3,
-        "editing sessions a playlist, mean": 3,
+        "distinct titles ignoring case and punctuation": 2,
+        "tracks per playlist, mean": 3,
+        "tracks per playlist, median": 2,
+        "artists per playlist, mean": None,
+        "albums per playlist, mean": 3,
+        "editing sessions per playlist, mean": 3,
         "tracks that occur once": 0.75,
         "rows of the top artist": 6 / 9,
         "playlists with a description": 1 / 3,
@@ -191,7 +191,7 @@ def test_histograms_count_every_value_once() -> None:
     assert data.feature_histograms({"none": (np.full((4, 11), np.nan, np.float32), None)}) == {}
 
 
-def test_means_of_playlists() -> None:
+def test_playlist_means() -> None:
     rng = np.random.default_rng(5)
     features = feature_rows(rng, 50)
     lists = [rng.integers(0, 50, n).tolist() for n in (5, 0, 1, 30)] + [
@@ -207,8 +207,8 @@ def test_means_of_playlists() -> None:
                 assert np.isnan(found[i, j])
 
 
-def slow_spread(name: str, lists: list[list[float]]) -> tuple[float, float]:
-    """Within and between by the textbook's sums, a value at a time."""
+def slow_components(name: str, lists: list[list[float]]) -> tuple[float, float]:
+    """Variance within and between by the textbook formula, one value at a time."""
     groups = [[v for v in group if not math.isnan(v) and (name != "key" or v >= 0)] for group in lists]
     groups = [group for group in groups if group]
     turn = 2 * math.pi / 12
@@ -227,7 +227,7 @@ def slow_spread(name: str, lists: list[list[float]]) -> tuple[float, float]:
     return within, max(0.0, (ssb / (g - 1) - within) / n0)
 
 
-def test_spread_between_playlists_against_the_textbook() -> None:
+def test_variance_components_against_the_textbook() -> None:
     rng = np.random.default_rng(6)
     features = feature_rows(rng, 400)
     # playlists of neighbours, and energy that follows the neighbourhood
@@ -235,14 +235,14 @@ def test_spread_between_playlists_against_the_textbook() -> None:
     lists = [
         (rng.integers(0, 40, n) + 40 * (i % 10)).tolist() for i, n in enumerate((1, 0, 7, 20, 3, 50, 12, 9, 30, 2) * 3)
     ]
-    for j, found in enumerate(data.spreads(Ragged.from_lists(lists), features)):
-        within, between = slow_spread(found.feature, [[float(features[t, j]) for t in row] for row in lists])
+    for j, found in enumerate(data.variance_components(Ragged.from_lists(lists), features)):
+        within, between = slow_components(found.feature, [[float(features[t, j]) for t in row] for row in lists])
         assert found.feature == FEATURES[j]
         assert (found.within, found.between) == pytest.approx((within, between), rel=1e-9)
         assert found.share == pytest.approx(between / (between + within))
 
 
-def test_spread_finds_what_was_put_in() -> None:
+def test_variance_components_recover_known_variances() -> None:
     rng = np.random.default_rng(7)
     features = np.zeros((60_000, len(FEATURES)), np.float32)
     energy, valence = FEATURES.index("energy"), FEATURES.index("valence")
@@ -250,17 +250,17 @@ def test_spread_finds_what_was_put_in() -> None:
     features[:, energy] = np.repeat(rng.normal(0, 1, 2000), 30) + rng.normal(0, math.sqrt(3), 60_000)
     features[:, valence] = rng.normal(0, 1, 60_000)
     sample = Ragged.from_lengths(np.full(2000, 30), np.arange(60_000, dtype=np.int32))
-    found = {spread.feature: spread for spread in data.spreads(sample, features)}
+    found = {one.feature: one for one in data.variance_components(sample, features)}
     assert found["energy"].share == pytest.approx(0.25, abs=0.02)
     assert found["valence"].share == pytest.approx(0, abs=0.005)
-    assert found["tempo"] == data.Spread("tempo", 0, 0, 0, 2000, 60_000)
+    assert found["tempo"] == data.VarianceComponents("tempo", 0, 0, 0, 2000, 60_000)
     assert (found["energy"].n_playlists, found["energy"].n_rows) == (2000, 60_000)
 
 
 @pytest.mark.parametrize("lists", [[], [[]], [[0, 1]], [[0], [1]]])
-def test_spread_of_too_little_is_zero(lists: list[list[int]]) -> None:
+def test_variance_components_of_too_little_data_are_zero(lists: list[list[int]]) -> None:
     features = np.arange(22, dtype=np.float32).reshape(2, 11)
-    assert {spread.share for spread in data.spreads(Ragged.from_lists(lists), features)} == {0.0}
+    assert {one.share for one in data.variance_components(Ragged.from_lists(lists), features)} == {0.0}
 
 
 def test_coverage_counts_tracks_and_rows() -> None:
@@ -268,7 +268,7 @@ def test_coverage_counts_tracks_and_rows() -> None:
     assert found == data.Coverage(tracks=3, tracks_with=2, rows=12, rows_with=5)
 
 
-def test_the_summary_is_that_of_the_rows() -> None:
+def test_the_summary_matches_the_rows() -> None:
     rows = metric_rows(500)
     found = data.summary(rows).figures()
     assert found["n_playlists"] == 500
@@ -279,7 +279,7 @@ def test_the_summary_is_that_of_the_rows() -> None:
     assert data.summary(rows.slice(0, 0)).n_playlists == 0
 
 
-def test_quarantine_and_ledger_are_in_order() -> None:
+def test_quarantine_and_ledger_are_sorted() -> None:
     rows = [
         {"stage": "b", "reason": "y", "source": "f", "record": "1", "detail": "d", "payload": None},
         {"stage": "a", "reason": "z", "source": "f", "record": "1", "detail": "d", "payload": "p"},
@@ -288,8 +288,8 @@ def test_quarantine_and_ledger_are_in_order() -> None:
         {"stage": "b", "reason": "x", "source": "f", "record": "3", "detail": "d", "payload": None},
     ]
     for cut in range(len(rows) + 1):
-        schema = pa.schema([(name, pa.string()) for name in data.REFUSED])
-        found = data.refused(pa.Table.from_pylist(part, schema=schema) for part in (rows[:cut], rows[cut:]))
+        schema = pa.schema([(name, pa.string()) for name in data.QUARANTINE_COLUMNS])
+        found = data.quarantine_groups(pa.Table.from_pylist(part, schema=schema) for part in (rows[:cut], rows[cut:]))
         assert [(line.stage, line.reason, line.n, line.detail, line.payload) for line in found] == [
             ("a", "z", 1, "d", "p"),
             ("b", "x", 3, "first", "q"),
@@ -354,7 +354,7 @@ def test_clicks_distribution_is_cumulative() -> None:
     assert "clicks" in figure.axes[0].get_xlabel()
 
 
-def test_model_means_state_their_values() -> None:
+def test_model_means_are_labelled_with_their_values() -> None:
     found = summaries()
     figure = plots.model_means(found)
     check_png(figure)
@@ -368,7 +368,7 @@ def test_more_models_than_colours_stay_distinct() -> None:
     assert len(set(styles)) == 15
 
 
-def test_feature_pictures() -> None:
+def test_feature_plots() -> None:
     features = feature_rows(np.random.default_rng(8), 300)
     histograms = data.feature_histograms({"tracks": (features, None), "rows": (features, np.ones(300, np.int64))})
     figure = plots.feature_distributions("How the tracks sound", histograms)
@@ -378,21 +378,23 @@ def test_feature_pictures() -> None:
         "How the tracks sound",
         "share of tracks",
         "share of rows",
-        "beats a minute",
+        "beats per minute",
         "dB",
         "major",
     ):
         assert wanted in texts(figure)
-    spreads = data.spreads(Ragged.from_lengths(np.full(30, 10), np.arange(300, dtype=np.int32)), features)
-    figure = plots.variance_shares(spreads)
+    components = data.variance_components(
+        Ragged.from_lengths(np.full(30, 10), np.arange(300, dtype=np.int32)), features
+    )
+    figure = plots.variance_shares(components)
     check_png(figure)
     # the greatest share is on top, which is last
-    greatest = max(spreads, key=lambda spread: (spread.share, spread.feature))
+    greatest = max(components, key=lambda one: (one.share, one.feature))
     assert figure.axes[0].get_yticklabels()[-1].get_text() == greatest.feature
     assert f"{100 * greatest.share:.1f} %" in texts(figure)
 
 
-def test_pictures_of_playlists_and_tracks() -> None:
+def test_playlist_and_track_plots() -> None:
     figure = plots.playlist_lengths(np.array([0, 5, 5, 7, 250], np.int32))
     check_png(figure)
     assert "median: 5 tracks" in texts(figure)
@@ -404,14 +406,14 @@ def test_pictures_of_playlists_and_tracks() -> None:
     assert {(ax.get_xscale(), ax.get_yscale()) for ax in figure.axes} == {("log", "log")}
 
 
-def test_nothing_to_show_is_said() -> None:
+def test_plots_without_data_say_so() -> None:
     nobody: Mapping[str, Summary] = {"nobody": Summary.empty(3)}
     nothing = np.empty(0, np.int64)
     for figure, said in (
-        (plots.precision_by_known({}), "no model was evaluated"),
-        (plots.precision_by_known(nobody), "no model was evaluated"),
-        (plots.clicks_distribution(nobody), "no model was evaluated"),
-        (plots.model_means({}), "no model was evaluated"),
+        (plots.precision_by_known({}), "no models were evaluated"),
+        (plots.precision_by_known(nobody), "no models were evaluated"),
+        (plots.clicks_distribution(nobody), "no models were evaluated"),
+        (plots.model_means({}), "no models were evaluated"),
         (plots.playlist_lengths(nothing), "no playlists"),
         (plots.track_popularity(nothing, nothing, nothing, nothing), "no tracks"),
         (plots.variance_shares([]), "too few playlists"),
@@ -456,7 +458,7 @@ def content(*, full: bool) -> page.Content:
         untitled=2,
         coverage=data.Coverage(4, 2, 10, 9) if full else data.Coverage(0, 0, 0, 0),
         sampled=5,
-        refused=[data.Refused(EVIL, EVIL, 2, EVIL, EVIL, EVIL, EVIL * 10)] if full else [],
+        quarantine=[data.QuarantineGroup(EVIL, EVIL, 2, EVIL, EVIL, EVIL, EVIL * 10)] if full else [],
         ledger=[data.Ledger("ingested", 2, 3_000_000, 3, 5, when, when)] if full else [],
         figures={"model_means": plots.model_means(found), "features": plots.feature_distributions(EVIL, {})},
     )
@@ -494,7 +496,7 @@ def parse(html: str) -> Elements:
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_the_page_is_whole_and_loads_nothing(full: bool) -> None:
+def test_the_page_is_well_formed_and_self_contained(full: bool) -> None:
     html = page.render(content(full=full))
     elements = parse(html)
     assert "script" not in {tag for tag, _ in elements.found}
@@ -512,7 +514,7 @@ def test_the_page_escapes_all_text() -> None:
     html = page.render(content(full=True))
     assert "<script" not in html
     assert "<img src=http" not in html
-    # lake, artist, track, its artist, title, and the refused record's five fields
+    # lake, artist, track, its artist, title, and the quarantined record's five fields
     assert parse(html).text.count(EVIL) >= 10
     assert re.search(r'<meta name="encore-token" content="0a-1b">', html)
 
@@ -534,7 +536,7 @@ def test_the_page_shows_models_and_marks_the_best() -> None:
     assert rows["popularity"][-1].text == "–"
 
 
-def test_figures_are_written_as_people_read_them() -> None:
+def test_figures_are_formatted_for_display() -> None:
     assert page.form(66_346_428, "count") == "66,346,428"
     assert page.form(0.0466, "share") == "4.66 %"
     assert page.form(0.5, "share") == "50.0 %"
@@ -546,7 +548,7 @@ def test_figures_are_written_as_people_read_them() -> None:
     assert page.when(datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)) == "2026-05-04 03:02 UTC"
 
 
-def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_the_page_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.html"
     write_page(path, "é")
     write_page(path, "ü")
@@ -569,7 +571,7 @@ def context(tmp_path: Path, lake: str, run_id: str) -> JobContext:
     )
 
 
-def test_a_page_that_is_gone_or_replaced_is_made_again(tmp_path: Path) -> None:
+def test_a_missing_or_replaced_page_is_written_again(tmp_path: Path) -> None:
     def state(lake: str, run_id: str) -> str:
         return report.state(context(tmp_path, lake, run_id))
 

@@ -43,8 +43,8 @@ def pairs(found: Ranked) -> list[list[tuple[int, float]]]:
 
 
 @pytest.fixture
-def sort_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "_LEAST_KEPT", 0)
+def prune_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_MIN_KEPT", 0)
 
 
 @settings(max_examples=150)
@@ -54,7 +54,7 @@ def test_top_k_equals_brute_force_to_the_bit(
 ) -> None:
     queries, items, ids, k = problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "_LEAST_KEPT", least)
+        patch.setattr(kernel, "_MIN_KEPT", least)
         patch.setattr(kernel, "_RESCORED_VALUES", 7 if least else 1 << 18)
         found = kernel.top_k(queries, items, ids, k, query_block=query_block, item_block=item_block)
     assert pairs(found) == top_k_slow(queries.tolist(), items.tolist(), ids.tolist(), k.tolist())
@@ -63,8 +63,8 @@ def test_top_k_equals_brute_force_to_the_bit(
 
 
 @pytest.mark.parametrize("d", [1, 2, 12, 13, pytest.param(300, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("sort_out_at_once")
-def test_blocks_change_nothing(d: int) -> None:
+@pytest.mark.usefixtures("prune_at_once")
+def test_results_do_not_depend_on_block_sizes(d: int) -> None:
     rng = np.random.default_rng(d)
     items = rng.standard_normal((3000, d)).astype(np.float32)
     items[rng.integers(0, 3000, 900)] = items[rng.integers(0, 20, 900)]
@@ -102,7 +102,7 @@ def test_the_proved_bound_holds_where_it_is_tightest(d: int) -> None:
         rng.standard_normal((20, d)) * 10.0 ** rng.integers(-30, 30, (20, 1)),
     ]
     vectors = np.concatenate(matrices).astype(np.float32)
-    items = Items.of(np.arange(80, dtype=np.int32), vectors)
+    items = Items.prepare(np.arange(80, dtype=np.int32), vectors)
     found = kernel.search(vectors, items, 80, query_block=64, item_block=99)
     exact = np.array([[score for _, score in sorted(row)] for row in pairs(found)])
     assert np.abs(items.units.T @ items.units - exact).max() <= kernel.error(d)
@@ -112,7 +112,7 @@ def test_the_proved_bound_holds_where_it_is_tightest(d: int) -> None:
     assert np.abs(one_by_one - exact[:5]).max() <= kernel.error(d)
 
 
-@pytest.mark.usefixtures("sort_out_at_once")
+@pytest.mark.usefixtures("prune_at_once")
 def test_thousands_of_equal_items_keep_memory_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
     original = kernel._best
@@ -164,9 +164,9 @@ def test_nothing_to_do(q: int, v: int, k: int) -> None:
     assert (found.scores.dtype, found.scores.shape) == (np.dtype(np.float32), (0,))
 
 
-def test_memory_mapped_items_do(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_memory_mapped_items_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(2)
-    items = Items.of(np.arange(500, dtype=np.int32), rng.standard_normal((500, 4)).astype(np.float32))
+    items = Items.prepare(np.arange(500, dtype=np.int32), rng.standard_normal((500, 4)).astype(np.float32))
     mapped = {}
     for name in ("ids", "vectors", "units", "norms"):
         np.save(tmp_path / f"{name}.npy", getattr(items, name))
@@ -176,7 +176,7 @@ def test_memory_mapped_items_do(tmp_path) -> None:  # type: ignore[no-untyped-de
     assert pairs(first) == pairs(second)
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     good = np.ones((3, 2), dtype=np.float32)
     ids = np.arange(3, dtype=np.int32)
     blocks = {"query_block": 2, "item_block": 2}
@@ -190,9 +190,9 @@ def test_misuse_is_refused() -> None:
     for bad_ids in (ids[::-1], ids * 0, ids[:2], ids.astype(np.int64)):
         with pytest.raises(ValueError, match="item_ids"):
             kernel.top_k(good, good, bad_ids, 1, **blocks)
-    with pytest.raises(ValueError, match="k: at least 0"):
+    with pytest.raises(ValueError, match="k: expected at least 0"):
         kernel.top_k(good, good, ids, -1, **blocks)
-    with pytest.raises(ValueError, match="2 dimensions as the items"):
+    with pytest.raises(ValueError, match="expected 2 dimensions like the items"):
         kernel.top_k(good[:, :1], good, ids, 1, **blocks)
     with pytest.raises(ValueError, match="blocks"):
         kernel.top_k(good, good, ids, 1, query_block=0, item_block=1)

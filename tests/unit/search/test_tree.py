@@ -24,7 +24,7 @@ LIMIT_SCORED, LIMIT_BOUNDED = 0.032, 0.27
 
 
 def brute(queries: np.ndarray, ids: np.ndarray, items: np.ndarray, k: object) -> Ranked:
-    return kernel.search(queries, Items.of(ids, items), k, query_block=64, item_block=10**6)  # type: ignore[arg-type]
+    return kernel.search(queries, Items.prepare(ids, items), k, query_block=64, item_block=10**6)  # type: ignore[arg-type]
 
 
 def assert_same(found: Ranked, expected: Ranked) -> None:
@@ -55,19 +55,19 @@ def adversarial(n: int, d: int) -> np.ndarray:
 
 @settings(max_examples=150, deadline=None)
 @given(problems())
-def test_it_equals_plain_python_to_the_bit(problem: tuple[np.ndarray, ...]) -> None:
+def test_search_equals_plain_python_to_the_bit(problem: tuple[np.ndarray, ...]) -> None:
     queries, items, ids, k = problem
-    found = tree.search(queries, Tree.of(ids, items), k)
+    found = tree.search(queries, Tree.build(ids, items), k)
     assert pairs(found) == top_k_slow(queries.tolist(), items.tolist(), ids.tolist(), k.tolist())
     assert not np.signbit(found.scores[found.scores == 0]).any()
 
 
 @pytest.mark.parametrize("d", [1, 2, 12, 13, pytest.param(300, marks=pytest.mark.slow)])
-def test_it_equals_brute_force_to_the_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_equals_brute_force_to_the_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 3000 if d < 100 else 800
     items, ids = adversarial(n, d), np.arange(n, dtype=np.int32) * 7 - 9000
     queries = np.concatenate([items[:150], np.random.default_rng(1).standard_normal((150, d)).astype(np.float32)])
-    built = Tree.of(ids, items)
+    built = Tree.build(ids, items)
     mixed = np.random.default_rng(2).integers(0, 900, len(queries))
     for k in (0, 1, 70, n - 1, n + 5, mixed):
         assert_same(tree.search(queries, built, k), brute(queries, ids, items, k))
@@ -76,10 +76,10 @@ def test_it_equals_brute_force_to_the_bit(d: int, monkeypatch: pytest.MonkeyPatc
         assert_same(tree.search(queries, built, mixed, threads=threads), brute(queries, ids, items, mixed))
 
 
-def test_the_number_of_queries_at_a_time_changes_nothing() -> None:
+def test_results_do_not_depend_on_the_number_of_queries() -> None:
     items, ids = clustered(20000, 12, seed=5), np.arange(20000, dtype=np.int32)
     queries = clustered(500, 12, seed=6)
-    built = Tree.of(ids, items)
+    built = Tree.build(ids, items)
     whole = tree.search(queries, built, 100)
     assert_same(whole, brute(queries, ids, items, 100))
     for size in (1, 15, 17, 333):
@@ -93,7 +93,7 @@ def test_scores_closer_than_float32_can_tell() -> None:
     items = (1 + 1e-6 * rng.standard_normal((4000, 12))).astype(np.float32)
     queries = (1 + 1e-6 * rng.standard_normal((20, 12))).astype(np.float32)
     ids = np.arange(4000, dtype=np.int32)
-    found, work = tree.search_counted(queries, Tree.of(ids, items), 50)
+    found, work = tree.search_with_stats(queries, Tree.build(ids, items), 50)
     assert_same(found, brute(queries, ids, items, 50))
     assert work.cuts > 0
 
@@ -103,14 +103,14 @@ def test_thousands_of_equal_items_are_cut_to_the_best_again_and_again() -> None:
     items[15000:15005] = [3, 2, 1]
     queries = np.array([[1, 2, 3], [3, 2, 1], [-1, 0, 0], [0, 0, 0]], dtype=np.float32)
     ids = np.arange(0, 60000, 3, dtype=np.int32)
-    found, work = tree.search_counted(queries, Tree.of(ids, items), 10)
+    found, work = tree.search_with_stats(queries, Tree.build(ids, items), 10)
     assert_same(found, brute(queries, ids, items, 10))
     assert work.cuts > 20
 
 
-def test_what_is_loaded_from_mapped_files_finds_the_same(tmp_path: Path) -> None:
+def test_a_tree_loaded_from_mapped_files_returns_the_same(tmp_path: Path) -> None:
     items, ids = clustered(5000, 12, seed=3), np.arange(5000, dtype=np.int32)
-    built = Tree.of(ids, items)
+    built = Tree.build(ids, items)
     mapped = {}
     for name, array in built.arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
@@ -122,7 +122,7 @@ def test_what_is_loaded_from_mapped_files_finds_the_same(tmp_path: Path) -> None
 @pytest.mark.parametrize("d", [1, 2, 12, 300])
 def test_caps_enclose_their_items_in_float64(d: int) -> None:
     items = adversarial(3000, d)
-    built = Tree.of(np.arange(3000, dtype=np.int32), items)
+    built = Tree.build(np.arange(3000, dtype=np.int32), items)
     ordered = items[built.ids].astype(np.float64)
     norms = np.linalg.norm(ordered, axis=1)
     leaf_caps = built.leaf_caps.transpose(0, 2, 1).reshape(-1, built.leaf_caps.shape[1])
@@ -167,7 +167,7 @@ def test_the_proved_bound_on_scores_holds_where_it_is_tightest(d: int) -> None:
 
 
 @pytest.mark.parametrize("d", [2, 12, 14])
-def test_primitives_equal_their_twin(d: int) -> None:
+def test_primitives_equal_plain_python(d: int) -> None:
     import numba
 
     from encore.search import lanes
@@ -202,7 +202,7 @@ def test_few_items_are_scored() -> None:
     n = 200_000
     items, ids = clustered(n, 12, seed=1), np.arange(n, dtype=np.int32)
     queries = clustered(1000, 12, seed=2)
-    found, work = tree.search_counted(queries, Tree.of(ids, items), 100)
+    found, work = tree.search_with_stats(queries, Tree.build(ids, items), 100)
     assert_same(found.head(100), brute(queries, ids, items, 100))
     assert (work.queries, work.items, work.nodes) == (1000, n, 1000 * -(-n // NODE))
     assert 100 / n < work.share < LIMIT_SCORED
@@ -212,27 +212,27 @@ def test_few_items_are_scored() -> None:
 
 @pytest.mark.parametrize(("q", "v", "k"), [(0, 5, 3), (4, 0, 3), (0, 0, 3), (4, 5, 0)])
 def test_nothing_to_do(q: int, v: int, k: int) -> None:
-    built = Tree.of(np.arange(v, dtype=np.int32), np.ones((v, 2), dtype=np.float32))
+    built = Tree.build(np.arange(v, dtype=np.int32), np.ones((v, 2), dtype=np.float32))
     found = tree.search(np.ones((q, 2), dtype=np.float32), built, k)
     assert found.ids.tolist() == [[]] * q
     assert (found.scores.dtype, found.scores.shape) == (np.dtype(np.float32), (0,))
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     good, ids = np.ones((3, 2), dtype=np.float32), np.arange(3, dtype=np.int32)
-    built = Tree.of(ids, good)
+    built = Tree.build(ids, good)
     bad: Any
     for bad in (good.astype(np.float64), good[0], good[:, :0], np.full((3, 2), np.nan, dtype=np.float32)):
         with pytest.raises(ValueError, match="items"):
-            Tree.of(ids, bad)
+            Tree.build(ids, bad)
         with pytest.raises(ValueError, match="queries"):
             tree.search(bad, built, 1)
     for bad_ids in (ids[::-1], ids * 0, ids[:2], ids.astype(np.int64)):
         with pytest.raises(ValueError, match="item_ids"):
-            Tree.of(bad_ids, good)
-    with pytest.raises(ValueError, match="k: at least 0"):
+            Tree.build(bad_ids, good)
+    with pytest.raises(ValueError, match="k: expected at least 0"):
         tree.search(good, built, -1)
-    with pytest.raises(ValueError, match="2 dimensions as the items"):
+    with pytest.raises(ValueError, match="expected 2 dimensions like the items"):
         tree.search(good[:, :1], built, 1)
     with pytest.raises(ValueError, match="threads"):
         tree.search(good, built, 1, threads=0)
@@ -246,7 +246,7 @@ def test_numba_is_imported_only_to_search() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_compiled_code_goes_where_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_goes_to_a_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "named"))
     assert jit.cache_folder() == tmp_path / "named"
     monkeypatch.delenv("NUMBA_CACHE_DIR")
@@ -261,7 +261,7 @@ def test_compiled_code_goes_where_it_can_be_written(tmp_path: Path, monkeypatch:
 def test_one_process_compiles_and_others_wait(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = "import sys; from pathlib import Path; from encore.arrays import jit\n" + (
-        "with jit.locked(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        "with jit.file_lock(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(path)]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -274,25 +274,25 @@ def test_one_process_compiles_and_others_wait(tmp_path: Path) -> None:
     assert second.communicate(timeout=20)[0] == b"in\n"
 
 
-def test_an_index_says_why_it_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_explains_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
     items, ids = clustered(8000, 12, seed=1), np.arange(8000, dtype=np.int32)
     chosen = index.build(ids, items)
     assert (chosen.method, "% of the items" in chosen.reason) == ("tree", True)
     few = index.build(ids[:100], items[:100])
-    assert (few.method, few.reason) == ("brute", f"100 items, fewer than {index.FEWEST_ITEMS}")
-    wide = np.random.default_rng(0).standard_normal((5000, index.MOST_DIMENSIONS + 1)).astype(np.float32)
+    assert (few.method, few.reason) == ("brute", f"100 items, fewer than {index.MIN_TREE_ITEMS}")
+    wide = np.random.default_rng(0).standard_normal((5000, index.MAX_TREE_DIMENSIONS + 1)).astype(np.float32)
     assert index.build(ids[:5000], wide).reason == "513 dimensions, more than 512"
     # of items without any order, a tree scores all: that pays only against the sorting of brute force
     scattered = np.ascontiguousarray(wide[:, :40])
     assert index.build(ids[:5000], scattered).method == "tree"
-    monkeypatch.setattr(index, "SORTING", 0)
+    monkeypatch.setattr(index, "SORT_COST", 0)
     assert index.build(ids[:5000], scattered).method == "brute"
     assert index.build(ids, clustered(8000, 3, seed=1)).method == "tree"
     assert [index.build(ids, items, method).method for method in ("tree", "brute")] == ["tree", "brute"]
 
 
 @pytest.mark.parametrize("method", ["tree", "brute"])
-def test_an_index_of_either_method_finds_the_same_also_when_loaded(method: index.Method) -> None:
+def test_both_methods_return_the_same_before_and_after_loading(method: index.Method) -> None:
     items, ids = adversarial(3000, 5), np.arange(3000, dtype=np.int32) * 2
     built = index.build(ids, items, method, query_block=7, item_block=100)
     queries, k = items[:70], np.arange(70)
@@ -304,18 +304,18 @@ def test_an_index_of_either_method_finds_the_same_also_when_loaded(method: index
 
 
 @pytest.mark.parametrize("method", ["tree", "brute"])
-def test_items_that_come_in_blocks_are_ranked_as_one(method: index.Method, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_index_ranks_like_a_single_one(method: index.Method, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_MERGED_VALUES", 100)
     items, ids = adversarial(2000, 4), np.arange(2000, dtype=np.int32) * 3
     queries, k = items[:50], np.arange(50) * 20
     # an id of a block may lie between two of another, and equal items in different blocks
     cuts = [slice(start, None, 5) for start in range(5)]
     blocks = [(ids[cut], np.ascontiguousarray(items[cut])) for cut in cuts]
-    built = index.build_blocks(iter(blocks), method)
+    built = index.build_blocked(iter(blocks), method)
     assert [len(one) for one in built.indexes] == [400] * 5
     expected = brute(queries, ids, items, k)
     assert_same(built.search(queries, k), expected)
-    assert_same(index.Blocks.load({**built.arrays, "row_of": ids}).search(queries, k), expected)
-    assert index.build_blocks(iter([])).search(queries, k).ids.tolist() == [[]] * 50
-    with pytest.raises(ValueError, match="k: at least 0"):
+    assert_same(index.BlockedIndex.load({**built.arrays, "row_of": ids}).search(queries, k), expected)
+    assert index.build_blocked(iter([])).search(queries, k).ids.tolist() == [[]] * 50
+    with pytest.raises(ValueError, match="k: expected at least 0"):
         built.search(queries, -1)

@@ -22,21 +22,21 @@ def as_arrays(lists: dict[int, list[int]]) -> tuple[np.ndarray, Ragged]:
 
 
 @given(st.integers(0, 2**70), st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 2), max_size=5))
-def test_mix_is_its_documented_formula(seed: int, keys: list[tuple[int, int]]) -> None:
+def test_mix_matches_its_documented_formula(seed: int, keys: list[tuple[int, int]]) -> None:
     columns = [np.array(column, dtype=np.int64) for column in zip(*keys, strict=True)]
     if columns:
         assert hashing.mix(seed, *columns).tolist() == [mix_slow(seed, *key) for key in keys]
     assert hashing.mix(seed).tolist() == [mix_slow(seed)]
 
 
-def test_mix_leaves_its_input_alone_and_refuses_floats() -> None:
+def test_mix_does_not_modify_its_input_and_rejects_floats() -> None:
     column = np.arange(5, dtype=np.uint64)
     state = hashing.mix(1, column)
     before = state.copy()
     hashing.extend(state, column)
     assert column.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(state, before)
-    with pytest.raises(ValueError, match="integers expected"):
+    with pytest.raises(ValueError, match="expected integers"):
         hashing.mix(1, np.zeros(2))
 
 
@@ -57,7 +57,7 @@ def test_split_equals_its_definition(lists: dict[int, list[int]], seed: int, fra
 
 
 @given(playlists, st.data())
-def test_a_playlist_is_split_alike_in_any_company(lists: dict[int, list[int]], data: st.DataObject) -> None:
+def test_a_split_does_not_depend_on_other_playlists(lists: dict[int, list[int]], data: st.DataObject) -> None:
     pids, tracks = as_arrays(lists)
     train, test = split(pids, tracks, seed=7, fraction=0.25)
     order = np.array(data.draw(st.permutations(range(len(lists)))), dtype=np.int64)
@@ -70,7 +70,7 @@ def test_a_playlist_is_split_alike_in_any_company(lists: dict[int, list[int]], d
 
 @given(playlists.filter(bool), st.sampled_from([0, 40, 60, 62, 63]), st.integers(1, 40))
 @example({5: list(range(30)), 6: list(range(40, 10, -1))}, 62, 100)
-def test_equal_hashes_go_by_track_id(lists: dict[int, list[int]], shift: int, block: int) -> None:
+def test_equal_hashes_are_ordered_by_track_id(lists: dict[int, list[int]], shift: int, block: int) -> None:
     def coarse(state: np.ndarray, column: np.ndarray) -> np.ndarray:
         return (hashing.extend(state, column) >> np.uint64(shift)) << np.uint64(shift)
 
@@ -120,7 +120,7 @@ def test_many_blocks_equal_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [part.tolist() for part in split(pids, tracks, seed=1, fraction=0.3)] == expected
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match="1 pids but 2 playlists"):
         split(np.array([1]), Ragged.empty(2), seed=1, fraction=0.25)
     for fraction in (0.0, 1.0, -1.0, float("nan")):

@@ -1,4 +1,4 @@
-"""The generator: layout of the files, determinism, calibration, audio features, order of the models."""
+"""The generator: file layout, determinism, calibration, audio features, ranking of models."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def digests(folder: Path) -> dict[str, str]:
 # --- layout -------------------------------------------------------------------------------------------------
 
 
-def test_bytes_are_those_of_python_2_json(raw: bytes, content: dict[str, Any]) -> None:
+def test_bytes_match_python_2_json(raw: bytes, content: dict[str, Any]) -> None:
     assert json.dumps(content, indent=4, separators=(", ", ": ")).encode("ascii") == raw
     assert raw.startswith(b'{\n    "info": {\n        "generated_on": "2017-12-03 08:41:42.057563", \n')
     assert b"\\ud83" in raw  # emoji as escaped surrogates
@@ -205,17 +205,17 @@ def test_seeds_and_slices_differ() -> None:
     assert set(catalogue.track_uri_ids(1, same)).isdisjoint(catalogue.track_uri_ids(2, same))
 
 
-def test_refuses_slices_of_another_data_set(tmp_path: Path) -> None:
+def test_slices_of_another_dataset_are_an_error(tmp_path: Path) -> None:
     generate(tmp_path, 5, processes=1)
     before = digests(tmp_path)
-    with pytest.raises(InputError, match="another data set"):
+    with pytest.raises(InputError, match="another dataset"):
         generate(tmp_path, 6, processes=1)
     assert digests(tmp_path) == before
     generate(tmp_path, 5, processes=1)  # the same again is fine
     assert digests(tmp_path) == before
 
 
-def test_an_interrupted_run_leaves_no_half_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_no_partial_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -236,13 +236,13 @@ def test_an_interrupted_run_leaves_no_half_slice(tmp_path: Path, monkeypatch: py
         (5, {"processes": 0}),
     ],
 )
-def test_refuses_arguments_out_of_range(tmp_path: Path, playlists: int, options: dict[str, Any]) -> None:
+def test_arguments_out_of_range_are_errors(tmp_path: Path, playlists: int, options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         generate(tmp_path / "out", playlists, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_a_file_as_directory(tmp_path: Path) -> None:
+def test_a_file_as_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="not a directory"):
         generate(tmp_path / "out", 5, processes=1)
@@ -288,7 +288,7 @@ def test_measurement_agrees_with_the_written_files(content: dict[str, Any]) -> N
     assert figures["share of rows that repeat a track"] == pytest.approx(1 - distinct / len(rows))
 
 
-def test_titles_follow_the_taste() -> None:
+def test_titles_match_the_preferences() -> None:
     by_genre: dict[str, list[int]] = {}
     for index in range(4):
         draw = draw_slice(42, index)
@@ -302,7 +302,7 @@ def test_titles_follow_the_taste() -> None:
     assert len(set(by_genre["jams"])) > 5
 
 
-def test_titles_are_written_in_ways_that_normalising_undoes() -> None:
+def test_normalising_undoes_the_ways_titles_are_written() -> None:
     draw = draw_slice(42, 0)
     normal = [published.normalised_title(t) for t in draw.titles]
     assert normal == [published.normalised_title(t) for t in draw.plain_titles]
@@ -360,7 +360,7 @@ def test_coverage_is_a_fixed_share_of_the_tracks(tmp_path: Path, tracks: NDArray
     assert full.feature_rows == len(np.unique(draw_slice(42, 0).tracks[: full.rows]))
 
 
-# --- order of the models ------------------------------------------------------------------------------------
+# --- ranking of the models ------------------------------------------------------------------------------------
 
 
 def model_scores(playlists: int, sampled: int) -> dict[str, tuple[float, float]]:
@@ -409,7 +409,7 @@ def model_scores(playlists: int, sampled: int) -> dict[str, tuple[float, float]]
 
 
 @pytest.mark.slow
-def test_models_come_out_in_the_order_of_real_data() -> None:
+def test_models_rank_as_on_real_data() -> None:
     scores = model_scores(3000, 600)
     for metric in (0, 1):
         items, popular, audio, chance = (scores[m][metric] for m in ("items", "popular", "audio", "random"))

@@ -1,6 +1,6 @@
-"""Audio features from files: CSV, TSV, JSON lines (each plain or gzip) and Parquet, on a local disk or in S3.
+"""Audio features from files: CSV, TSV, JSON lines (each plain or gzipped) and Parquet, on a local disk or in S3.
 
-Local files are streamed; an object in S3 is held in memory as it is stored, one at a time.
+Local files are streamed; S3 objects are loaded into memory one at a time, still compressed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import structlog
 
 from encore.config import Config, S3Config
 from encore.errors import ConfigError, InputError
-from encore.features.validation import WHOLE_FILE, Fetched, Validator, no_features, refusals
+from encore.features.validation import WHOLE_FILE, FeatureBatch, Validator, no_features, rejections
 from encore.lake.filesystem import SourceFile, is_s3, list_files, read_bytes
 from encore.vocabulary import FEATURES
 
@@ -41,10 +41,10 @@ FORMATS: dict[str, str] = {
     ".json": "json lines",
     ".parquet": "parquet",
 }
-"""Formats by the end of a file's name; all but Parquet may be followed by .gz."""
+"""Formats by file extension; all but Parquet may be followed by .gz."""
 
 PATTERN = "|".join(f"*{end}{gz}" for end in FORMATS for gz in ("", ".gz") if end + gz != ".parquet.gz")
-"""Which files of a folder are read."""
+"""The files of a folder that are read."""
 
 ID_SPELLINGS = (
     "trackuri",
@@ -60,7 +60,7 @@ ID_SPELLINGS = (
     "trackhref",
     "url",
 )
-"""Names of the column of track ids, without signs and in small letters; of several, the first is taken."""
+"""Names of the track id column, in lower case and without punctuation; the first one that exists is used."""
 
 _FEATURE_SPELLING = re.compile(
     r"(?P<before>(?:spotify|audio|features?|af|track(?=audio|feature))*)"
@@ -74,12 +74,12 @@ _NAMES_FROM = 1000
 
 
 class _Unreadable(Exception):
-    """A file that is refused as a whole, or from some row on; the text is the detail."""
+    """A file is rejected as a whole, or from some row on; the message becomes the detail."""
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Raw rows of a file, and what could not be read as a row at all."""
+    """Raw rows of a file, and the records that could not be read as rows."""
 
     records: pa.Array
     ids: pa.Array
@@ -89,19 +89,19 @@ class _Rows:
 
 
 class FileProvider:
-    """Features out of the files that `raw.features` names: a file, a folder, a glob or an S3 prefix.
+    """Features from the files named by `raw.features`: a file, a folder, a glob or an S3 prefix.
 
-    `fetch` yields all that they hold, in order of file name and row. A file that cannot be read as a table of
-    track ids and all eleven features is refused as a whole and the others are read; if that happens to every
-    file, fetch raises InputError after the refusals. A row's record is "row 17": the seventeenth after the
-    header, and in JSON lines the line.
+    `fetch` yields everything in them, in order of file name and row. A file that cannot be read as a table of track ids
+    and all eleven features is rejected as a whole, and the others are still read; if all files are rejected, fetch
+    raises InputError after yielding the rejections. The record of a row is "row 17": the seventeenth row after the
+    header, or the seventeenth line of JSON lines.
     """
 
     name = "file"
-    asks = False
+    is_service = False
 
     def __init__(self, url: str, s3: S3Config, columns: Mapping[str, str], payload_bytes: int) -> None:
-        """`columns`: our name to theirs, before any guess; ConfigError for a name that is not ours."""
+        """`columns` maps Encore's column names to the file's and overrides guesses; unknown names: ConfigError."""
         unknown = sorted(set(columns) - {"track_uri", *FEATURES})
         if unknown:
             raise ConfigError(
@@ -113,41 +113,41 @@ class FileProvider:
         self._payload_bytes = payload_bytes
 
     @classmethod
-    def of(cls, config: Config) -> FileProvider:
-        """The provider that the settings describe. Raises ConfigError where `raw.features` is not set."""
+    def from_config(cls, config: Config) -> FileProvider:
+        """The provider described by the settings. Raises ConfigError if `raw.features` is not set."""
         if config.raw.features is None:
             raise ConfigError(
-                "raw.features is not set, and the provider `file` reads what it names",
+                "raw.features is not set, which the provider `file` needs",
                 remedy="set raw.features to a file or folder, or choose another features.provider",
             )
         return cls(config.raw.features, config.s3, config.features.columns, config.ingest.payload_bytes)
 
-    def state(self) -> str:
-        """Digest of the listing (names, sizes, times of change or entity tags) and of the named columns."""
+    def fingerprint(self) -> str:
+        """Digest of the listing (names, sizes, modification times or ETags) and of the configured columns."""
         listing = [
             [file.name, file.size, file.modified_ns if file.etag is None else file.etag] for file in self._files()
         ]
         return hashlib.sha256(orjson.dumps([self.name, listing, sorted(self._columns.items())])).hexdigest()
 
-    def fetch(self, wanted: Iterator[list[str]]) -> Iterator[Fetched]:
-        """All features of all files, in chunks of bounded size; `wanted` is not looked at."""
+    def fetch(self, requested: Iterator[list[str]]) -> Iterator[FeatureBatch]:
+        """All features of all files, in batches of bounded size; ignores `requested`."""
         files = self._files()
         if not files:
             raise InputError(
                 f"{self._url}: no file of audio features",
-                remedy="files end in " + ", ".join(FORMATS) + ", or .gz",
+                remedy="name files that end in " + ", ".join(FORMATS) + ", or .gz",
             )
         names = [file.name for file in files]
         validator = Validator(self._payload_bytes)
         problems = []
         for file in files:
-            # Files of one name in several folders: the whole path keeps their records apart.
+            # Files of the same name in several folders: the full path distinguishes their records.
             source = file.name if names.count(file.name) == 1 else file.url
             try:
                 batches = self._open(file)
             except _Unreadable as error:
                 problems.append(f"{source}: {error}")
-                yield self._refuse(source, str(error))
+                yield self._reject(source, str(error))
                 continue
             taken = 0
             try:
@@ -156,33 +156,35 @@ class FileProvider:
                     taken += checked.features.num_rows
                     yield self._with_unreadable(checked, source, rows.unreadable)
             except _Unreadable as error:
-                yield self._refuse(source, f"{error}; before that, {taken} tracks were taken")
+                yield self._reject(source, f"{error}; before that, {taken} tracks were taken")
             _log.debug("features_file_read", source=source, tracks=taken)
         if len(problems) == len(files):
             raise InputError(
                 f"{self._url}: none of its {len(files)} file(s) can be used: " + "; ".join(problems[:3]),
-                remedy="give track ids and all eleven features, or name the columns in features.columns",
+                remedy="provide track ids and all eleven features, or name the columns in features.columns",
             )
 
     def _files(self) -> list[SourceFile]:
         return list_files(self._url, PATTERN, self._s3)
 
-    def _refuse(self, source: str, detail: str) -> Fetched:
-        _log.info("features_file_refused", source=source, detail=detail)
+    def _reject(self, source: str, detail: str) -> FeatureBatch:
+        _log.info("features_file_rejected", source=source, detail=detail)
         row = (source, WHOLE_FILE, "features_unreadable", detail, None)
-        return Fetched(no_features(), refusals([row], self._payload_bytes))
+        return FeatureBatch(no_features(), rejections([row], self._payload_bytes))
 
-    def _with_unreadable(self, checked: Fetched, source: str, unreadable: list[tuple[str, str, str]]) -> Fetched:
+    def _with_unreadable(
+        self, checked: FeatureBatch, source: str, unreadable: list[tuple[str, str, str]]
+    ) -> FeatureBatch:
         if not unreadable:
             return checked
         rows: list[tuple[str, str, str, str, str | None]] = [
             (source, record, "features_unreadable", detail, payload) for record, detail, payload in unreadable
         ]
-        refused = pa.concat_tables([checked.refused, refusals(rows, self._payload_bytes)])
-        return Fetched(checked.features, refused)
+        rejected = pa.concat_tables([checked.rejected, rejections(rows, self._payload_bytes)])
+        return FeatureBatch(checked.features, rejected)
 
     def _open(self, file: SourceFile) -> Iterator[_Rows]:
-        """The rows of a file whose columns are known. Raises _Unreadable, also while the rows are drawn."""
+        """The rows of a file once its columns are identified. Raises _Unreadable, also during iteration."""
         end = next((e for e in FORMATS if file.name.lower().removesuffix(".gz").endswith(e)), None)
         if end is None:
             raise _Unreadable(f"a name that ends in {', '.join(FORMATS)} expected")
@@ -216,14 +218,14 @@ class FileProvider:
 
         reader = pyarrow.csv.open_csv(
             text.arrow(),
-            # The numbers of bad rows are known only where one thread reads.
+            # The numbers of bad rows are known only with a single reading thread.
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=list(columns.values()),
-                # Texts: so one bad value costs its row and not the file, and can be shown as it was written.
+                # Strings, so that a bad value costs only its row, not the file, and can be shown as written.
                 column_types=dict.fromkeys(columns.values(), pa.string()),
                 strings_can_be_null=False,
             ),
@@ -301,7 +303,7 @@ class FileProvider:
                 yield _json_batch(numbers, objects, columns, unreadable)
 
     def _find(self, header: list[str]) -> dict[str, str]:
-        """Our name to the file's column. Raises _Unreadable that names what was found and what is missing."""
+        """Map Encore's column names to the file's. Raises _Unreadable that lists the missing and the found columns."""
         found: dict[str, str] = {}
         missing: list[str] = []
         for name in ("track_uri", *FEATURES):
@@ -325,7 +327,7 @@ class FileProvider:
 
 
 class _Text:
-    """A file of text, plain or gzip, that can be opened several times."""
+    """A text file, plain or gzipped, that can be opened several times."""
 
     def __init__(self, url: str, content: bytes | None, *, zipped: bool) -> None:
         self._url = url
@@ -338,14 +340,14 @@ class _Text:
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20) if self._zipped else raw
 
     def arrow(self) -> Any:
-        """The text as a stream of Arrow's, which unzips without Python's lock."""
+        """The text as an Arrow stream, which decompresses without holding the GIL."""
         raw = pa.OSFile(self._url) if self._content is None else pa.BufferReader(self._content)
         return pa.CompressedInputStream(raw, "gzip") if self._zipped else raw
 
     def check(self) -> None:
-        """Read it once to the end, before any of its rows is taken: a cut file is refused whole.
+        """Read the file to its end before accepting any row, so that a truncated file is rejected as a whole.
 
-        Raises _Unreadable, or one of _UNREADABLE, where it is cut, not UTF-8 or blank.
+        Raises _Unreadable, or one of _UNREADABLE, if the file is truncated, not UTF-8 or blank.
         """
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         position, blank = 0, True
@@ -373,7 +375,7 @@ def _unreadable(error: Exception) -> _Unreadable:
 
 
 def _drawn(batches: Any) -> Iterator[Any]:
-    """The items of an iterable of a library, whose errors become ours."""
+    """The items of a library's iterator, with its errors converted to _Unreadable."""
     iterator = iter(batches)
     while True:
         try:
@@ -394,10 +396,10 @@ def _records(numbers: Any) -> pa.Array:
 
 
 def _wrong_row(number: int, expected: int, found: int, text: str) -> tuple[str, str, str]:
-    """(record, detail, payload) of a row of CSV that has too few or too many columns."""
+    """(record, detail, payload) of a CSV row that has too few or too many columns."""
     detail = f"a row of {expected} columns expected, {found} found"
     lines = text.count("\n") + 1
-    # A quote that does not close swallows what follows it: say how much is lost with this row.
+    # An unclosed quote swallows the lines after it: say how many are lost with this row.
     more = f" in {lines} lines; is there a quote that does not close?" if lines > 1 else ""
     return f"row {number}", detail + more, text
 
@@ -415,7 +417,7 @@ def _shown(name: str) -> str:
 
 
 def _candidates(name: str, header: list[str]) -> list[str]:
-    """The columns that may be meant by one of our names: those of the best spelling that there is."""
+    """The columns of the file that may match one of Encore's names: those with the best spelling found."""
     if name == "track_uri":
         for spelling in ID_SPELLINGS:
             found = [theirs for theirs in header if _plain(theirs) == spelling]
@@ -430,7 +432,7 @@ def _candidates(name: str, header: list[str]) -> list[str]:
 
 
 def _flattened(table: pa.Table) -> pa.Table:
-    """The table with the fields of its structs as columns, named with dots."""
+    """The table with struct fields as columns whose names are dotted paths."""
     while any(pa.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
     return table
@@ -443,7 +445,7 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _json(line: bytes) -> Any:
-    """What a line holds, None where that is not JSON. NaN and Infinity, which Python writes, are read too."""
+    """The value on a line, or None if it is not JSON. NaN and Infinity, which Python writes, are accepted."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -454,7 +456,7 @@ def _json(line: bytes) -> Any:
 
 
 def _paths(found: dict[str, Any]) -> Iterator[str]:
-    """Names in an object, and in the objects in it, joined by a sign that no name has."""
+    """Names in an object and in nested objects, joined by a NUL character, which no name contains."""
     for name, value in found.items():
         if isinstance(value, dict):
             yield from (f"{name}\0{inner}" for inner in _paths(value))
@@ -479,10 +481,10 @@ def _inner(found: Any, path: tuple[str, ...]) -> Any:
 
 
 def column_of(values: list[Any]) -> pa.Array:
-    """An Arrow column of values from JSON: float64 where all are numbers or null, else texts."""
+    """An Arrow column of JSON values: float64 if all are numbers or null, otherwise strings."""
     try:
         return pa.array(values, pa.float64())
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         pass
-    texts = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
-    return pa.array(texts, pa.string())
+    strings = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
+    return pa.array(strings, pa.string())

@@ -1,4 +1,4 @@
-"""Audio features from ReccoBeats, a free service that takes Spotify ids and wants no credentials."""
+"""Audio features from ReccoBeats, a free service that accepts Spotify ids and needs no credentials."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ PUBLIC_ADDRESS = "https://api.reccobeats.com"
 
 
 class ReccoBeatsProvider(ServiceProvider):
-    """Features out of GET {address}/v1/audio-features?ids=a,b,c, at most 40 ids a request.
+    """Features from GET {address}/v1/audio-features?ids=a,b,c, at most 40 ids per request.
 
-    An entry's `id` is ReccoBeats' own; the Spotify id is in its `href`. Unknown ids are left out of the
-    answer, so an entry is told by its href and never by its place. All eleven features are offered, `key` and
-    `mode` among them; an entry that lacks one is refused as feature_missing like a row of a file, since a key
-    or mode made up for it would be a wrong neighbour for every such track.
+    An entry's `id` is ReccoBeats' own; the Spotify id is in its `href`. The response omits unknown ids, so entries are
+    matched by href, never by position. The service offers all eleven features, including `key` and `mode`. An entry
+    that lacks one is rejected as feature_missing, like a row of a file: a default value would make all such tracks
+    false neighbours.
     """
 
     name = "reccobeats"
     ids_per_request = 40
 
     def __init__(self, address: str, backoff: Backoff, payload_bytes: int, timeout: float) -> None:
-        """`timeout`: seconds, of connecting and of each wait for data."""
+        """`timeout`: seconds, for connecting and for each wait for data."""
         super().__init__(address, backoff, payload_bytes)
         self._session = requests.Session()
         self._timeout = timeout
 
     @classmethod
-    def of(cls, config: Config, sleep: Callable[[float], None] = time.sleep) -> ReccoBeatsProvider:
-        """The provider that the settings describe."""
+    def from_config(cls, config: Config, sleep: Callable[[float], None] = time.sleep) -> ReccoBeatsProvider:
+        """The provider described by the settings."""
         return cls(
             service_address(config.features.api_url, PUBLIC_ADDRESS),
             Backoff.of(config.features, sleep),
@@ -57,14 +57,14 @@ class ReccoBeatsProvider(ServiceProvider):
             status = response.status_code
             body = response.json() if status == 200 else None
         except requests.exceptions.JSONDecodeError as error:
-            raise TryAgain("its answer is not JSON, perhaps cut") from error
+            raise TryAgain("the response is not JSON, perhaps truncated") from error
         except requests.exceptions.RequestException as error:
-            raise TryAgain(f"no answer ({type(error).__name__})") from error
+            raise TryAgain(f"no response ({type(error).__name__})") from error
         if status != 200:
             raise self._failure(response)
         content = body.get("content") if isinstance(body, dict) else None
         if not isinstance(content, list):
-            raise TryAgain("its answer has no list `content`")
+            raise TryAgain("the response has no list `content`")
         entries = [entry for entry in content if isinstance(entry, dict) and isinstance(entry.get("href"), str)]
         for track_id, entry in zip(_track_ids(entries), entries, strict=True):
             if track_id is not None:
@@ -73,17 +73,17 @@ class ReccoBeatsProvider(ServiceProvider):
     def _failure(self, response: requests.Response) -> Exception:
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
-            return TryAgain(f"it answers {status}", retry_after_seconds(response.headers.get("Retry-After")))
+            return TryAgain(f"it responded with {status}", retry_after_seconds(response.headers.get("Retry-After")))
         if status in (401, 403):
             return EnvironmentMissing(
-                f"{self.name}: {self._address} refuses access ({status})",
+                f"{self.name}: {self._address} denies access ({status})",
                 remedy="it may block this network; choose another features.provider or features.api_url",
             )
         if status == 404:
             return ConfigError(
                 f"{self.name}: {self._address} has no /v1/audio-features", remedy="check features.api_url"
             )
-        return InputError(f"{self.name}: it answers {status}: {' '.join(response.text.split())[:200]}")
+        return InputError(f"{self.name}: it responded with {status}: {' '.join(response.text.split())[:200]}")
 
 
 def _track_ids(entries: list[dict[str, Any]]) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""Where audio features come from: one interface, and a registry of three providers."""
+"""The interface of audio feature providers, and the registry of the three that exist."""
 
 from __future__ import annotations
 
@@ -10,49 +10,45 @@ from encore.errors import ConfigError
 from encore.features.providers.file import FileProvider
 from encore.features.providers.reccobeats import ReccoBeatsProvider
 from encore.features.providers.spotify import SpotifyProvider
-from encore.features.validation import FEATURE_SCHEMA, REFUSED_SCHEMA, Fetched
+from encore.features.validation import FEATURE_SCHEMA, REJECTED_SCHEMA, FeatureBatch
 
-__all__ = ["FEATURE_SCHEMA", "PROVIDERS", "REFUSED_SCHEMA", "Fetched", "Provider", "provider"]
+__all__ = ["FEATURE_SCHEMA", "PROVIDERS", "REJECTED_SCHEMA", "FeatureBatch", "Provider", "provider"]
 
 
 class Provider(Protocol):
-    """A source of audio features. Its rows are checked: what is in `features` is fit for the table.
-
-    `name`: as in the settings. `asks`: False where `fetch` ignores `wanted` and yields all that it has
-    (files), True for a network service, which is asked only for what is wanted.
-    """
+    """A source of audio features. Its rows are validated: `features` can be written to the table as they are."""
 
     @property
     def name(self) -> str:
         """Name in the settings and, for a service, in the column `source`."""
 
     @property
-    def asks(self) -> bool:
-        """Whether `fetch` looks at `wanted`."""
+    def is_service(self) -> bool:
+        """True for a network service, which returns only requested tracks; False for files, which yield everything."""
 
-    def fetch(self, wanted: Iterator[list[str]]) -> Iterator[Fetched]:
-        """Features by chunks; for each chunk of URIs in `wanted` a service yields one Fetched, in order.
+    def fetch(self, requested: Iterator[list[str]]) -> Iterator[FeatureBatch]:
+        """Features in batches; a service yields one FeatureBatch per chunk of requested URIs, in order.
 
-        Lazy: a service draws a chunk, answers it, and draws the next. A track is answered once; one that is
-        wanted again is passed over. Raises InputError for input that cannot be used at all,
-        EnvironmentMissing for credentials or rights, TransientError for what may work later: what was yielded
-        before it stays good.
+        Lazy: a service takes a chunk, yields its batch, and takes the next. Each track is returned once; repeated
+        requests for it are ignored. Raises InputError for input that cannot be used at all, EnvironmentMissing for
+        missing credentials or permissions, and TransientError for failures that may pass; batches that were yielded
+        before the error stay valid.
         """
 
-    def state(self) -> str:
-        """Digest of what the answer depends on: a listing, or an address."""
+    def fingerprint(self) -> str:
+        """Digest of what the result depends on: a file listing, or an address."""
 
 
 PROVIDERS: dict[str, Callable[[Config], Provider]] = {
-    "file": FileProvider.of,
-    "spotify": SpotifyProvider.of,
-    "reccobeats": ReccoBeatsProvider.of,
+    "file": FileProvider.from_config,
+    "spotify": SpotifyProvider.from_config,
+    "reccobeats": ReccoBeatsProvider.from_config,
 }
 """Providers by their name in the settings."""
 
 
 def provider(config: Config) -> Provider:
-    """The provider that `features.provider` names. Raises ConfigError or EnvironmentMissing."""
+    """The provider named by `features.provider`. Raises ConfigError or EnvironmentMissing."""
     make = PROVIDERS.get(config.features.provider)
     if make is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Audio features from the Spotify Web API, for applications that may still ask for them."""
+"""Audio features from the Spotify Web API, for applications that still have access to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from encore.features.providers.service import ServiceProvider, service_address
 PUBLIC_ADDRESS = "https://api.spotify.com"
 
 CREDENTIALS = ("SPOTIPY_CLIENT_ID", "SPOTIPY_CLIENT_SECRET")
-"""The only places that the client's credentials are read from."""
+"""The environment variables that hold the client's credentials, which are read from nowhere else."""
 
 _INSTEAD = (
     "use features.provider=file with a table of features, or features.provider=reccobeats, which needs no credentials"
@@ -30,11 +30,10 @@ _INSTEAD = (
 
 
 class SpotifyProvider(ServiceProvider):
-    """Features out of GET /v1/audio-features through spotipy, 100 ids a request, with client credentials.
+    """Features from GET /v1/audio-features with spotipy, 100 ids per request, using client credentials.
 
-    Spotify closed the endpoint to new applications on 2024-11-27: they are answered 403. Applications from
-    before may still be let in. With another address the token is asked for there as well, at
-    {address}/api/token.
+    Spotify closed the endpoint to new applications on 2024-11-27: they get a 403. Older applications may still have
+    access. With another address, the token is requested there as well, at {address}/api/token.
     """
 
     name = "spotify"
@@ -49,19 +48,19 @@ class SpotifyProvider(ServiceProvider):
         client_id: str,
         client_secret: str,
     ) -> None:
-        """`timeout`: seconds, of connecting and of each wait for data."""
+        """`timeout`: seconds, for connecting and for each wait for data."""
         super().__init__(address, backoff, payload_bytes)
-        # spotipy's debug lines hold the credentials, and its error lines repeat what is raised.
+        # spotipy's debug messages contain the credentials, and its error messages repeat the exception.
         logging.getLogger("spotipy").setLevel(logging.CRITICAL)
         self._credentials = SpotifyClientCredentials(
             client_id,
             client_secret,
             requests_timeout=timeout,
-            # The default one writes the token to a file in the working folder.
+            # The default handler writes the token to a file in the working directory.
             cache_handler=MemoryCacheHandler(),
         )
-        # A session of our own: the one that spotipy makes turns every 429 and 5xx into a 429 without headers,
-        # even with no retries, and so loses what the service said about waiting.
+        # Use our own session: spotipy's turns every 429 and 5xx into a 429 without headers, even with retries
+        # disabled, which loses the Retry-After header.
         self._client = spotipy.Spotify(
             auth_manager=self._credentials,
             requests_session=requests.Session(),
@@ -74,13 +73,13 @@ class SpotifyProvider(ServiceProvider):
             self._credentials.OAUTH_TOKEN_URL = f"{address}/api/token"
 
     @classmethod
-    def of(cls, config: Config, sleep: Callable[[float], None] = time.sleep) -> SpotifyProvider:
-        """The provider that the settings describe. Raises EnvironmentMissing without credentials."""
+    def from_config(cls, config: Config, sleep: Callable[[float], None] = time.sleep) -> SpotifyProvider:
+        """The provider described by the settings. Raises EnvironmentMissing if there are no credentials."""
         missing = [name for name in CREDENTIALS if not os.environ.get(name)]
         if missing:
             raise EnvironmentMissing(
-                f"the Spotify Web API wants credentials: {' and '.join(missing)} not set",
-                remedy=f"set {' and '.join(CREDENTIALS)} to those of an application made before 2024-11-27, "
+                f"the Spotify Web API needs credentials: {' and '.join(missing)} not set",
+                remedy=f"set {' and '.join(CREDENTIALS)} to those of an application created before 2024-11-27, "
                 f"or {_INSTEAD}",
             )
         return cls(
@@ -100,49 +99,49 @@ class SpotifyProvider(ServiceProvider):
         except spotipy.SpotifyException as error:
             raise _failure(error.http_status, error.headers.get("Retry-After"), str(error.msg)) from error
         except requests.exceptions.RequestException as error:
-            raise TryAgain(f"no answer ({type(error).__name__})") from error
+            raise TryAgain(f"no response ({type(error).__name__})") from error
         except (TypeError, AttributeError) as error:
-            # How spotipy fails at a body that is cut (it takes it for None) and at an error that is no JSON
-            # object.
-            raise TryAgain("its answer is not the expected JSON, perhaps cut") from error
-        # An id that Spotify does not know has a null in its place: fewer entries are a broken answer.
+            # This is how spotipy fails on a truncated body (which it treats as None) and on an error that is not a
+            # JSON object.
+            raise TryAgain("the response is not the expected JSON, perhaps truncated") from error
+        # Spotify returns a null for an unknown id, so a list of another length is a broken response.
         if not isinstance(entries, list) or len(entries) != len(ids):
-            raise TryAgain("its answer is not a list of one entry an id")
+            raise TryAgain("the response is not a list with one entry per id")
         for entry in entries:
             if isinstance(entry, dict) and isinstance(entry.get("id"), str):
                 yield entry["id"], entry
             elif entry is not None:
-                raise TryAgain("its answer holds entries without an id")
+                raise TryAgain("the response has entries without an id")
 
     def _log_in(self) -> None:
-        """Have a valid token in spotipy's cache, on its own so that its failures can be told apart."""
+        """Make sure that spotipy has a valid token; a separate step, so that its failures can be distinguished."""
         try:
             self._credentials.get_access_token(as_dict=False)
         except SpotifyOauthError as error:
-            # spotipy keeps the response only as the error that it was handling.
+            # spotipy keeps the response only in the exception that it was handling.
             response = getattr(error.__context__, "response", None)
             status = 0 if response is None else response.status_code
             if status in (408, 425, 429) or status >= 500:
                 wait = None if response is None else retry_after_seconds(response.headers.get("Retry-After"))
-                raise TryAgain(f"its token service answers {status}", wait) from error
+                raise TryAgain(f"the token service responded with {status}", wait) from error
             raise EnvironmentMissing(
-                f"spotify: the credentials are refused ({error.error})",
+                f"spotify: the credentials were rejected ({error.error})",
                 remedy=f"check {' and '.join(CREDENTIALS)}",
             ) from error
         except requests.exceptions.RequestException as error:
-            raise TryAgain(f"no answer from its token service ({type(error).__name__})") from error
+            raise TryAgain(f"no response from the token service ({type(error).__name__})") from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise TryAgain("the answer of its token service is not the expected JSON") from error
+            raise TryAgain("the response of the token service is not the expected JSON") from error
 
 
 def _failure(status: int, retry_after: str | None, message: str) -> Exception:
     if status in (408, 425, 429) or status >= 500:
-        return TryAgain(f"it answers {status}", retry_after_seconds(retry_after))
+        return TryAgain(f"it responded with {status}", retry_after_seconds(retry_after))
     if status == 401:
-        return EnvironmentMissing("spotify: the token is refused (401)", remedy=f"check {' and '.join(CREDENTIALS)}")
+        return EnvironmentMissing("spotify: the token was rejected (401)", remedy=f"check {' and '.join(CREDENTIALS)}")
     if status in (403, 404, 410):
         return EnvironmentMissing(
-            f"spotify: audio features are refused ({status}): Spotify closed them to new applications on 2024-11-27",
+            f"spotify: no access to audio features ({status}): Spotify closed them to new applications on 2024-11-27",
             remedy=_INSTEAD,
         )
-    return InputError(f"spotify: it answers {status}: {' '.join(message.split())[:200]}")
+    return InputError(f"spotify: it responded with {status}: {' '.join(message.split())[:200]}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from encore.arrays.ragged import Ragged
 from encore.arrays.ranked import Ranked
-from encore.recommenders.cut import without_seeds
+from encore.recommenders.seed_exclusion import exclude_seeds
 
 # ids that meet in one place of a small table, the ends of int32, and others
 ids = st.integers(0, 40) | st.sampled_from([-(2**31), -1, 2**31 - 1]) | st.integers(-(2**31), 2**31 - 1)
@@ -22,9 +22,9 @@ def ranked(rows: list[list[int]]) -> Ranked:
 
 
 @given(cases, st.integers(1, 45))
-def test_rows_lose_their_seeds_and_no_more_than_k_stay(cases: list[tuple[list[int], list[int]]], k: int) -> None:
+def test_seeds_are_excluded_and_at_most_k_ids_remain(cases: list[tuple[list[int], list[int]]], k: int) -> None:
     found = ranked([row for row, _ in cases])
-    left = without_seeds(found, Ragged.from_lists([own for _, own in cases]), k)
+    left = exclude_seeds(found, Ragged.from_lists([own for _, own in cases]), k)
     scores = Ragged(left.ids.offsets, left.scores)
     for row, (candidates, own) in enumerate(cases):
         start = int(found.ids.offsets[row])
@@ -32,8 +32,8 @@ def test_rows_lose_their_seeds_and_no_more_than_k_stay(cases: list[tuple[list[in
         assert list(zip(left.ids[row].tolist(), scores[row].tolist(), strict=True)) == expected
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match="2 rows of ids but 1 of seeds"):
-        without_seeds(ranked([[1], [2]]), Ragged.from_lists([[1]]), 5)
+        exclude_seeds(ranked([[1], [2]]), Ragged.from_lists([[1]]), 5)
     with pytest.raises(ValueError, match="at most 32 bits"):
-        without_seeds(ranked([[1]]), Ragged.from_lists([[1]], np.int64), 5)
+        exclude_seeds(ranked([[1]]), Ragged.from_lists([[1]], np.int64), 5)
