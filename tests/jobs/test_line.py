@@ -147,8 +147,9 @@ class TestCosts:
         for row in costs.values():
             assert row["seconds"] > 0
             assert 50e6 < row["driver_bytes"] < 10e9
-        assert costs["recommend"]["jvm_bytes"] > 50e6
-        assert costs["recommend"]["python_bytes"] > 50e6
+        # memory is sampled once a second, so a job with short stages may have no figure
+        assert max(row["jvm_bytes"] for row in costs.values()) > 50e6
+        assert max(row["python_bytes"] for row in costs.values()) > 50e6
         assert 0 < costs["recommend"]["run_seconds"] < 2 * costs["recommend"]["seconds"]
 
     def test_nothing_is_shuffled_or_spilled(self, costs: dict[str, dict[str, Any]]) -> None:
