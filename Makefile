@@ -70,6 +70,7 @@ endif
 
 .PHONY: ui
 ui: setup ## Serve the MLflow UI with the runs on http://127.0.0.1:5000
+	@echo "encore: open http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
 	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///data/mlflow.db} --host 127.0.0.1
 
 .PHONY: doctor

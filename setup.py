@@ -23,6 +23,7 @@ CORE = [
     "rich==15.0.0",
     "spotipy==2.26.0",
     "structlog==26.1.0",
+    "tenacity==9.2.1",
     "typer==0.29.2",
     "xxhash==4.1.0",
 ]

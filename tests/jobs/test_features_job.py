@@ -58,8 +58,9 @@ def test_a_service_is_asked_in_chunks_and_goes_on_where_it_broke_off(session: Se
         assert results[0].facts["coverage_rows"] == pytest.approx(54 / 55)
         refused = recompute.table(tmp_path / "lake", "quarantine")
         assert [(row["reason"], row["source"]) for row in refused] == [("feature_missing", "reccobeats")]
+        assert results[0].rows["quarantine"] == 1
 
         server.batches = []
         again = run_pipeline(config, ["ingest_features"], session=session, force=True)
         assert server.batches == [], "what the service does not know is not asked for again either"
-        assert again[0].rows["audio_features"] == 9
+        assert again[0].rows == {"audio_features": 9, "quarantine": 0}, "the one record was refused by the run before"

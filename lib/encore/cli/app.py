@@ -1,4 +1,7 @@
-"""The command line: `encore`, and the same way in for `spark-submit jobs/NAME.py`."""
+"""The command line: `encore`, and the same way in for `spark-submit jobs/NAME.py`.
+
+Each command imports what it needs in its body, so that `encore --help` imports little more than typer.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table as Grid
 
 from encore import __version__
-from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError
-from encore.log import configure_logging, redact
+
+if TYPE_CHECKING:
+    from encore.config import Config
 
 app = typer.Typer(
     name="encore",
@@ -27,9 +29,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a defect, 2 usage or configuration, 3 bad input, 4 something is missing "
     "(Java, jars, credentials), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted.",
 )
-# without a terminal there is no width to fit: grids are not folded in files and pipes
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-err = Console(stderr=True, soft_wrap=True)
 
 Env = Annotated[str, typer.Option("--env", "-e", help="Environment: conf/<env>.yaml over conf/base.yaml.")]
 Set = Annotated[list[str], typer.Option("--set", "-s", help="A setting, a.b=value; may be repeated.")]
@@ -38,6 +37,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces and debu
 
 def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
     """The configuration, with logging set up as it says."""
+    from encore.config import load_config
+    from encore.log import configure_logging
+
     config = load_config(env, [*overrides, *(["log.level=debug"] if debug else [])])
     configure_logging(config.log)
     return config
@@ -48,6 +50,8 @@ def guarded(work: Callable[[], Any]) -> int:
     try:
         work()
     except EncoreError as error:
+        from encore.cli.console import err
+
         if "--debug" in sys.argv:
             err.print_exception()
         err.print(f"[bold red]encore:[/] {_escape(str(error))}", highlight=False)
@@ -55,6 +59,8 @@ def guarded(work: Callable[[], Any]) -> int:
             err.print(f"        {_escape(error.remedy)}", highlight=False)
         return error.exit_code
     except KeyboardInterrupt:
+        from encore.cli.console import err
+
         err.print("encore: interrupted")
         return 130
     except BrokenPipeError:
@@ -83,6 +89,9 @@ def generate(
     """Generate playlists in the dataset's format, and audio features, from a seed."""
 
     def work() -> None:
+        from encore.cli.console import err, out
+        from encore.config import load_config
+        from encore.log import configure_logging
         from encore.progress import meter
         from encore.synthetic.generate import generate as make
 
@@ -127,6 +136,7 @@ def run(
     """Run the jobs, in the order that their reads and writes give; what is up to date is skipped."""
 
     def work() -> None:
+        from encore.cli.console import err, out
         from encore.runtime import pipeline
 
         config = settings(env, overrides, debug)
@@ -158,7 +168,9 @@ def run(
 
 
 def _result_line(result: Any) -> str:
-    rows = ", ".join(f"{table} {n:,}" for table, n in result.rows.items())
+    from encore.cli.show import row_counts
+
+    rows = ", ".join(row_counts(result.rows))
     status = "up to date" if result.status == "up_to_date" else f"{result.seconds:.1f} s"
     notes = "".join(f"\n{_escape(note)}" for note in result.facts.get("notes", ()))
     return f"[bold]{result.name:20}[/] {status:>10}  {rows}{notes}"
@@ -175,6 +187,7 @@ def sql(
     """Ask the tables and the views playlist_tracks, holdout_tracks, recommended_tracks in SQL."""
 
     def work() -> None:
+        from encore.cli.console import err, out
         from encore.cli.sql import Sql, shell
 
         asked = Sql(settings(env, overrides, debug))
@@ -194,23 +207,25 @@ def tables(env: Env = "local", overrides: Set = [], debug: Debug = False) -> Non
     """Show what is in the lake: rows, version, size, the last job of each table."""
 
     def work() -> None:
+        from encore.cli.console import out
         from encore.cli.show import print_tables
+        from encore.config import load_config
 
-        print_tables(settings(env, overrides, debug), out)
+        print_tables(load_config(env, overrides), out)
 
     _exit(guarded(work))
 
 
 @app.command()
 def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
-    """Show the last run: stages, seconds, rows, metrics by model."""
+    """Show the last run: its jobs with seconds, rows and cost, and metrics by model."""
 
     def work() -> None:
-        from encore.cli.show import print_metrics, print_run
+        from encore.cli.console import out
+        from encore.cli.show import print_last_run
+        from encore.config import load_config
 
-        config = settings(env, overrides, debug)
-        print_run(config, out)
-        print_metrics(config, out)
+        print_last_run(load_config(env, overrides), out)
 
     _exit(guarded(work))
 
@@ -220,6 +235,7 @@ def doctor(env: Env = "local", overrides: Set = [], debug: Debug = False) -> Non
     """Check Java, Python, jars, memory, disk, credentials, lake and MLflow; a remedy for each that is wanting."""
 
     def work() -> None:
+        from encore.cli.console import out
         from encore.cli.doctor import findings, print_findings
 
         if not print_findings(findings(settings(env, overrides, debug)), out):
@@ -238,6 +254,11 @@ def show_config(
     """Print the resolved configuration."""
 
     def work() -> None:
+        from rich.table import Table as Grid
+
+        from encore.cli.console import out
+        from encore.log import redact
+
         config = settings(env, overrides, debug)
         if not describe:
             out.print(config.yaml(redact), end="", highlight=False, markup=False)
@@ -264,6 +285,7 @@ def show_graph(
 
     def work() -> None:
         from encore.aws.diagram import architecture
+        from encore.cli.console import out
         from encore.runtime.graph import mermaid
         from encore.runtime.registry import extra_nodes, nodes
 
@@ -292,6 +314,7 @@ def submit(
 
     def work() -> None:
         from encore.cli.aws import submit_job
+        from encore.cli.console import err, out
 
         code = submit_job(
             job,
@@ -329,6 +352,7 @@ def cost(
 
     def work() -> None:
         from encore.cli.aws import print_cost
+        from encore.cli.console import out
 
         print_cost(settings(env, overrides, debug), playlists, region, executors, cores, out)
 
@@ -352,7 +376,10 @@ def deploy_doctor(
 
     def work() -> None:
         from encore.cli.aws import deployment_findings
+        from encore.cli.console import out
         from encore.cli.doctor import print_findings
+        from encore.config import load_config
+        from encore.log import configure_logging
 
         configure_logging(load_config().log)
         if not print_findings(deployment_findings(stage, choices, package), out):
@@ -365,7 +392,7 @@ def deploy_doctor(
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Continue playlists: ingest the Million Playlist Dataset, recommend, evaluate, report."""
     if version:
-        out.print(__version__)
+        typer.echo(__version__)
         _exit(0)
 
 
@@ -374,7 +401,7 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except EncoreError as error:
-        err.print(f"encore: {error}")
+        typer.echo(f"encore: {error}", err=True)
         sys.exit(error.exit_code)
     sys.exit(0)
 
@@ -408,6 +435,7 @@ def job_main(name: str) -> NoReturn:
         debug: Debug = False,
     ) -> None:
         def work() -> None:
+            from encore.cli.console import err
             from encore.runtime import pipeline
             from encore.runtime.outcome import outcome_at
 

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from encore.config import Config
 from encore.errors import LakeError
 from encore.lake.store import Store, open_store
-from encore.lake.tables import ALL, FRAMEWORK, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS, VIEWS, Table
+from encore.lake.tables import (
+    ALL,
+    FRAMEWORK,
+    JOB_COSTS,
+    JOB_RUNS,
+    MODEL_METRICS,
+    PLAYLIST_METRICS,
+    QUARANTINE,
+    VIEWS,
+    Table,
+)
 
 
 def print_tables(config: Config, out: Console) -> None:
     """Every declared table: rows, version, size, files, when and by which job it was written last."""
     store = open_store(config)
-    grid = Grid("table", "layer", title=f"{config.lake.path}", title_justify="left")
+    grid = Grid("table", "layer", title=f"tables of {store.root}", title_justify="left")
     for name in ("rows", "version", "size", "files"):
         grid.add_column(name, justify="right")
-    grid.add_column("last job")
-    grid.add_column("written, UTC")
+    grid.add_column("written by")
+    grid.add_column("at (UTC)")
     for table in ALL:
         state = store.state(table)
         if state is None:
-            grid.add_row(table.name, table.layer, "-", "-", "-", "-", "not there yet", "-")
+            grid.add_row(table.name, table.layer, "-", "-", "-", "-", "not made yet", "-")
             continue
         written = datetime.fromtimestamp(state.changed_at_ms / 1000, UTC)
         job = state.commit.job if state.commit else _recorder(table)
@@ -42,7 +55,7 @@ def print_tables(config: Config, out: Console) -> None:
             f"{written:%Y-%m-%d %H:%M:%S}",
         )
     out.print(grid)
-    out.print(f"views: {', '.join(VIEWS)}", highlight=False)
+    out.print(f"`encore sql` queries these tables and the views {', '.join(VIEWS)}", highlight=False)
 
 
 def _recorder(table: Table) -> str:
@@ -59,46 +72,67 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
-def last_run(store: Store) -> list[dict[str, Any]]:
-    """Rows of `job_runs` of the run that started last, in the order in which its jobs started."""
-    rows = sorted(store.read_small(JOB_RUNS).to_pylist(), key=lambda row: row["started_at"])
-    if not rows:
-        raise LakeError("no job has run in this lake yet", remedy="call `encore run`")
-    return [row for row in rows if row["run_id"] == rows[-1]["run_id"]]
+def row_counts(rows: dict[str, int]) -> Iterable[str]:
+    """Rows of the tables that a job wrote, one text a table; of quarantine they are what the job added."""
+    return (f"{table} {'+' if table == QUARANTINE.name else ''}{n:,}" for table, n in rows.items())
 
 
-def print_run(config: Config, out: Console) -> None:
-    """The last run: each stage with its seconds, rows, and what it had to say."""
+def _records(store: Store, table: Table, time: str = "started_at") -> list[dict[str, Any]]:
+    """The rows of a small table by a column of times, oldest first.
+
+    The times are in UTC and have no time zone: pyarrow imports pandas to convert one that has.
+    """
+    rows = store.read_small(table)
+    times = rows[time].cast(pa.timestamp("us"))
+    return sorted(rows.set_column(rows.schema.get_field_index(time), time, times).to_pylist(), key=itemgetter(time))
+
+
+def print_last_run(config: Config, out: Console) -> None:
+    """The run that started last: its jobs with seconds, rows and remarks, what they cost, and metrics by model."""
     store = open_store(config)
-    rows = last_run(store)
-    grid = Grid("stage", "status", title=f"run {rows[0]['run_id']}, {rows[0]['started_at']:%Y-%m-%d %H:%M:%S} UTC")
+    runs = _records(store, JOB_RUNS)
+    if not runs:
+        raise LakeError("no job has run in this lake yet", remedy="call `encore run`")
+    last = [row for row in runs if row["run_id"] == runs[-1]["run_id"]]
+    _print_jobs(last, out)
+    _print_costs(store, last, out)
+    _print_metrics(config, store, out)
+
+
+def _print_jobs(rows: list[dict[str, Any]], out: Console) -> None:
+    grid = Grid("job", "status", title_justify="left")
+    grid.title = f"run {rows[0]['run_id']}, started {rows[0]['started_at']:%Y-%m-%d %H:%M:%S} UTC"
     grid.add_column("seconds", justify="right")
     grid.add_column("rows")
     grid.add_column("remarks")
     for row in rows:
         facts = json.loads(row["facts"] or "{}")
-        remarks = row["error"] or ", ".join(f"{k} {v:.4g}" for k, v in facts.items() if "/" not in k and _is_number(v))
+        remarks = (f"{name} {_number(value)}" for name, value in facts.items() if "/" not in name and _is_number(value))
         grid.add_row(
             row["job"],
             row["status"],
             f"{row['seconds']:.1f}",
-            "\n".join(f"{t} {n:,}" for t, n in row["rows"]),
-            remarks,
+            "\n".join(row_counts(dict(row["rows"]))),
+            escape(row["error"]) if row["error"] else "\n".join(remarks),
         )
-    _print_costs(store, rows, out)
-    total = (rows[-1]["started_at"] - rows[0]["started_at"]).total_seconds() + rows[-1]["seconds"]
-    grid.caption = f"{total:.1f} s in all; stages that were up to date are not listed"
     out.print(grid)
+    total = (rows[-1]["started_at"] - rows[0]["started_at"]).total_seconds() + rows[-1]["seconds"]
+    out.print(f"{total:.1f} s in all; jobs that were up to date are not listed", highlight=False)
+
+
+def _number(value: float) -> str:
+    """A number for people: whole ones with all their digits, others with four."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _print_costs(store: Store, runs: list[dict[str, Any]], out: Console) -> None:
     """What the jobs of a run cost, as Spark counted it; nothing where they ran before that was recorded."""
     key = itemgetter(*JOB_COSTS.key)
     wanted = {key(run) for run in runs}
-    rows = [row for row in store.read_small(JOB_COSTS).to_pylist() if key(row) in wanted]
+    rows = [row for row in _records(store, JOB_COSTS) if key(row) in wanted]
     if not rows:
         return
-    grid = Grid("stage", title="costs", title_justify="left")
+    grid = Grid("job", title="what they cost", title_justify="left")
     for name in (
         "seconds",
         "tasks",
@@ -113,14 +147,17 @@ def _print_costs(store: Store, runs: list[dict[str, Any]], out: Console) -> None
         "driver",
     ):
         grid.add_column(name, justify="right")
-    for row in sorted(rows, key=lambda row: row["started_at"]):
+    for row in rows:
         counts = [f"{row[name]:,}" for name in ("read_rows", "written_rows")]
         moved = [size(row[name]) for name in ("read_bytes", "written_bytes")]
         rest = [size(row[f"{n}_bytes"]) for n in ("shuffled", "spilled", "jvm", "python", "driver")]
         between = [counts[0], moved[0], counts[1], moved[1]]
         grid.add_row(row["job"], f"{row['seconds']:.1f}", f"{row['tasks']:,}", *between, *rest)
-    grid.caption = "JVM, Python, driver: peak resident memory; memory that workers map together counts for each"
     out.print(grid)
+    out.print(
+        "JVM, Python, driver: peak resident memory; memory that Python workers share is counted for each of them",
+        highlight=False,
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -129,11 +166,14 @@ def _is_number(value: Any) -> bool:
 
 def print_metrics(config: Config, out: Console) -> None:
     """Metrics by model, as `evaluate` recorded them last."""
-    store = open_store(config)
+    _print_metrics(config, open_store(config), out)
+
+
+def _print_metrics(config: Config, store: Store, out: Console) -> None:
     means = newest_means(store)
     if not means:
         return
-    grid = Grid("model", title="metrics", title_justify="left")
+    grid = Grid("model", title="metrics by model", title_justify="left")
     names = ("r_precision", "r_precision_artist", "ndcg", "clicks", "coverage", "share_unserved")
     for name in (*names, "n_playlists"):
         grid.add_column(name, justify="right")
@@ -146,10 +186,10 @@ def print_metrics(config: Config, out: Console) -> None:
 
 def newest_means(store: Store) -> dict[str, dict[str, tuple[float, int]]]:
     """By model, of those that the lake has metrics of: its newest means over all playlists, and how many these are."""
-    rows = [row for row in store.read_small(MODEL_METRICS).to_pylist() if row["bucket"] == "all"]
+    rows = [row for row in _records(store, MODEL_METRICS, "evaluated_at") if row["bucket"] == "all"]
     there = store.partitions(PLAYLIST_METRICS, "model")
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for row in sorted(rows, key=itemgetter("evaluated_at")):
+    for row in rows:
         if row["model"] in there:
             found.setdefault(row["model"], {})[row["metric"]] = (row["value"], row["n_playlists"])
     return found

@@ -234,4 +234,4 @@ def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
         "precision_by_known": plots.precision_by_known(mine),
         "clicks_distribution": plots.clicks_distribution(mine),
     }
-    return ctx.tracking.log_model(model, summary.figures(), ctx.versions, figures)
+    return ctx.tracking.log_model(model, summary.figures(), ctx.versions, ctx.input_tables, figures)

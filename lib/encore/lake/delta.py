@@ -171,7 +171,12 @@ class Tables:
 
 def data_files(found: DeltaTable) -> list[dict[str, Any]]:
     """The data files of the version that is loaded: path, size, rows, partition.<name>, min.<name>, max.<name>."""
-    return pa.table(found.get_add_actions(flatten=True)).to_pylist()
+    return arrow_table(found.get_add_actions(flatten=True)).to_pylist()
+
+
+def arrow_table(rows: Any) -> pa.Table:
+    """What delta-rs answers, as pyarrow's table; pa.table would do the same, but imports pandas, for half a second."""
+    return pa.RecordBatchReader.from_stream(rows).read_all()
 
 
 def first_line(error: BaseException) -> str:

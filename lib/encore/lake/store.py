@@ -22,7 +22,7 @@ from deltalake.exceptions import DeltaError
 
 from encore.config import Config
 from encore.errors import LakeError
-from encore.lake.delta import Change, Commit, Tables, changes, changes_of, data_files, first_line
+from encore.lake.delta import Change, Commit, Tables, arrow_table, changes, changes_of, data_files, first_line
 from encore.lake.filesystem import delete_folder, is_s3
 from encore.lake.scan import KeyRange, Scan, scan_of
 from encore.lake.schema import delta_field, delta_schema, missing_columns, properties
@@ -132,16 +132,14 @@ class Store(Tables):
 
     def read_small(self, table: Table, columns: list[str] | None = None) -> pa.Table:
         """A small table as Arrow, without Spark; no rows if it does not exist."""
-        found = self.open(table)
+        found, schema = self.open(table), arrow_schema(table, columns)
         if found is None:
-            schema = arrow_schema(table)
-            return schema.empty_table().select(columns or schema.names)
+            return pa.Table.from_batches([], schema)
         self.check_schema(table, found)
-        schema = arrow_schema(table, columns)
         lacking = {column.name for column in missing_columns(table, found)}
         wanted = ", ".join(f'"{name}"' for name in schema.names if name not in lacking)
         # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
-        rows = pa.table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
+        rows = arrow_table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
         for name in lacking & set(schema.names):
             rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
         return rows.select(schema.names)
@@ -241,7 +239,7 @@ def open_store(config: Config) -> Store:
 
 def state_of(found: DeltaTable) -> TableState:
     """What the log of an open table says about it."""
-    actions = pa.table(found.get_add_actions(flatten=True))
+    actions = arrow_table(found.get_add_actions(flatten=True))
     entries = found.history(_ENTRIES)
     newest = tuple(changes_of(entries))
     return TableState(

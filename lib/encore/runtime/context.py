@@ -23,11 +23,11 @@ from encore.lake.delta import Change, Commit, Interval, changes
 from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.store import Store, TableState
-from encore.lake.tables import Table, arrow_schema
+from encore.lake.tables import QUARANTINE, Table, arrow_schema
 from encore.lake.transaction import Transaction
 from encore.progress import Meter, meter
 from encore.runtime.registry import JOBS, job_module
-from encore.runtime.tracking import Tracking
+from encore.runtime.tracking import InputTable, Tracking
 from encore.spark import broadcast, row_map
 from encore.spark.session import Session
 
@@ -57,6 +57,8 @@ class JobContext:
     inputs: dict[str, TableState] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     io_stats: IoStats = field(default_factory=IoStats)
+    n_refused: int = 0
+    """Records that this run has put in quarantine, which other runs and jobs write too."""
     _transactions: dict[str, Transaction] = field(default_factory=dict)
 
     @property
@@ -68,6 +70,12 @@ class JobContext:
     def versions(self) -> dict[str, int]:
         """The version of each table that the job reads."""
         return {name: state.version for name, state in self.inputs.items()}
+
+    @property
+    def input_tables(self) -> list[InputTable]:
+        """The tables that the job reads, as MLflow is told."""
+        found = ((table, self.inputs.get(table.name)) for table in self.reads)
+        return [InputTable(t, self.store.url(t), state.id, state.version, state.rows) for t, state in found if state]
 
     @cached_property
     def log(self) -> Any:
@@ -148,15 +156,18 @@ class JobContext:
         """
         commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part)
         self.transaction(table).commit(reports, commit, where, exclusive=exclusive)
-        self._count(reports)
+        n_rows = self._count(reports)
+        if table is QUARANTINE:
+            self.n_refused += n_rows
 
-    def _count(self, reports: pa.Table) -> None:
+    def _count(self, reports: pa.Table) -> int:
+        """Add what tasks report to the job's figures; returns the rows that they wrote."""
         self.io_stats.read_rows += pc.sum(reports["read_rows"]).as_py() or 0
         self.io_stats.read_bytes += pc.sum(reports["read_bytes"]).as_py() or 0
         self.io_stats.written_bytes += pc.sum(reports["size"]).as_py() or 0
-        self.io_stats.written_rows += sum(
-            json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist()
-        )
+        written_rows: int = sum(json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist())
+        self.io_stats.written_rows += written_rows
+        return written_rows
 
     def writer(self, table: Table) -> Writer:
         """A writer of data files of a table, which become visible when they are committed."""

@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, what it cost."""
+    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, what it cost.
+
+    Of `quarantine`, which several jobs write, `rows` counts the records that this run refused.
+    """
 
     name: str
     status: str

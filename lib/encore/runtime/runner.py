@@ -12,7 +12,7 @@ from typing import Any
 from encore.config import Config
 from encore.errors import LakeError
 from encore.lake.store import Store, TableState
-from encore.lake.tables import JOB_COSTS, JOB_RUNS, Table
+from encore.lake.tables import JOB_COSTS, JOB_RUNS, QUARANTINE, Table
 from encore.lake.transaction import append_small
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, digest, fingerprint
@@ -62,12 +62,13 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
         # what this run committed, not what another run may have left there since
         outputs |= {table: max(done) for table in outputs if (done := ctx.committed(table))}
         ids = {table: state.id for table, state in {**ctx.inputs, **after}.items()}
+        rows = {table: ctx.n_refused if table == QUARANTINE.name else state.rows for table, state in after.items()}
         row |= {
             "seconds": seconds,
             "status": "failed" if error else "done",
             "inputs": list(ctx.versions.items()),
             "outputs": list(outputs.items()),
-            "rows": [(table, state.rows) for table, state in after.items()],
+            "rows": list(rows.items()),
             "facts": json.dumps(ctx.facts, sort_keys=True),
             "error": None if error is None else "".join(traceback.format_exception_only(error)).strip()[:2000],
             "table_ids": list(ids.items()),
@@ -76,8 +77,8 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
     stages = stage_metrics.stages(session(), before) if session.started else []
     cost = {"seconds": seconds, **stage_metrics.row(stages, ctx.io_stats)}
     _record(store, JOB_COSTS, {**{name: row[name] for name in JOB_COSTS.key}, **cost}, failed=False)
-    result = JobResult(name, "done", seconds, {table: state.rows for table, state in after.items()}, ctx.facts, cost)
-    tracking.log_job(result, ctx.versions)
+    result = JobResult(name, "done", seconds, rows, ctx.facts, cost)
+    tracking.log_job(result, ctx.versions, ctx.input_tables)
     ctx.log.info("done", seconds=round(seconds, 3), **{f"rows_{table}": n for table, n in result.rows.items()})
     return result
 
@@ -140,7 +141,9 @@ def _up_to_date(ctx: JobContext, module: ModuleType) -> dict[str, int] | None:
         derived = table in getattr(module, "DERIVED", ())
         if not (_is_derived(ctx, state) if derived else state.version_for(ctx.name) == outputs.get(table.name)):
             return None
-        rows[table.name] = state.rows
+        # what is in quarantine was refused by earlier runs and by other jobs
+        if table is not QUARANTINE:
+            rows[table.name] = state.rows
     return rows
 
 

@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from encore.config import Config
+from encore.lake.tables import QUARANTINE, Column, Table
 from encore.log import redact
 from encore.runtime.provenance import commit_of
 
@@ -52,6 +54,27 @@ MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-trac
 
 FAILED = "encore.failed."
 """Tags of a parent run: which job has failed in it, `true` until a later try of it ends well."""
+
+
+EXPERIMENT_TAGS = {
+    # decides which page the experiment opens on, except in newer versions of the open-source UI: there a switch in the
+    # browser decides, GenAI until it is set, whose page shows no runs but this description
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "The runs are under **Model training** (top left). Encore continues playlists. Each run "
+    "without a parent is a run of the pipeline, with its settings, what each job took and the tables that were read. "
+    "It has a child run for each evaluated model, with metrics and plots; select several of them to compare them.",
+}
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """A table as a job read it: where it is, its id and version in Delta, its number of rows."""
+
+    table: Table
+    url: str
+    id: str
+    version: int
+    rows: int
 
 
 def folder_of(name: str) -> str | None:
@@ -186,6 +209,8 @@ class Tracking:
         name = self._config.tracking.experiment
         found = self._client.get_experiment_by_name(name)
         if found is not None:
+            for tag in EXPERIMENT_TAGS.keys() - found.tags.keys():
+                self._client.set_experiment_tag(found.experiment_id, tag, EXPERIMENT_TAGS[tag])
             return str(found.experiment_id)
         place = self._config.tracking.artifacts
         local = urlsplit(self._uri).scheme not in SERVERS
@@ -195,7 +220,7 @@ class Tracking:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self._client.create_experiment(name, artifact_location=location))
+            return str(self._client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except MlflowException as error:
             # a job that started at the same time has made it meanwhile
             found = self._client.get_experiment_by_name(name)
@@ -271,13 +296,37 @@ class Tracking:
         for i in range(0, len(items), 500):
             self._client.log_batch(run, metrics=items[i : i + 500])
 
-    def log_job(self, result: JobResult, versions: Mapping[str, int]) -> None:
-        """Seconds and rows of a job, the Delta version of each table that it read, and what else it had to say."""
+    def _log_inputs(self, run: str, inputs: Sequence[InputTable], context: str) -> None:
+        """Tables that were read, as MLflow's datasets: made of its entities, since mlflow.data imports pandas."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        datasets = []
+        for read in inputs:
+            source = {"path": read.url, "delta_table_version": read.version, "delta_table_id": read.id}
+            dataset = Dataset(
+                name=read.table.name,
+                # MLflow allows 36 characters; the id alone has as many, and stands in the source
+                digest=f"{read.id[:8]}@{read.version}",
+                source_type="delta_table",
+                source=json.dumps(source),
+                schema=json.dumps({"mlflow_colspec": [_colspec(column) for column in read.table.columns]}),
+                profile=json.dumps({"num_rows": read.rows}),
+            )
+            datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        if datasets:
+            self._client.log_inputs(run, datasets)
+
+    def log_job(self, result: JobResult, versions: Mapping[str, int], inputs: Sequence[InputTable]) -> None:
+        """Seconds and rows of a job, the tables that it read with their versions, and what else it had to say."""
         parent = self.parent()
         if parent is None:
             return
         metrics = {f"seconds.{result.name}": result.seconds}
-        metrics |= {f"rows.{table}": float(n) for table, n in result.rows.items()}
+        # several jobs of a run write quarantine: each has a metric of its own
+        metrics |= {
+            f"refused.{result.name}" if table == QUARANTINE.name else f"rows.{table}": float(n)
+            for table, n in result.rows.items()
+        }
         metrics |= {f"cost.{result.name}.{name}": float(value) for name, value in result.cost.items()}
         metrics |= {
             f"{result.name}.{name}": float(value)
@@ -287,18 +336,22 @@ class Tracking:
         self._try("job metrics", lambda: self._log_metrics(parent, metrics))
 
         def tag_versions() -> None:
-            for table, version in versions.items():
-                self._client.set_tag(parent, f"version.{table}", str(version))
+            from mlflow.entities import RunTag
+
+            tags = [RunTag(f"version.{table}", str(version)) for table, version in versions.items()]
+            if tags:
+                self._client.log_batch(parent, tags=tags)
 
         self._try("versions", tag_versions)
+        self._try("inputs", lambda: self._log_inputs(parent, inputs, result.name))
 
     def log_model(
         self,
         model: str,
         metrics: Mapping[str, float],
         versions: Mapping[str, int],
+        inputs: Sequence[InputTable],
         figures: Mapping[str, Figure],
-        tags: Mapping[str, str] | None = None,
     ) -> str | None:
         """A model's evaluation as a child run; the same run again where the same pipeline run evaluates it again."""
         parent = self.parent()
@@ -324,13 +377,14 @@ class Tracking:
                 made = self._client.create_run(
                     experiment,
                     run_name=f"{model} {self.run_id}",
-                    tags={**own, **self._common_tags(), **(tags or {})},
+                    tags={**own, **self._common_tags()},
                 )
                 run = str(made.info.run_id)
                 # the settings stand here too: a comparison of two models' runs then shows what differs between them
                 self._log_params(run, {"model": model, **self._config.flat()})
                 self._log_params(run, {f"version.{table}": version for table, version in versions.items()})
             self._log_metrics(run, metrics)
+            self._log_inputs(run, inputs, "evaluate")
             for name, figure in figures.items():
                 self._client.log_figure(run, figure, f"plots/{name}.png")
             self._client.set_terminated(run, "FINISHED")
@@ -397,3 +451,9 @@ class Tracking:
             self._client.set_terminated(parent, "FAILED" if failing - set(done) else "FINISHED")
 
         self._try("finish", end)
+
+
+def _colspec(column: Column) -> dict[str, Any]:
+    """A column as MLflow writes it in the schema of a dataset; types that MLflow lacks are shown by Spark's name."""
+    types = {"bigint": "long", "int": "integer", "timestamp": "datetime"}
+    return {"name": column.name, "type": types.get(column.type, column.type), "required": not column.nullable}

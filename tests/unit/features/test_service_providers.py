@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from encore.config import Config, load_config
 from encore.errors import ConfigError, EnvironmentMissing, InputError, TransientError
-from encore.features.providers.backoff import Backoff, TryAgain, retry_after_seconds
 from encore.features.providers.reccobeats import ReccoBeatsProvider
 from encore.features.providers.registry import FEATURE_SCHEMA, REJECTED_SCHEMA, FeatureBatch, provider
-from encore.features.providers.service import ServiceProvider
+from encore.features.providers.service import ServiceProvider, TryAgain, retry_after_seconds, retrying
 from encore.features.providers.spotify import SpotifyProvider
 from encore.vocabulary import FEATURES
 from tests.feature_server import CLIENT, TOKEN, FeatureServer, Mood, feature_server, throttled
@@ -385,6 +385,15 @@ def test_many_attempts_do_not_overflow() -> None:
     def fail() -> None:
         raise TryAgain("no")
 
+    patient = settings(max_attempts=1500, backoff_seconds=1.0, max_wait_seconds=5.0).features
     with pytest.raises(TransientError, match="1500 times"):
-        Backoff(max_attempts=1500, first=1.0, longest=5.0, sleep=waits.append).call("x", fail)
+        retrying("x", patient, waits.append)(fail)
     assert max(waits) == 5.0
+
+
+def test_each_wait_is_in_the_log(world: World) -> None:
+    world.server.moods = [throttled(7), Mood(500)]
+    with structlog.testing.capture_logs() as logs:
+        world.fetch(uris(1))
+    waits = [(line["service"], line["attempt"], line["wait"]) for line in logs if "wait" in line]
+    assert waits == [(world.service, 1, 7.0), (world.service, 2, 4.0)]

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from mlflow.entities import Run
 from moto import mock_aws
 
 from encore.config import Config
+from encore.lake.tables import PLAYLISTS
 from encore.runtime import tracking as tracking_module
-from encore.runtime.tracking import Tracking, read_secret
+from encore.runtime.result import JobResult
+from encore.runtime.tracking import InputTable, Tracking, read_secret
 
 REGION = "us-east-1"
 LOGIN = {"uri": "http://mlflow.private:1", "username": "line", "password": "a-word"}
@@ -204,3 +207,67 @@ def test_a_run_is_failed_as_long_as_one_of_its_jobs_is(process: Process, store: 
     assert status() == "FAILED", "a job beside it that ends well changes nothing"
     ends(["recommend"], None)
     assert status() == "FINISHED", "tried again, and well"
+
+
+# what MLflow's pages show ------------------------------------------------------------------------------------------
+
+READ = InputTable(PLAYLISTS, "s3://lake/playlists", "9f3c2a1b-0000-4000-8000-000000000000", 7, 1234)
+
+
+def experiment_tags(store: str, name: str) -> dict[str, str]:
+    experiment = MlflowClient(tracking_uri=store).get_experiment_by_name(name)
+    assert experiment is not None
+    return dict(experiment.tags)
+
+
+def test_an_experiment_opens_on_its_runs_and_says_what_it_is(process: Process, store: str) -> None:
+    assert process("kind").parent() is not None
+    tags = experiment_tags(store, "encore")
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "run of the pipeline" in tags["mlflow.note.content"]
+
+
+def test_an_experiment_that_exists_gets_what_it_lacks_and_keeps_what_it_has(
+    store: str, lake_settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    client = MlflowClient(tracking_uri=store)
+    client.create_experiment("older", artifact_location=str(tmp_path), tags={"mlflow.note.content": "ours"})
+    tracking = Tracking(lake_settings(f"tracking.uri={store}", "tracking.experiment=older"), "older")
+    assert tracking.parent() is not None
+    tags = experiment_tags(store, "older")
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"] == "ours"
+
+
+def test_tables_that_were_read_are_datasets_of_the_pipeline_s_run_and_of_the_model_s(
+    process: Process, store: str
+) -> None:
+    tracking = process("datasets")
+    result = JobResult("recommend", "done", 1.0, {}, {})
+    # two jobs that read one version of a table have read one dataset
+    tracking.log_job(result, {}, [READ])
+    tracking.log_job(replace(result, name="evaluate"), {}, [READ, replace(READ, version=8)])
+    tracking.log_model("cosine", {"r_precision": 0.5}, {}, [READ], {})
+    assert tracking.failed is None
+    found = {run.data.tags["encore.kind"]: run.inputs.dataset_inputs for run in parents(store, "datasets")}
+    assert sorted(item.dataset.digest for item in found["pipeline"]) == ["9f3c2a1b@7", "9f3c2a1b@8"]
+    (item,) = found["model"]
+    dataset = item.dataset
+    assert (dataset.name, dataset.digest, dataset.source_type) == ("playlists", "9f3c2a1b@7", "delta_table")
+    assert json.loads(dataset.source) == {
+        "path": READ.url,
+        "delta_table_version": 7,
+        "delta_table_id": READ.id,
+    }
+    assert json.loads(dataset.profile) == {"num_rows": 1234}
+    columns = {column["name"]: column for column in json.loads(dataset.schema)["mlflow_colspec"]}
+    assert columns["pid"] == {"name": "pid", "type": "long", "required": True}
+    assert columns["track_ids"]["type"] == "array<int>"
+
+
+def test_what_a_run_refused_is_a_metric_of_its_job(process: Process, store: str) -> None:
+    for job, n in (("ingest_playlists", 3), ("ingest_features", 1)):
+        process("refused").log_job(JobResult(job, "done", 1.0, {"tracks": 9, "quarantine": n}, {}), {}, [])
+    (run,) = parents(store, "refused")
+    refused = {name: value for name, value in run.data.metrics.items() if name.startswith(("refused", "rows"))}
+    assert refused == {"refused.ingest_playlists": 3, "refused.ingest_features": 1, "rows.tracks": 9}

@@ -8,11 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 import requests
+from tenacity import Retrying
 
 from encore.config import Config
 from encore.errors import ConfigError, EnvironmentMissing, InputError
-from encore.features.providers.backoff import Backoff, TryAgain, retry_after_seconds
-from encore.features.providers.service import ServiceProvider, service_address
+from encore.features.providers.service import (
+    ServiceProvider,
+    TryAgain,
+    retry_after_seconds,
+    retrying,
+    service_address,
+)
 from encore.features.validation import normalise_ids
 
 PUBLIC_ADDRESS = "https://api.reccobeats.com"
@@ -30,9 +36,9 @@ class ReccoBeatsProvider(ServiceProvider):
     name = "reccobeats"
     ids_per_request = 40
 
-    def __init__(self, address: str, backoff: Backoff, payload_bytes: int, timeout: float) -> None:
+    def __init__(self, address: str, retrying: Retrying, payload_bytes: int, timeout: float) -> None:
         """`timeout`: seconds, for connecting and for each wait for data."""
-        super().__init__(address, backoff, payload_bytes)
+        super().__init__(address, retrying, payload_bytes)
         self._session = requests.Session()
         self._timeout = timeout
 
@@ -41,7 +47,7 @@ class ReccoBeatsProvider(ServiceProvider):
         """The provider described by the settings."""
         return cls(
             service_address(config.features.api_url, PUBLIC_ADDRESS),
-            Backoff.of(config.features, sleep),
+            retrying(cls.name, config.features, sleep),
             config.ingest.payload_bytes,
             config.features.timeout_seconds,
         )

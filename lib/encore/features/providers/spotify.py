@@ -13,11 +13,17 @@ import requests
 import spotipy
 from spotipy.cache_handler import MemoryCacheHandler
 from spotipy.oauth2 import SpotifyClientCredentials, SpotifyOauthError
+from tenacity import Retrying
 
 from encore.config import Config
 from encore.errors import EnvironmentMissing, InputError
-from encore.features.providers.backoff import Backoff, TryAgain, retry_after_seconds
-from encore.features.providers.service import ServiceProvider, service_address
+from encore.features.providers.service import (
+    ServiceProvider,
+    TryAgain,
+    retry_after_seconds,
+    retrying,
+    service_address,
+)
 
 PUBLIC_ADDRESS = "https://api.spotify.com"
 
@@ -42,14 +48,14 @@ class SpotifyProvider(ServiceProvider):
     def __init__(
         self,
         address: str,
-        backoff: Backoff,
+        retrying: Retrying,
         payload_bytes: int,
         timeout: float,
         client_id: str,
         client_secret: str,
     ) -> None:
         """`timeout`: seconds, for connecting and for each wait for data."""
-        super().__init__(address, backoff, payload_bytes)
+        super().__init__(address, retrying, payload_bytes)
         # spotipy's debug messages contain the credentials, and its error messages repeat the exception.
         logging.getLogger("spotipy").setLevel(logging.CRITICAL)
         self._credentials = SpotifyClientCredentials(
@@ -84,7 +90,7 @@ class SpotifyProvider(ServiceProvider):
             )
         return cls(
             service_address(config.features.api_url, PUBLIC_ADDRESS),
-            Backoff.of(config.features, sleep),
+            retrying(cls.name, config.features, sleep),
             config.ingest.payload_bytes,
             config.features.timeout_seconds,
             *(os.environ[name] for name in CREDENTIALS),
