@@ -11,7 +11,8 @@ Exit codes are part of the interface; a scheduler decides by them whether to try
 | 4 | something that Encore needs is missing: Java, jars, memory, credentials | no |
 | 5 | the lake refuses: another schema, read-only, a write that breaks a table's declaration | no |
 | 75 | a transient failure: throttling, a service that does not answer | yes |
-| 130 | interrupted | |
+| 130 | interrupted (Ctrl-C, SIGINT) | no |
+| 143 | terminated (SIGTERM), as by a scheduler that takes its machine back | yes |
 """
 
 from __future__ import annotations

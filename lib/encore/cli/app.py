@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from encore import __version__
+from encore import __version__, interrupts
 from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError
 from encore.log import configure_logging, redact
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 a defect, 2 usage or configuration, 3 bad input, 4 something is missing "
-    "(Java, jars, credentials), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted.",
+    "(Java, jars, disk space), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted, 143 ended.",
 )
 # without a terminal there is no width to fit: grids are not folded in files and pipes
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -48,18 +49,32 @@ def guarded(work: Callable[[], Any]) -> int:
     try:
         work()
     except EncoreError as error:
+        found = interrupts.received()
+        if found is not None:
+            return _interrupted(found)
         if "--debug" in sys.argv:
             err.print_exception()
         err.print(f"[bold red]encore:[/] {_escape(str(error))}", highlight=False)
         if error.remedy:
             err.print(f"        {_escape(error.remedy)}", highlight=False)
         return error.exit_code
-    except KeyboardInterrupt:
-        err.print("encore: interrupted")
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
     except BrokenPipeError:
         return 0
+    except Exception:
+        # what fails after a signal fails because of it: Spark's JVM has been told to end
+        found = interrupts.received()
+        if found is None:
+            raise
+        return _interrupted(found)
     return 0
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    found = error if isinstance(error, interrupts.Interrupted) else interrupts.Interrupted(signal.SIGINT)
+    err.print(f"encore: {found}")
+    return found.exit_code
 
 
 def _escape(text: str) -> str:
@@ -371,12 +386,15 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> NoReturn:
     """The command `encore`."""
-    try:
-        app(standalone_mode=True)
-    except EncoreError as error:
-        err.print(f"encore: {error}")
-        sys.exit(error.exit_code)
-    sys.exit(0)
+
+    def command() -> None:
+        try:
+            app(standalone_mode=True)
+        except EncoreError as error:
+            err.print(f"encore: {error}")
+            sys.exit(error.exit_code)
+
+    interrupts.run(command)
 
 
 def _settings_list(text: str) -> list[str]:
@@ -428,5 +446,4 @@ def job_main(name: str) -> NoReturn:
     command.__doc__ = job_module(name).__doc__
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name)(command)
-    single()
-    sys.exit(0)
+    interrupts.run(single)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from encore import interrupts
 from encore.config import Config
 from encore.runtime import graph
 from encore.runtime.registry import JOBS, job_module, nodes
@@ -64,7 +65,7 @@ def run_pipeline(
     finally:
         # of one job among others in processes of their own, the seconds are told by itself
         seconds = time.monotonic() - began if len(jobs) > 1 else None
-        tracking.finish([result.name for result in results], failed, seconds)
+        tracking.finish([result.name for result in results], failed, seconds, killed=interrupts.received() is not None)
         if session is None:
             own.stop()
     return results

@@ -50,6 +50,9 @@ SERVERS = ("http", "https", "databricks", "arn")
 """Schemes of stores that are servers; `arn`: one that SageMaker manages. Others are opened here."""
 MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+")
 
+KILLED_SECONDS = 2.0
+"""How long a run that was interrupted waits for its parent run to be made, to say that it was killed."""
+
 FAILED = "encore.failed."
 """Tags of a parent run: which job has failed in it, `true` until a later try of it ends well."""
 
@@ -375,11 +378,19 @@ class Tracking:
                 path.write_text(text, encoding="utf-8")
                 self._try("artefact", lambda: self._client.log_artifact(parent, str(path), folder_of(name)))
 
-    def finish(self, done: Sequence[str], failed: str | None, seconds: float | None = None) -> None:
+    def finish(
+        self, done: Sequence[str], failed: str | None, seconds: float | None = None, *, killed: bool = False
+    ) -> None:
         """Say how jobs of the parent run ended, if there is one: those that are `done`, and one that has `failed`.
 
         The run is FAILED as long as one of its jobs is, which other processes may have said; `seconds` is of all.
+        `killed`: a signal has interrupted it, and there is little time.
         """
+        if killed and self._preparing is not None:
+            self._preparing.join(KILLED_SECONDS)
+            if self._preparing.is_alive():
+                # the next run of this lake finds the parent run without an owner
+                return
         parent = self.parent() if self._preparing is not None else self._parent
         if parent is None:
             return
@@ -394,6 +405,6 @@ class Tracking:
             failing = {name.removeprefix(FAILED) for name in marked}
             for name in failing & set(done):
                 self._client.set_tag(parent, f"{FAILED}{name}", "false")
-            self._client.set_terminated(parent, "FAILED" if failing - set(done) else "FINISHED")
+            self._client.set_terminated(parent, "KILLED" if killed else "FAILED" if failing - set(done) else "FINISHED")
 
         self._try("finish", end)

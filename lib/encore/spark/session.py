@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encore import interrupts
 from encore.config import Config
 from encore.errors import EnvironmentMissing
 from encore.lake.filesystem import is_s3
@@ -115,6 +116,8 @@ def start_session(config: Config, app: str) -> Any:
         raise EnvironmentMissing(
             f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="call `encore doctor`"
         ) from error
+    # pyspark has put a handler of its own in the place of ours, which asks the JVM to cancel jobs, if it still can
+    interrupts.restore_handlers()
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 
@@ -138,7 +141,8 @@ class Session:
         return self._spark is not None
 
     def stop(self) -> None:
-        """Stop it, if it was started."""
+        """Stop it, if it was started. After a signal the JVM is ending already, and what it would say is not heard."""
         if self._spark is not None:
-            self._spark.stop()
+            if interrupts.received() is None:
+                self._spark.stop()
             self._spark = None
