@@ -17,6 +17,8 @@ Exit codes are part of the interface; a scheduler decides by them whether to try
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EncoreError(Exception):
     """An expected failure. `str(error)` is the sentence; `remedy` says what to do, where that is known."""
@@ -26,6 +28,17 @@ class EncoreError(Exception):
     def __init__(self, sentence: str, *, remedy: str | None = None) -> None:
         super().__init__(sentence)
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with all that it holds, whatever its __init__ takes: workers send their errors to the driver."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[EncoreError], args: tuple[Any, ...], state: dict[str, Any]) -> EncoreError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(EncoreError):

@@ -18,10 +18,11 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.aws import render
-from encore.aws.account import aws_error, client, http_status, region_of, response_header, translate_errors
+from encore.aws.account import client, http_status, region_of, response_header, translate_errors
 from encore.aws.states import PERMANENT_CODES, exit_code_in
 from encore.config import Config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
+from encore.lake.failures import aws_error
 from encore.lake.filesystem import is_s3, s3_client, split_s3
 from encore.runtime.outcome import Outcome, read_outcome
 

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from encore.config import Config
-from encore.errors import LakeError
+from encore.errors import EncoreError
+from encore.lake.failures import translated
 from encore.lake.store import Store, TableState
 from encore.lake.tables import JOB_COSTS, JOB_RUNS, Table
 from encore.lake.transaction import append_small
@@ -52,7 +53,8 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
             ctx.begin(table)
         outputs = {table.name: _version_for(store, table, name) for table in module.WRITES}
         ctx.log.info("started")
-        module.run(ctx)
+        with translated():
+            module.run(ctx)
     except BaseException as caught:
         error = caught
         raise
@@ -107,7 +109,7 @@ def _version_for(store: Store, table: Table, job: str) -> int:
 def _state_or_none(store: Store, table: Table) -> TableState | None:
     try:
         return store.state(table)
-    except LakeError:
+    except EncoreError:
         return None
 
 
@@ -115,7 +117,7 @@ def _record(store: Store, table: Table, row: dict[str, Any], *, failed: bool) ->
     try:
         store.ensure(table)
         append_small(store, table, [row])
-    except LakeError:
+    except EncoreError:
         # a job that failed because the lake cannot be written must end with its own error, not with this one
         if not failed:
             raise
