@@ -140,15 +140,15 @@ def tries_of(master: str, most: str) -> int:
 @contextmanager
 def _stopped_early(context: SparkContext, is_failed: Callable[[], bool]) -> Iterator[None]:
     """Cancel the jobs of the block as soon as the driver learns that one of their tasks has failed."""
-    group, over = f"encore-{uuid.uuid4().hex}", threading.Event()
+    tag, over = f"encore-{uuid.uuid4().hex}", threading.Event()
 
     def watch() -> None:
         while not over.wait(0.2):
             if is_failed():
-                context.cancelJobGroup(group)
+                context.cancelJobsWithTag(tag)
                 return
 
-    context.setJobGroup(group, "encore")
+    context.addJobTag(tag)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -157,7 +157,7 @@ def _stopped_early(context: SparkContext, is_failed: Callable[[], bool]) -> Iter
         over.set()
         if interrupts.received() is None:
             thread.join()
-            context.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]
+            context.removeJobTag(tag)
 
 
 _JVM_GONE = ("SparkContext was shut down", "stopped SparkContext", "Answer from Java side is empty")
