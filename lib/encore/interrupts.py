@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from encore import temporary
+
 GRACE_SECONDS = 3.5
 """How long an orderly end may take; what is started after it must fit into the rest of five seconds."""
 SAME_SIGNAL_SECONDS = 0.2
@@ -242,6 +244,7 @@ def _leave(found: Interrupted) -> NoReturn:
     left = max(0.0, _state.deadline - time.monotonic())
     for child in psutil.wait_procs(_descendants(), timeout=left)[1]:
         _send(child, signal.SIGKILL)
+    temporary.remove_own()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

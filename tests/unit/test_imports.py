@@ -17,7 +17,7 @@ PACKAGE = LIB / "encore"
 SPARK = ("pyspark", "py4j", "delta")
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "errors", "findings", "interrupts", "log", "progress", "vocabulary"),
+    ("config", "errors", "findings", "interrupts", "log", "progress", "temporary", "vocabulary"),
     ("arrays",),
     ("lake",),
     ("spark",),

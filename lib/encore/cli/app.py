@@ -155,19 +155,25 @@ def run(
                 reads, writes = (", ".join(table.name for table in tables) for tables in (job.reads, job.writes))
                 out.print(f"[bold]{name}[/]: {reads or 'files'} -> {writes}", highlight=False)
             return
-        results = pipeline.run_pipeline(
-            config,
-            jobs,
-            run_id=run_id,
-            force=force,
-            on_result=lambda result: err.print(_result_line(result), highlight=False),
-        )
-        if all(result.status == "up_to_date" for result in results):
-            out.print("Nothing to do: every table is up to date.")
-        else:
-            from encore.cli.show import print_metrics
+        notes: list[str] = []
+        try:
+            results = pipeline.run_pipeline(
+                config,
+                jobs,
+                run_id=run_id,
+                force=force,
+                on_result=lambda result: err.print(_result_line(result), highlight=False),
+                on_note=notes.append,
+            )
+            if all(result.status == "up_to_date" for result in results):
+                out.print("Nothing to do: every table is up to date.")
+            else:
+                from encore.cli.show import print_metrics
 
-            print_metrics(config, out)
+                print_metrics(config, out)
+        finally:
+            for note in notes:
+                out.print(note, highlight=False, markup=False)
 
     _exit(guarded(work))
 
@@ -226,6 +232,28 @@ def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:
         config = settings(env, overrides, debug)
         print_run(config, out)
         print_metrics(config, out)
+        out.print(
+            f"MLflow: experiment {config.tracking.experiment}, `make ui` shows it; `encore log RUN_ID` logs a run that "
+            "is not there",
+            highlight=False,
+        )
+
+    _exit(guarded(work))
+
+
+@app.command("log")
+def log_command(
+    run_id: Annotated[str | None, typer.Argument(help="Id of a pipeline run; default: the last one.")] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Log a run to MLflow from what the lake holds of it, where MLflow did not answer as it ran."""
+
+    def work() -> None:
+        from encore.cli.log_run import log_run
+
+        log_run(settings(env, overrides, debug), run_id, out)
 
     _exit(guarded(work))
 
@@ -437,6 +465,7 @@ def job_main(name: str) -> NoReturn:
                     run_id=run_id,
                     force=force,
                     on_result=lambda result: err.print(_result_line(result), highlight=False),
+                    on_note=lambda note: err.print(note, highlight=False, markup=False),
                 )
 
         _exit(guarded(work))

@@ -141,7 +141,6 @@ def print_metrics(config: Config, out: Console) -> None:
         values = [f"{found[name][0]:.4f}" if name in found else "-" for name in names]
         grid.add_row(model, *values, f"{max(n for _, n in found.values()):,}")
     out.print(grid)
-    out.print(f"MLflow: experiment {config.tracking.experiment}, `make ui` shows it", highlight=False)
 
 
 def newest_means(store: Store) -> dict[str, dict[str, tuple[float, int]]]:

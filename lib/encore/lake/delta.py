@@ -99,7 +99,7 @@ class Tables:
 
     def __init__(self, config: Config) -> None:
         self.path = config.lake.path.removeprefix("file://").rstrip("/")
-        self._config = config
+        self._config, self.s3 = config, config.s3
 
     @cached_property
     def options(self) -> dict[str, str]:

@@ -7,6 +7,8 @@ import glob
 import io
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +202,56 @@ class _S3Object(io.RawIOBase):
             raise aws_error(self._url, error, server="S3") from error
         self._at += len(data)
         return data
+
+
+def files_below(prefix: str, s3: S3Config) -> list[SourceFile]:
+    """All files whose paths begin with a prefix, which may end within a name, at any depth; `url` keeps its form."""
+    if not is_s3(prefix):
+        parent, found = os.path.dirname(prefix), []
+        for folder, _, names in os.walk(parent):
+            # of the folders beside the one that is meant only the names are read
+            for name in names:
+                path = os.path.join(folder, name)
+                if path.startswith(prefix):
+                    with suppress(FileNotFoundError):
+                        stat = os.stat(path)
+                        found.append(SourceFile(path, name, stat.st_size, stat.st_mtime_ns))
+        return found
+    bucket, key = split_s3(prefix)
+    try:
+        pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        return [
+            SourceFile(
+                f"{prefix.split('://', 1)[0]}://{bucket}/{item['Key']}",
+                item["Key"].rsplit("/", 1)[-1],
+                item["Size"],
+                int(item["LastModified"].timestamp() * 1e9),
+                item["ETag"].strip('"'),
+            )
+            for page in pages
+            for item in page.get("Contents", ())
+        ]
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(prefix, error, server="S3") from error
+
+
+def delete_files(urls: Sequence[str], s3: S3Config) -> None:
+    """Delete files, each by its URL; one that is gone already is no error."""
+    for url in urls:
+        if not is_s3(url):
+            try:
+                os.unlink(url)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise os_error(url, error) from error
+    remote = [split_s3(url) for url in urls if is_s3(url)]
+    for i in range(0, len(remote), 1000):
+        keys = [{"Key": key} for _, key in remote[i : i + 1000]]
+        try:
+            s3_client(s3).delete_objects(Bucket=remote[0][0], Delete={"Objects": keys, "Quiet": True})
+        except (BotoCoreError, ClientError) as error:
+            raise aws_error(urls[0], error, server="S3") from error
 
 
 def delete_folder(url: str, s3: S3Config) -> None:

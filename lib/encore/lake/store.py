@@ -88,6 +88,8 @@ class Store(Tables):
     def __init__(self, config: Config, spark: Callable[[], SparkSession]) -> None:
         super().__init__(config)
         self._spark = spark
+        self.workplace: str | None = None
+        """The folder of a job at work, for `scratch`; None: places of their own."""
 
     # what is there -------------------------------------------------------------------------------------------------
 
@@ -221,11 +223,11 @@ class Store(Tables):
     @contextmanager
     def scratch(self, name: str) -> Iterator[str]:
         """A folder in the lake for a job's intermediate files, removed when the block ends."""
-        place = f"{self.root}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
+        place = f"{self.workplace or f'{self.root}/_scratch'}/{name}-{uuid.uuid4().hex[:12]}"
         try:
             yield place
         finally:
-            delete_folder(place, self._config.s3)
+            delete_folder(place, self.s3)
 
 
 def _no_spark() -> NoReturn:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
-
 import numpy as np
 from numpy.typing import NDArray
 
+from encore import temporary
 from encore.arrays.ragged import Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
@@ -61,8 +58,7 @@ def fit(train: Train, config: RecommendConfig) -> Fitted:
 
 def _mapped(arrays: Arrays) -> Arrays:
     """The same arrays in files that are gone when this process ends."""
-    folder = tempfile.mkdtemp(prefix="encore-index-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = temporary.new_folder("index")
     found = dict(arrays)
     for name, array in arrays.items():
         # a file without a value cannot be mapped, and there is nothing to put away

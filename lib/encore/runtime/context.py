@@ -23,13 +23,16 @@ from encore.lake.delta import Change, Commit, Interval, changes
 from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.store import Store, TableState
-from encore.lake.tables import Table, arrow_schema
+from encore.lake.tables import QUARANTINE, Table, arrow_schema
 from encore.lake.transaction import Transaction
 from encore.progress import Meter, meter
 from encore.runtime.registry import JOBS, job_module
 from encore.runtime.tracking import Tracking
 from encore.spark import broadcast, row_map
 from encore.spark.session import Session
+
+REFUSED = "records_refused"
+"""The fact that says how many records a job has put into quarantine in this run."""
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -148,15 +151,18 @@ class JobContext:
         """
         commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part)
         self.transaction(table).commit(reports, commit, where, exclusive=exclusive)
-        self._count(reports)
+        rows = self._count(reports)
+        if table.name == QUARANTINE.name and rows:
+            self.facts[REFUSED] = self.facts.get(REFUSED, 0) + rows
 
-    def _count(self, reports: pa.Table) -> None:
+    def _count(self, reports: pa.Table) -> int:
+        """Add up what was read and written; the rows of these files."""
         self.io_stats.read_rows += pc.sum(reports["read_rows"]).as_py() or 0
         self.io_stats.read_bytes += pc.sum(reports["read_bytes"]).as_py() or 0
         self.io_stats.written_bytes += pc.sum(reports["size"]).as_py() or 0
-        self.io_stats.written_rows += sum(
-            json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist()
-        )
+        rows = sum(json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist())
+        self.io_stats.written_rows += rows
+        return int(rows)
 
     def writer(self, table: Table) -> Writer:
         """A writer of data files of a table, which become visible when they are committed."""

@@ -17,6 +17,7 @@ from encore.lake.tables import JOB_COSTS, JOB_RUNS, Table
 from encore.lake.transaction import append_small
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, digest, fingerprint
+from encore.runtime.leftovers import Cleaned, working
 from encore.runtime.registry import job_module
 from encore.runtime.result import JobResult
 from encore.runtime.tracking import Tracking
@@ -24,7 +25,15 @@ from encore.spark import stage_metrics
 from encore.spark.session import Session
 
 
-def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, force: bool = False) -> JobResult:
+def run_job(
+    name: str,
+    config: Config,
+    session: Session,
+    tracking: Tracking,
+    *,
+    force: bool = False,
+    cleaned: Cleaned | None = None,
+) -> JobResult:
     """Run one job: skip it where nothing changed, else make its tables, run it, and record how it ended."""
     module = job_module(name)
     store = Store(config, session)
@@ -53,7 +62,7 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
             ctx.begin(table)
         outputs = {table.name: _version_for(store, table, name) for table in module.WRITES}
         ctx.log.info("started")
-        with translated():
+        with translated(), working(store, name, ctx.run_id, module.WRITES, cleaned or Cleaned()):
             module.run(ctx)
     except BaseException as caught:
         error = caught
