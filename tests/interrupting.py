@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -92,11 +93,14 @@ def attempt(
     root: Path = ROOT,
     group: bool = True,
     lake: Path | None = None,
+    store: Path | None = None,
 ) -> Ending:
     """Start a command, send it a signal after `moment` seconds, to its group as a terminal does or to it alone."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="interrupting-") as text:
         folder = Path(text)
+        if store is not None:
+            shutil.copy(store, folder / "mlflow.db")
         if lake is not None:
             (folder / "lake").symlink_to(lake)
         (folder / "tmp").mkdir()
@@ -171,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout whose code is run")
     parser.add_argument("--alone", action="store_true", help="send it to the process alone, not to its group")
     parser.add_argument("--lake", type=Path, help="a lake for `sql`")
+    parser.add_argument("--store", type=Path, help="a SQLite store of MLflow to start with: making one takes seconds")
+    parser.add_argument("--log", type=Path, help="where to put what wrong endings said")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args(arguments)
     number, draw, faults = signal.Signals[asked.signal], random.Random(asked.seed), Counter[str]()
@@ -179,10 +185,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # one moment in each of as many equal parts of the time
         moment = low + (high - low) * (i + draw.random()) / asked.tries
         ended = attempt(
-            asked.data, asked.command, number, moment, root=asked.root, group=not asked.alone, lake=asked.lake
+            asked.data,
+            asked.command,
+            number,
+            moment,
+            root=asked.root,
+            group=not asked.alone,
+            lake=asked.lake,
+            store=asked.store,
         )
         fault = "ended before" if ended.seconds < 0 else ended.fault(128 + number, 5.0)
         faults[fault or "right"] += 1
+        if asked.log and fault not in ("", "ended before"):
+            with asked.log.open("a") as log:
+                log.write(f"--- {moment:.1f} s, {fault}\n{ended.stderr}\n")
         last = next(iter(ended.stderr.strip().splitlines()[-1:]), "")
         sys.stdout.write(
             f"{moment:6.1f} s: code {ended.code} after {ended.seconds:.1f} s, {fault or 'right'}, "
