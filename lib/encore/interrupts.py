@@ -52,7 +52,7 @@ class _State:
     received: Interrupted | None = None
     deadline = float("inf")
     grace = GRACE_SECONDS
-    installed = False
+    installed = raised = False
 
     def __init__(self) -> None:
         self.on_first: Callable[[int], None] = _terminate_children
@@ -95,16 +95,17 @@ def restore_handlers() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     _note(number)
-    raise Interrupted(number)
+    # only once: a second exception would break off what the first one unwinds
+    if not _state.raised:
+        _state.raised = True
+        raise Interrupted(number)
 
 
-def _note(number: int) -> bool:
-    """Remember the first signal; whether this is it."""
-    if _state.received is not None:
-        return False
-    _state.deadline = time.monotonic() + _state.grace
-    _state.received = Interrupted(number)
-    return True
+def _note(number: int) -> None:
+    """Remember the first signal."""
+    if _state.received is None:
+        _state.deadline = time.monotonic() + _state.grace
+        _state.received = Interrupted(number)
 
 
 def _watch(reading: socket.socket, writing: socket.socket, parent: int | None) -> None:

@@ -48,7 +48,8 @@ def test_the_next_run_removes_what_a_killed_one_left(
     session: Session, generated: Path, lake_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = lake_settings(f"raw.playlists={generated}")
-    jobs, notes = ["ingest_playlists", "split_holdout"], []
+    jobs = ["ingest_playlists", "split_holdout"]
+    notes: list[str] = []
     run_pipeline(config, jobs, session=session)
     folder = Path(config.lake.path)
     first = paths(config)
