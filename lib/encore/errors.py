@@ -8,7 +8,7 @@ Exit codes are part of the interface; a scheduler decides by them whether to try
 | 1 | a defect in Encore (a stack trace is printed) | no |
 | 2 | wrong usage or configuration | no |
 | 3 | bad input | no |
-| 4 | something that Encore needs is missing: Java, jars, memory, credentials | no |
+| 4 | something that Encore needs is missing: Java, jars, memory, disk space, credentials | no |
 | 5 | the lake refuses: another schema, read-only, a write that breaks a table's declaration | no |
 | 75 | a transient failure: throttling, a service that does not answer | yes |
 | 130 | interrupted (Ctrl-C, SIGINT) | no |

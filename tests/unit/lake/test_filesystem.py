@@ -355,7 +355,7 @@ def test_a_server_that_is_away_is_a_passing_failure() -> None:
 @pytest.mark.usefixtures("_impatient")
 def test_a_throttled_or_broken_server_is_a_passing_failure_after_some_tries(status: int, body: bytes) -> None:
     with answering(status, body) as (s3, asked):
-        assert refused(TransientError, "s3://bucket/mpd", s3).startswith("s3://bucket/mpd: S3 says ")
+        assert refused(TransientError, "s3://bucket/mpd", s3).startswith("s3://bucket/mpd: S3 returned ")
         assert len(asked) == 6
 
 
