@@ -81,5 +81,5 @@ setup(
     package_data={"encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["encore = encore.cli.app:main"]},
+    entry_points={"console_scripts": ["encore = encore.cli.entry:main"]},
 )

@@ -1,6 +1,6 @@
 """Entry point of the job for spark-submit: spark-submit jobs/split_holdout.py --env ENV --set a.b=value."""
 
-from encore.cli.app import job_main
+from encore.cli.entry import job_main
 
 if __name__ == "__main__":
     job_main("split_holdout")

@@ -8,13 +8,16 @@ Exit codes are part of the interface; a scheduler decides by them whether to try
 | 1 | a defect in Encore (a stack trace is printed) | no |
 | 2 | wrong usage or configuration | no |
 | 3 | bad input | no |
-| 4 | something that Encore needs is missing: Java, jars, memory, credentials | no |
+| 4 | something that Encore needs is missing: Java, jars, memory, disk space, credentials | no |
 | 5 | the lake refuses: another schema, read-only, a write that breaks a table's declaration | no |
 | 75 | a transient failure: throttling, a service that does not answer | yes |
-| 130 | interrupted | |
+| 130 | interrupted (Ctrl-C, SIGINT) | no |
+| 143 | terminated (SIGTERM), as by a scheduler that takes its machine back | yes |
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class EncoreError(Exception):
@@ -25,6 +28,17 @@ class EncoreError(Exception):
     def __init__(self, sentence: str, *, remedy: str | None = None) -> None:
         super().__init__(sentence)
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with all that it holds, whatever its __init__ takes: workers send their errors to the driver."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[EncoreError], args: tuple[Any, ...], state: dict[str, Any]) -> EncoreError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(EncoreError):

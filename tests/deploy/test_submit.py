@@ -20,7 +20,6 @@ from botocore.stub import ANY, Stubber
 from rich.console import Console
 from typer.testing import CliRunner
 
-from encore.aws.account import aws_error
 from encore.aws.deployment import STACKS, stage_settings
 from encore.aws.stage import StageError
 from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
@@ -28,6 +27,7 @@ from encore.cli.app import app
 from encore.cli.aws import deployment_findings, submit_job
 from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
+from encore.lake.failures import aws_error
 from tests.conftest import ROOT
 from tests.deploy.test_render import LOCATIONS
 

@@ -17,7 +17,7 @@ PACKAGE = LIB / "encore"
 SPARK = ("pyspark", "py4j", "delta")
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("config", "errors", "findings", "log", "progress", "vocabulary"),
+    ("config", "errors", "findings", "interrupts", "log", "progress", "temporary", "vocabulary"),
     ("arrays",),
     ("lake",),
     ("spark",),
@@ -176,7 +176,7 @@ def test_only_the_lake_knows_delta() -> None:
 
 def test_only_who_speaks_to_aws_knows_boto() -> None:
     own = {"encore.aws.account", "encore.aws.deployment", "encore.aws.submit"}
-    found = {"encore.lake.filesystem", "encore.cli.doctor", "encore.runtime.tracking", *own}
+    found = {"encore.lake.failures", "encore.lake.filesystem", "encore.cli.doctor", "encore.runtime.tracking", *own}
     assert importers("boto3", "botocore") == found
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from encore.aws.account import aws_error, client, translate_errors
+from encore.aws.account import client, translate_errors
 from encore.aws.stage import Stage, load_stage
 from encore.aws.states import camel
 from encore.errors import EncoreError, InputError
 from encore.findings import Finding
+from encore.lake.failures import aws_error
 
 ROLE_OUTPUT = "RoleOf"
 """Prefix of the output with a job's role: RoleOfBuildCentroids."""

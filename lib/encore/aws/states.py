@@ -68,6 +68,9 @@ SERVICE_ERRORS = (
 PERMANENT_CODES = (1, 2, 3, 4, 5)
 """Exit codes for which a retry is pointless (encore.errors)."""
 
+TERMINATED_CODE = 143
+"""The exit code of a job that was sent SIGTERM: it is retried, as one that was killed, unless it was cancelled."""
+
 TRANSIENT_CODE = 75
 """The exit code for which a retry may succeed."""
 
@@ -439,7 +442,8 @@ def _members(part: Part) -> list[str]:
 def _job(job: str, after: str, limits: Limits) -> States:
     """States that run a job if it is selected, retry it if that may help, and send a notification if it failed."""
     service = [f"{prefix}.{name}" for prefix in ("EMRServerless", "EmrServerless") for name in SERVICE_ERRORS]
-    killed = {"Variable": "$.outcome.code", "NumericEquals": -1}
+    # without an outcome, or terminated by a signal: EMR takes a host back, or someone has cancelled the run
+    killed = {"Or": [{"Variable": "$.outcome.code", "NumericEquals": code} for code in (-1, TERMINATED_CODE)]}
     cause = "$.error.Cause"
     permanent = [
         {"Variable": cause, "StringMatches": '*"CANCELLED"*'},

@@ -18,10 +18,11 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.aws import render
-from encore.aws.account import aws_error, client, http_status, region_of, response_header, translate_errors
-from encore.aws.states import PERMANENT_CODES, exit_code_in
+from encore.aws.account import client, http_status, region_of, response_header, translate_errors
+from encore.aws.states import PERMANENT_CODES, TERMINATED_CODE, exit_code_in
 from encore.config import Config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
+from encore.lake.failures import aws_error
 from encore.lake.filesystem import is_s3, s3_client, split_s3
 from encore.runtime.outcome import Outcome, read_outcome
 
@@ -252,9 +253,11 @@ def _failure(job: str, run: _Run, state: str, detail: str) -> JobFailed:
         outcome = run.outcome()
     except EncoreError as error:
         outcome, unread = None, f"; its outcome cannot be read: {error}"
-    if outcome is not None:
+    is_cancelled = state == "CANCELLED" or bool(_TIMED_OUT.search(detail))
+    # a job that was terminated only knows that it was: why, EMR says
+    if outcome is not None and not (is_cancelled and outcome.code == TERMINATED_CODE):
         return JobFailed(f"{job}: {outcome.reason}", code=outcome.code, remedy=outcome.remedy or None, log=log)
-    if state == "CANCELLED" or _TIMED_OUT.search(detail):
+    if is_cancelled:
         return JobFailed(
             f"{job}: {run.name} was cancelled before it finished: {detail or state}{unread}",
             code=EnvironmentMissing.exit_code,

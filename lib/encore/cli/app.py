@@ -6,6 +6,7 @@ Each command imports what it needs in its body, so that `encore --help` imports 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from encore import __version__
+from encore import __version__, interrupts
 from encore.errors import ConfigError, EncoreError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 a defect, 2 usage or configuration, 3 bad input, 4 something is missing "
-    "(Java, jars, credentials), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted.",
+    "(Java, jars, disk space), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted, 143 ended.",
 )
 
 Env = Annotated[str, typer.Option("--env", "-e", help="Environment: conf/<env>.yaml over conf/base.yaml.")]
@@ -50,6 +51,9 @@ def guarded(work: Callable[[], Any]) -> int:
     try:
         work()
     except EncoreError as error:
+        found = interrupts.received()
+        if found is not None:
+            return _interrupted(found)
         from encore.cli.console import err
 
         if "--debug" in sys.argv:
@@ -58,14 +62,25 @@ def guarded(work: Callable[[], Any]) -> int:
         if error.remedy:
             err.print(f"        {_escape(error.remedy)}", highlight=False)
         return error.exit_code
-    except KeyboardInterrupt:
-        from encore.cli.console import err
-
-        err.print("encore: interrupted")
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
     except BrokenPipeError:
         return 0
+    except Exception:
+        # what fails after a signal fails because of it: Spark's JVM has been told to end
+        found = interrupts.received()
+        if found is None:
+            raise
+        return _interrupted(found)
     return 0
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    from encore.cli.console import err
+
+    found = error if isinstance(error, interrupts.Interrupted) else interrupts.Interrupted(signal.SIGINT)
+    err.print(f"encore: {found}")
+    return found.exit_code
 
 
 def _escape(text: str) -> str:
@@ -150,19 +165,25 @@ def run(
                 reads, writes = (", ".join(table.name for table in tables) for tables in (job.reads, job.writes))
                 out.print(f"[bold]{name}[/]: {reads or 'files'} -> {writes}", highlight=False)
             return
-        results = pipeline.run_pipeline(
-            config,
-            jobs,
-            run_id=run_id,
-            force=force,
-            on_result=lambda result: err.print(_result_line(result), highlight=False),
-        )
-        if all(result.status == "up_to_date" for result in results):
-            out.print("Nothing to do: every table is up to date.")
-        else:
-            from encore.cli.show import print_metrics
+        notes: list[str] = []
+        try:
+            results = pipeline.run_pipeline(
+                config,
+                jobs,
+                run_id=run_id,
+                force=force,
+                on_result=lambda result: err.print(_result_line(result), highlight=False),
+                on_note=notes.append,
+            )
+            if all(result.status == "up_to_date" for result in results):
+                out.print("Nothing to do: every table is up to date.")
+            else:
+                from encore.cli.show import print_metrics
 
-            print_metrics(config, out)
+                print_metrics(config, out)
+        finally:
+            for note in notes:
+                out.print(note, highlight=False, markup=False)
 
     _exit(guarded(work))
 
@@ -225,7 +246,31 @@ def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:
         from encore.cli.show import print_last_run
         from encore.config import load_config
 
-        print_last_run(load_config(env, overrides), out)
+        config = load_config(env, overrides)
+        print_last_run(config, out)
+        out.print(
+            f"MLflow: experiment {config.tracking.experiment}, `make ui` shows it; `encore log RUN_ID` logs a run that "
+            "is missing there",
+            highlight=False,
+        )
+
+    _exit(guarded(work))
+
+
+@app.command("log")
+def log_command(
+    run_id: Annotated[str | None, typer.Argument(help="Id of a pipeline run; default: the last one.")] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Log a run to MLflow from the lake, for runs during which MLflow did not answer."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.log_run import log_run
+
+        log_run(settings(env, overrides, debug), run_id, out)
 
     _exit(guarded(work))
 
@@ -398,12 +443,15 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> NoReturn:
     """The command `encore`."""
-    try:
-        app(standalone_mode=True)
-    except EncoreError as error:
-        typer.echo(f"encore: {error}", err=True)
-        sys.exit(error.exit_code)
-    sys.exit(0)
+
+    def command() -> None:
+        try:
+            app(standalone_mode=True)
+        except EncoreError as error:
+            typer.echo(f"encore: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    interrupts.run(command)
 
 
 def _settings_list(text: str) -> list[str]:
@@ -447,6 +495,7 @@ def job_main(name: str) -> NoReturn:
                     run_id=run_id,
                     force=force,
                     on_result=lambda result: err.print(_result_line(result), highlight=False),
+                    on_note=lambda note: err.print(note, highlight=False, markup=False),
                 )
 
         _exit(guarded(work))
@@ -456,5 +505,4 @@ def job_main(name: str) -> NoReturn:
     command.__doc__ = job_module(name).__doc__
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name)(command)
-    single()
-    sys.exit(0)
+    interrupts.run(single)

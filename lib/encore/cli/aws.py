@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
+from encore import interrupts
 from encore.aws import render
 from encore.aws.account import region_of
 from encore.aws.cost import RELIABLE_SCALE, Estimate, Prices, Workers, estimate, load_prices, worker_sizes
@@ -31,6 +32,9 @@ from encore.runtime.pipeline import new_run_id
 from encore.runtime.provenance import CHECKOUT
 from encore.runtime.registry import EXTRA_JOBS, JOBS
 from encore.spark.stage_metrics import latest
+
+CANCEL_SECONDS = 30.0
+"""How long cancelling a run on EMR may take after Ctrl-C; a second one leaves it alone."""
 
 
 def submit_job(
@@ -67,7 +71,8 @@ def submit_job(
         out.print_json(json.dumps(request(job, config, target, run_id, force=force)))
         return 0
     try:
-        submit(job, config, target, run_id, force=force, on_state=lambda text: err.print(text, highlight=False))
+        with interrupts.patient(CANCEL_SECONDS):
+            submit(job, config, target, run_id, force=force, on_state=lambda text: err.print(text, highlight=False))
     except JobFailed as error:
         if error.log:
             err.print("End of the driver's log:", highlight=False)
@@ -83,15 +88,16 @@ def _run_local(job: str, config: Config, run_id: str, force: bool, dry_run: bool
     if dry_run:
         out.print(shlex.join(command), highlight=False, markup=False)
         return 0
-    # Ctrl-C reaches both processes: let the job handle it, and pass on its exit code
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
-                continue
-            # the exit code that a shell gives a process killed by a signal
-            return code if code >= 0 else 128 - code
+    # a group of its own, to which a signal is sent on: JVM and driver get it once, from a terminal and from `kill`
+    with subprocess.Popen(command, process_group=0) as process, interrupts.forwarded_to(process.pid):
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # the driver may outlive the JVM that started it
+            interrupts.wait_for_group(process)
+            raise
+        # as a shell says it of a process that a signal ended
+        return code if code >= 0 else 128 - code
 
 
 def spark_submit() -> str:

@@ -90,13 +90,18 @@ def _records(store: Store, table: Table, time: str = "started_at") -> list[dict[
 def print_last_run(config: Config, out: Console) -> None:
     """The run that started last: its jobs with seconds, rows and remarks, what they cost, and metrics by model."""
     store = open_store(config)
-    runs = _records(store, JOB_RUNS)
-    if not runs:
-        raise LakeError("no job has run in this lake yet", remedy="call `encore run`")
-    last = [row for row in runs if row["run_id"] == runs[-1]["run_id"]]
+    last = last_run(store)
     _print_jobs(last, out)
     _print_costs(store, last, out)
     _print_metrics(config, store, out)
+
+
+def last_run(store: Store) -> list[dict[str, Any]]:
+    """The rows of `job_runs` of the run that started last, in the order in which its jobs started."""
+    runs = _records(store, JOB_RUNS)
+    if not runs:
+        raise LakeError("no job has run in this lake yet", remedy="run `encore run`")
+    return [row for row in runs if row["run_id"] == runs[-1]["run_id"]]
 
 
 def _print_jobs(rows: list[dict[str, Any]], out: Console) -> None:
@@ -181,7 +186,6 @@ def _print_metrics(config: Config, store: Store, out: Console) -> None:
         values = [f"{found[name][0]:.4f}" if name in found else "-" for name in names]
         grid.add_row(model, *values, f"{max(n for _, n in found.values()):,}")
     out.print(grid)
-    out.print(f"MLflow: experiment {config.tracking.experiment}, `make ui` shows it", highlight=False)
 
 
 def newest_means(store: Store) -> dict[str, dict[str, tuple[float, int]]]:

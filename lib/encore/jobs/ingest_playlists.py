@@ -95,6 +95,24 @@ def run(ctx: JobContext) -> None:
         ctx.facts |= {"files_gone": len(gone.names), "playlists_kept": sum(gone.kept.values())}
         ctx.facts |= {"playlists_removed": gone.removed, "notes": [note]}
         ctx.log.info("files_gone", vanished=vanished, note=note)
+    _check_any_taken(ctx, len(files))
+
+
+def _check_any_taken(ctx: JobContext, n_files: int) -> None:
+    """Raise InputError with the first refusal if the lake has no playlist at all: no later job could do anything."""
+    playlists = ctx.store.state(PLAYLISTS)
+    if playlists is None or playlists.rows:
+        return
+    columns = ["source", "reason", "detail", "stage"]
+    refused = [row for row in ctx.store.read_small(QUARANTINE, columns).to_pylist() if row["stage"] == STAGE]
+    if not refused:
+        raise InputError(f"no playlists in {n_files:,} file(s) of {ctx.config.raw.playlists}")
+    first = min(refused, key=lambda row: (row["source"], row["reason"]))
+    raise InputError(
+        f"no usable playlist in {n_files:,} file(s): {len(refused):,} record(s) were refused, the first in "
+        f"{first['source']}: {first['reason']}: {first['detail']}",
+        remedy='`encore sql "SELECT source, reason, detail FROM quarantine"` shows all of them',
+    )
 
 
 def _held(ctx: JobContext, files: set[str]) -> Held:

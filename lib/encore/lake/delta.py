@@ -15,6 +15,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from encore.config import Config
 from encore.errors import LakeError
+from encore.lake.failures import delta_error
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import TableLocation
 from encore.lake.schema import ddl_found, ddl_of, schema_differences
@@ -98,7 +99,7 @@ class Tables:
 
     def __init__(self, config: Config) -> None:
         self.path = config.lake.path.removeprefix("file://").rstrip("/")
-        self._config = config
+        self._config, self.s3 = config, config.s3
 
     @cached_property
     def options(self) -> dict[str, str]:
@@ -135,7 +136,7 @@ class Tables:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            raise LakeError(f"{self.uri(table)}: cannot be read: {first_line(error)}") from error
+            raise delta_error(f"{self.uri(table)}: cannot be read", error) from error
 
     def there(self, table: Table) -> DeltaTable:
         """As `open`. Raises LakeError where the table is not there."""
@@ -149,7 +150,7 @@ class Tables:
         try:
             return DeltaTable(self.url(table), version=version, storage_options=self.options)
         except (DeltaError, OSError) as error:
-            raise LakeError(f"{self.uri(table)}: version {version} cannot be read: {first_line(error)}") from error
+            raise delta_error(f"{self.uri(table)}: version {version} cannot be read", error) from error
 
     def location(self, table: Table) -> TableLocation:
         """Where workers write files of a table."""

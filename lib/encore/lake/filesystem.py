@@ -7,23 +7,16 @@ import glob
 import io
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.config import S3Config
-from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, LakeError, TransientError
+from encore.errors import ConfigError, InputError
+from encore.lake.failures import aws_error, os_error
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ def _list_local(url: str, pattern: str) -> list[SourceFile]:
                 stat = os.stat(name)
                 files.append(SourceFile(os.path.abspath(name), os.path.basename(name), stat.st_size, stat.st_mtime_ns))
     except OSError as error:
-        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+        raise os_error(str(error.filename or path), error, InputError) from error
     return files
 
 
@@ -135,7 +128,7 @@ def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
                         )
                     )
     except (BotoCoreError, ClientError) as error:
-        raise s3_error(url, error) from error
+        raise aws_error(url, error, server="S3") from error
     if not is_there:
         raise InputError(f"nothing at {url}")
     return files
@@ -148,12 +141,12 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
             with open(url.removeprefix("file://"), "rb") as handle:
                 return handle.read()
         except OSError as error:
-            raise InputError(f"{url}: {error.strerror or error}") from error
+            raise os_error(url, error, InputError) from error
     bucket, key = split_s3(url)
     try:
         body: bytes = s3_client(s3).get_object(Bucket=bucket, Key=key)["Body"].read()
     except (BotoCoreError, ClientError) as error:
-        raise s3_error(url, error) from error
+        raise aws_error(url, error, server="S3") from error
     return body
 
 
@@ -170,7 +163,7 @@ def open_file(url: str, s3: S3Config) -> Any:
     try:
         return pa.OSFile(url.removeprefix("file://"))
     except OSError as error:
-        raise InputError(f"{url}: {error.strerror or error}") from error
+        raise os_error(url, error, InputError) from error
 
 
 class _S3Object(io.RawIOBase):
@@ -182,7 +175,7 @@ class _S3Object(io.RawIOBase):
         try:
             self._size = int(self._client.head_object(Bucket=self._bucket, Key=self._key)["ContentLength"])
         except (BotoCoreError, ClientError) as error:
-            raise s3_error(url, error) from error
+            raise aws_error(url, error, server="S3") from error
 
     def readable(self) -> bool:
         return True
@@ -206,9 +199,59 @@ class _S3Object(io.RawIOBase):
             found = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={self._at}-{end - 1}")
             data: bytes = found["Body"].read()
         except (BotoCoreError, ClientError) as error:
-            raise s3_error(self._url, error) from error
+            raise aws_error(self._url, error, server="S3") from error
         self._at += len(data)
         return data
+
+
+def files_below(prefix: str, s3: S3Config) -> list[SourceFile]:
+    """All files whose paths begin with a prefix, which may end within a name, at any depth; `url` keeps its form."""
+    if not is_s3(prefix):
+        parent, found = os.path.dirname(prefix), []
+        for folder, _, names in os.walk(parent):
+            # of the folders beside the one that is meant only the names are read
+            for name in names:
+                path = os.path.join(folder, name)
+                if path.startswith(prefix):
+                    with suppress(FileNotFoundError):
+                        stat = os.stat(path)
+                        found.append(SourceFile(path, name, stat.st_size, stat.st_mtime_ns))
+        return found
+    bucket, key = split_s3(prefix)
+    try:
+        pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        return [
+            SourceFile(
+                f"{prefix.split('://', 1)[0]}://{bucket}/{item['Key']}",
+                item["Key"].rsplit("/", 1)[-1],
+                item["Size"],
+                int(item["LastModified"].timestamp() * 1e9),
+                item["ETag"].strip('"'),
+            )
+            for page in pages
+            for item in page.get("Contents", ())
+        ]
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(prefix, error, server="S3") from error
+
+
+def delete_files(urls: Sequence[str], s3: S3Config) -> None:
+    """Delete files, each by its URL; one that is gone already is no error."""
+    for url in urls:
+        if not is_s3(url):
+            try:
+                os.unlink(url)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise os_error(url, error) from error
+    remote = [split_s3(url) for url in urls if is_s3(url)]
+    for i in range(0, len(remote), 1000):
+        keys = [{"Key": key} for _, key in remote[i : i + 1000]]
+        try:
+            s3_client(s3).delete_objects(Bucket=remote[0][0], Delete={"Objects": keys, "Quiet": True})
+        except (BotoCoreError, ClientError) as error:
+            raise aws_error(urls[0], error, server="S3") from error
 
 
 def delete_folder(url: str, s3: S3Config) -> None:
@@ -224,13 +267,13 @@ def delete_folder(url: str, s3: S3Config) -> None:
             if keys:
                 client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
     except (BotoCoreError, ClientError) as error:
-        raise s3_error(url, error) from error
+        raise aws_error(url, error, server="S3") from error
 
 
 def write_bytes(url: str, data: Any, s3: S3Config) -> None:
     """Write a file with its folders, or an object into S3, of which a reader sees all or nothing.
 
-    Raises LakeError, or what `s3_error` makes of S3's answer, with the URL.
+    Raises what `failures` makes of the error, with the URL.
     """
     if not is_s3(url):
         try:
@@ -238,43 +281,10 @@ def write_bytes(url: str, data: Any, s3: S3Config) -> None:
             with open(url, "wb") as handle:
                 handle.write(data)
         except OSError as error:
-            raise LakeError(f"{url}: cannot be written: {error.strerror}") from error
+            raise os_error(url, error) from error
         return
     bucket, key = split_s3(url)
     try:
         s3_client(s3).put_object(Bucket=bucket, Key=key, Body=memoryview(data).tobytes())
     except (BotoCoreError, ClientError) as error:
-        raise s3_error(url, error) from error
-
-
-def s3_error(url: str, error: Exception) -> EncoreError:
-    """Our error for one of boto's, with a remedy."""
-    if isinstance(error, NoCredentialsError):
-        return EnvironmentMissing(f"{url}: no AWS credentials found", remedy=_SET_CREDENTIALS)
-    if isinstance(error, (PartialCredentialsError, CredentialRetrievalError, ProfileNotFound, SSOError)):
-        return EnvironmentMissing(f"{url}: AWS credentials: {_one_line(error)}", remedy=_SET_CREDENTIALS)
-    if isinstance(error, ParamValidationError):
-        return InputError(f"{url}: not an address in S3: {_one_line(error)}")
-    if isinstance(error, EndpointConnectionError):
-        return TransientError(f"{url}: the S3 server does not answer", remedy="check s3.endpoint and the network")
-    if isinstance(error, ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in ("NoSuchBucket", "NoSuchKey", "404"):
-            return InputError(f"{url}: does not exist ({code})")
-        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
-            return EnvironmentMissing(
-                f"{url}: access refused ({code})",
-                remedy="check the credentials, their expiry and the bucket's policy",
-            )
-        if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling"):
-            return TransientError(f"{url}: S3 says {code}")
-        return InputError(f"{url}: S3 says {code}: {error.response.get('Error', {}).get('Message', '')}")
-    return TransientError(f"{url}: {_one_line(error)}")
-
-
-_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise aws_error(url, error, server="S3") from error

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from encore.errors import LakeError
-from encore.lake.delta import Tables, data_files, first_line
+from encore.lake.delta import Tables, data_files
+from encore.lake.failures import delta_error
 from encore.lake.schema import LOG_RETENTION
 from encore.lake.tables import Table
 
@@ -67,4 +67,4 @@ def _maintaining(table: Table) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
-        raise LakeError(f"{table.name}: cannot be maintained: {first_line(error)}") from error
+        raise delta_error(f"{table.name}: cannot be maintained", error) from error

@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from encore.config import S3Config
+from encore.errors import InputError, LakeError
+from encore.lake.failures import BROKEN_TABLE, writing
 from encore.lake.filesystem import is_s3, open_file, write_bytes
 from encore.lake.tables import Table, arrow_schema
 
@@ -73,8 +75,18 @@ class TableLocation:
     s3: S3Config
 
     def open(self, path: str) -> Any:
-        """Open a data file for random access, by its path in the table's log; see filesystem.open_file."""
-        return open_file(f"{self.uri}/{unquote(path)}", self.s3)
+        """A data file, by its path as the table's log has it, for random access; see files.open_file.
+
+        LakeError where it is not there, though the log says so.
+        """
+        try:
+            return open_file(self.url(path), self.s3)
+        except InputError as error:
+            raise LakeError(str(error), remedy=BROKEN_TABLE) from error
+
+    def url(self, path: str) -> str:
+        """Where a data file is, by its path as the table's log has it."""
+        return f"{self.uri}/{unquote(path)}"
 
 
 def broken_rows(table: Table, rows: pa.Table) -> dict[str, tuple[int, str]]:
@@ -194,18 +206,26 @@ class _Part:
         self._held: list[pa.Table] = []
         self._held_bytes = 0
         self._buffer = pa.BufferOutputStream() if is_s3(place.uri) else self._local(f"{place.uri}/{self._path}")
-        self._writer = pq.ParquetWriter(
-            self._buffer,
-            self._schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[c.name for c in table.columns if "array" not in c.type and c.name in self._schema.names],
-        )
+        with writing(self._url):
+            self._writer = pq.ParquetWriter(
+                self._buffer,
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[
+                    c.name for c in table.columns if "array" not in c.type and c.name in self._schema.names
+                ],
+            )
+
+    @property
+    def _url(self) -> str:
+        return f"{self._place.uri}/{self._path}"
 
     @staticmethod
     def _local(path: str) -> Any:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return pa.OSFile(path, "wb")
+        with writing(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return pa.OSFile(path, "wb")
 
     @property
     def written(self) -> int:
@@ -231,7 +251,8 @@ class _Part:
         if self._held:
             rows = pa.concat_tables(self._held)
             each = max(1, rows.num_rows * GROUP_BYTES // max(1, self._held_bytes))
-            self._writer.write_table(rows, row_group_size=each)
+            with writing(self._url):
+                self._writer.write_table(rows, row_group_size=each)
             self._held, self._held_bytes = [], 0
 
     def repeated(self) -> dict[str, tuple[int, str]]:
@@ -240,12 +261,13 @@ class _Part:
 
     def close(self) -> dict[str, Any]:
         self._flush()
-        self._writer.close()
-        size = self.written
+        with writing(self._url):
+            self._writer.close()
+            size = self.written
+            if not is_s3(self._place.uri):
+                self._buffer.close()
         if is_s3(self._place.uri):
-            write_bytes(f"{self._place.uri}/{self._path}", self._buffer.getvalue(), self._place.s3)
-        else:
-            self._buffer.close()
+            write_bytes(self._url, self._buffer.getvalue(), self._place.s3)
         stats = {
             "numRecords": self._rows,
             "minValues": {name: ends[0] for name, ends in self._stats.items()},

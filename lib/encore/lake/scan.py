@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from encore.errors import LakeError
+from encore.lake.failures import reading
 from encore.lake.parquet import IoStats, TableLocation
 
 
@@ -133,7 +134,7 @@ class Scan:
         fixed = dict(row_range.partition)
         names = [name for name in self.schema.names if name not in fixed]
         extra = [self.where.column] if row_range.filtered and self.where.column not in names else []
-        with self.place.open(row_range.path) as source:
+        with reading(self.place.url(row_range.path)), self.place.open(row_range.path) as source:
             file = pq.ParquetFile(source, pre_buffer=True)
             ends = np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             if row_range.last > ends[-1]:
@@ -187,7 +188,7 @@ def scan_of(
     for file, partition, inside, outside in touched(files, where, partition_by):
         rows = file["num_records"]
         if rows is None:
-            with place.open(file["path"]) as source:
+            with reading(place.url(file["path"])), place.open(file["path"]) as source:
                 rows = pq.ParquetFile(source).metadata.num_rows
         if inside and rows:
             low = file.get(f"min.{where.column}")

@@ -23,6 +23,7 @@ from deltalake.exceptions import DeltaError
 from encore.config import Config
 from encore.errors import LakeError
 from encore.lake.delta import Change, Commit, Tables, arrow_table, changes, changes_of, data_files, first_line
+from encore.lake.failures import delta_error, os_error
 from encore.lake.filesystem import delete_folder, is_s3
 from encore.lake.scan import KeyRange, Scan, scan_of
 from encore.lake.schema import delta_field, delta_schema, missing_columns, properties
@@ -87,6 +88,8 @@ class Store(Tables):
     def __init__(self, config: Config, spark: Callable[[], SparkSession]) -> None:
         super().__init__(config)
         self._spark = spark
+        self.workplace: str | None = None
+        """The folder of a job at work, for `scratch`; None: places of their own."""
 
     # what is there -------------------------------------------------------------------------------------------------
 
@@ -115,10 +118,7 @@ class Store(Tables):
                 pass
             os.unlink(probe)
         except OSError as error:
-            raise LakeError(
-                f"the lake {self.path} cannot be written: {error.strerror}",
-                remedy="choose another lake.path, or fix its permissions",
-            ) from error
+            raise os_error(f"the lake {self.path} cannot be written", error) from error
 
     # reading -------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,10 @@ class Store(Tables):
         lacking = {column.name for column in missing_columns(table, found)}
         wanted = ", ".join(f'"{name}"' for name in schema.names if name not in lacking)
         # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
-        rows = arrow_table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
+        try:
+            rows = arrow_table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
+        except (DeltaError, OSError, pa.ArrowInvalid) as error:
+            raise delta_error(f"{self.uri(table)}: cannot be read", error) from error
         for name in lacking & set(schema.names):
             rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
         return rows.select(schema.names)
@@ -193,7 +196,7 @@ class Store(Tables):
             try:
                 found.alter.add_columns([delta_field(column) for column in lacking])
             except (DeltaError, OSError) as error:
-                raise LakeError(f"{self.url(table)}: columns cannot be added: {first_line(error)}") from error
+                raise delta_error(f"{self.url(table)}: columns cannot be added", error) from error
         return self.there(table) if lacking else found
 
     def _create(self, table: Table) -> DeltaTable:
@@ -211,18 +214,18 @@ class Store(Tables):
                 raise_if_key_not_exists=False,
             )
         except (DeltaError, OSError) as error:
-            raise LakeError(f"{uri}: cannot be made: {first_line(error)}") from error
+            raise delta_error(f"{uri}: cannot be made", error) from error
         # another run may have made it at the same time: what counts is what the log says
         return self.there(table)
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[str]:
         """A folder in the lake for a job's intermediate files, removed when the block ends."""
-        place = f"{self.root}/_scratch/{name}-{uuid.uuid4().hex[:12]}"
+        place = f"{self.workplace or f'{self.root}/_scratch'}/{name}-{uuid.uuid4().hex[:12]}"
         try:
             yield place
         finally:
-            delete_folder(place, self._config.s3)
+            delete_folder(place, self.s3)
 
 
 def _no_spark() -> NoReturn:

@@ -19,8 +19,9 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 from numpy.typing import NDArray
 
-from encore.errors import LakeError, TransientError, WriteRefused
-from encore.lake.delta import Change, Commit, Tables, changes, data_files, first_line
+from encore.errors import TransientError, WriteRefused
+from encore.lake.delta import Change, Commit, Tables, changes, data_files
+from encore.lake.failures import delta_error, reading
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import Writer, merge_broken, repeated_keys
 from encore.lake.scan import KeyIn, KeyRange, touched
@@ -81,7 +82,7 @@ class Transaction:
                 if isinstance(error, CommitFailedError) and self._tables.there(self._table).version() > found.version():
                     # another writer was faster: its commit is checked before the next try
                     continue
-                raise LakeError(f"{self._table.name}: cannot be committed: {first_line(error)}") from error
+                raise delta_error(f"{self._table.name}: cannot be committed", error) from error
             self._added |= {action.path for action in added}
             self._removed |= {action.path for action in removed}
             self.committed.add(found.version() + 1)
@@ -206,7 +207,7 @@ def _check_keys(tables: Tables, table: Table, files: list[dict[str, Any]], where
 def _keys_in(tables: Tables, table: Table, name: str, paths: list[str]) -> NDArray[np.int64]:
     found = []
     for path in paths:
-        with tables.location(table).open(path) as source:
+        with reading(tables.location(table).url(path)), tables.location(table).open(path) as source:
             found.append(pq.ParquetFile(source, pre_buffer=True).read([name])[name].to_numpy().astype(np.int64))
     return np.concatenate(found)
 
@@ -215,7 +216,7 @@ def _rows_outside(
     tables: Tables, table: Table, path: str, partition: dict[str, str], where: KeyRange | KeyIn
 ) -> pa.Table | None:
     """The rows of a file that are outside; None where all are, and the file may stay as it is."""
-    with tables.location(table).open(path) as source:
+    with reading(tables.location(table).url(path)), tables.location(table).open(path) as source:
         file = pq.ParquetFile(source, pre_buffer=True)
         outside = where.outside(file.read([where.column])[where.column])
         if pc.all(outside, min_count=0).as_py():
@@ -239,7 +240,7 @@ def append_small(tables: Tables, table: Table, rows: list[dict[str, Any]]) -> No
             os.makedirs(uri, exist_ok=True)
         write_deltalake(uri, data, mode="append", storage_options=tables.options)
     except (DeltaError, OSError) as error:
-        raise LakeError(f"{uri}: cannot be written: {first_line(error)}") from error
+        raise delta_error(f"{uri}: cannot be written", error) from error
 
 
 def overlapping(files: list[tuple[int, int, str]]) -> set[str]:

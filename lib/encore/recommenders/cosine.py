@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
-
 import numpy as np
 from numpy.typing import NDArray
 
+from encore import temporary
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
@@ -59,8 +56,7 @@ def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
 
 def _mapped(arrays: NamedArrays) -> NamedArrays:
     """The same arrays, memory-mapped from temporary files that are deleted when this process ends."""
-    folder = tempfile.mkdtemp(prefix="encore-index-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = temporary.new_folder("index")
     found = dict(arrays)
     for name, array in arrays.items():
         # an empty file cannot be mapped, and holds nothing worth moving out of memory

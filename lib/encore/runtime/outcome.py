@@ -8,12 +8,14 @@ and `remedy`. Where no outcome stands, the driver was killed before it could wri
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
 
+from encore import interrupts
 from encore.config import S3Config
 from encore.errors import EncoreError
 from encore.lake.filesystem import write_bytes
@@ -53,8 +55,9 @@ def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None
     except EncoreError as error:
         code, reason, remedy = error.exit_code, str(error), error.remedy or ""
         raise
-    except KeyboardInterrupt:
-        code, reason = 130, "interrupted"
+    except KeyboardInterrupt as error:
+        found = error if isinstance(error, interrupts.Interrupted) else interrupts.Interrupted(signal.SIGINT)
+        code, reason = found.exit_code, str(found)
         raise
     except BaseException as error:
         first = next(iter(str(error).splitlines()), "")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import structlog
 
+from encore import interrupts, temporary
 from encore.config import Config
+from encore.lake.tables import QUARANTINE
 from encore.runtime import graph
+from encore.runtime.leftovers import Cleaned
 from encore.runtime.registry import JOBS, job_module, nodes
 from encore.runtime.result import JobResult
 from encore.runtime.runner import run_job
 from encore.runtime.tracking import Tracking
 from encore.spark.session import Session
+
+REFUSED_QUERY = '`encore sql "SELECT source, reason, detail FROM quarantine"` shows them'
 
 log = structlog.get_logger("encore")
 
@@ -42,14 +47,18 @@ def run_pipeline(
     session: Session | None = None,
     on_job: Callable[[str], None] | None = None,
     on_result: Callable[[JobResult], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[JobResult]:
     """Run jobs one after the other. The first failure ends the run, is recorded, and is raised.
 
-    A `session` that is given is used and left running; without one, one is started where a job needs it.
+    `on_note` is given, at the end, a line each for what was cleaned up of runs that did not end, for records that were
+    refused, and for what MLflow has. A `session` that is given is used and left running; without one, one is started
+    where a job needs it.
     """
     check(config)
     own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
     results: list[JobResult] = []
+    cleaned = Cleaned()
     began = time.monotonic()
     failed: str | None = None
     try:
@@ -57,17 +66,45 @@ def run_pipeline(
             failed = name
             if on_job:
                 on_job(name)
-            results.append(run_job(name, config, own, tracking, force=force))
+            results.append(run_job(name, config, own, tracking, force=force, cleaned=cleaned))
             if on_result:
                 on_result(results[-1])
         failed = None
     finally:
         # of one job among others in processes of their own, the seconds are told by itself
         seconds = time.monotonic() - began if len(jobs) > 1 else None
-        tracking.finish([result.name for result in results], failed, seconds)
+        tracking.finish([result.name for result in results], failed, seconds, killed=interrupts.received() is not None)
         if session is None:
             own.stop()
+        for note in _notes(cleaned, results, tracking):
+            log.info("note", text=note)
+            if on_note:
+                on_note(note)
     return results
+
+
+def _notes(cleaned: Cleaned, results: Sequence[JobResult], tracking: Tracking) -> Iterator[str]:
+    """What a person should know at the end of a run."""
+    worked = [result for result in results if result.status != "up_to_date"]
+    if interrupts.received() is not None:
+        return
+    if worked:
+        cleaned.folders, cleaned.folder_bytes = temporary.remove_abandoned()
+    cleaned.mlflow_runs = tracking.abandoned
+    line = cleaned.line()
+    if line:
+        yield line
+    refused = sum(result.rows.get(QUARANTINE.name, 0) for result in worked)
+    if refused:
+        yield f"{refused:,} record(s) were refused: {REFUSED_QUERY}"
+    if worked and tracking.failed is not None:
+        logged = "nothing was logged" if tracking.is_empty else "not everything was logged"
+        yield (
+            f"MLflow: {logged}: {tracking.place}: {tracking.failed}. The metrics are in the tables playlist_metrics "
+            f"and model_metrics; `encore log {tracking.run_id}` logs them later"
+        )
+    elif worked:
+        yield f"MLflow: run {tracking.run_id} in the experiment {tracking.experiment}, `make ui` shows it"
 
 
 def plan(first: str | None = None, last: str | None = None, only: Sequence[str] = ()) -> list[str]:

@@ -10,12 +10,14 @@ from types import ModuleType
 from typing import Any
 
 from encore.config import Config
-from encore.errors import LakeError
+from encore.errors import EncoreError
+from encore.lake.failures import translated
 from encore.lake.store import Store, TableState
 from encore.lake.tables import JOB_COSTS, JOB_RUNS, QUARANTINE, Table
 from encore.lake.transaction import append_small
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, digest, fingerprint
+from encore.runtime.leftovers import Cleaned, working
 from encore.runtime.registry import job_module
 from encore.runtime.result import JobResult
 from encore.runtime.tracking import Tracking
@@ -23,7 +25,15 @@ from encore.spark import stage_metrics
 from encore.spark.session import Session
 
 
-def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, force: bool = False) -> JobResult:
+def run_job(
+    name: str,
+    config: Config,
+    session: Session,
+    tracking: Tracking,
+    *,
+    force: bool = False,
+    cleaned: Cleaned | None = None,
+) -> JobResult:
     """Run one job: skip it where nothing changed, else make its tables, run it, and record how it ended."""
     module = job_module(name)
     store = Store(config, session)
@@ -52,7 +62,8 @@ def run_job(name: str, config: Config, session: Session, tracking: Tracking, *, 
             ctx.begin(table)
         outputs = {table.name: _version_for(store, table, name) for table in module.WRITES}
         ctx.log.info("started")
-        module.run(ctx)
+        with translated(), working(store, name, ctx.run_id, module.WRITES, cleaned or Cleaned()):
+            module.run(ctx)
     except BaseException as caught:
         error = caught
         raise
@@ -108,7 +119,7 @@ def _version_for(store: Store, table: Table, job: str) -> int:
 def _state_or_none(store: Store, table: Table) -> TableState | None:
     try:
         return store.state(table)
-    except LakeError:
+    except EncoreError:
         return None
 
 
@@ -116,7 +127,7 @@ def _record(store: Store, table: Table, row: dict[str, Any], *, failed: bool) ->
     try:
         store.ensure(table)
         append_small(store, table, [row])
-    except LakeError:
+    except EncoreError:
         # a job that failed because the lake cannot be written must end with its own error, not with this one
         if not failed:
             raise

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from encore import temporary
 from encore.config import Config
 from encore.lake.tables import QUARANTINE, Column, Table
 from encore.log import redact
@@ -51,6 +52,12 @@ MLFLOW_SETTINGS = {
 SERVERS = ("http", "https", "databricks", "arn")
 """Schemes of stores that are servers; `arn`: one that SageMaker manages. Others are opened here."""
 MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+")
+
+OWNER, LAKE = "encore.owner", "encore.lake"
+"""Tags of a parent run: the process that made it, as `temporary` names it, and the lake that it works on."""
+
+KILLED_SECONDS = 2.0
+"""How long a run that was interrupted waits for its parent run to be made, to say that it was killed."""
 
 FAILED = "encore.failed."
 """Tags of a parent run: which job has failed in it, `true` until a later try of it ends well."""
@@ -135,9 +142,14 @@ def failures() -> tuple[type[Exception], ...]:
 class Tracking:
     """The MLflow runs of one pipeline run. Nothing is created before something is logged."""
 
-    def __init__(self, config: Config, run_id: str) -> None:
+    def __init__(self, config: Config, run_id: str, *, times: tuple[int, int] | None = None) -> None:
+        """`times`: when a run that is over began and ended, in ms since 1970; None: now."""
         self.run_id = run_id
+        self._began = times[0] if times else None
+        self._ended = times[1] if times else None
         self.failed: str | None = None
+        self.abandoned = 0
+        """Parent runs of this lake that were marked as killed, since the processes that made them did not end them."""
         self._config = config
         self._parent: str | None = None
         self._preparing: threading.Thread | None = None
@@ -236,6 +248,38 @@ class Tracking:
 
     def _prepare(self) -> None:
         self._parent = self._try("parent run", self._find_or_make_parent)
+        if self._parent is not None:
+            self._try("abandoned runs", self._end_abandoned)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of this run is in MLflow."""
+        return self._parent is None
+
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment."""
+        return self._config.tracking.experiment
+
+    def _end_abandoned(self) -> None:
+        """Mark parent runs as killed whose processes were of this machine, worked on this lake, and are gone."""
+        found = self._client.search_runs(
+            [self._experiment()],
+            f"attributes.status = 'RUNNING' AND tags.`encore.kind` = 'pipeline' AND tags.`{LAKE}` = '{self._lake}'",
+            max_results=1000,
+        )
+        for run in found:
+            owner = run.data.tags.get(OWNER, "").split()
+            if run.info.run_id == self._parent or len(owner) != 3 or owner[0] != temporary.machine():
+                continue
+            if not temporary.is_running(int(owner[1]), int(owner[2])):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+                self.abandoned += 1
+
+    @property
+    def _lake(self) -> str:
+        path = self._config.lake.path
+        return path if "://" in path else str(Path(path).absolute())
 
     def parent(self) -> str | None:
         """The id of the parent run, made on first use; None where MLflow fails."""
@@ -251,8 +295,11 @@ class Tracking:
         found = self._oldest_parent(experiment)
         if found is not None:
             return found
-        tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", **self._common_tags()}
-        own = str(self._client.create_run(experiment, run_name=self.run_id, tags=tags).info.run_id)
+        owner = f"{temporary.machine()} {os.getpid()} {temporary.start_of(os.getpid())}"
+        own_tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", LAKE: self._lake, OWNER: owner}
+        tags = {**own_tags, **self._common_tags()}
+        made = self._client.create_run(experiment, start_time=self._began, run_name=self.run_id, tags=tags)
+        own = str(made.info.run_id)
         oldest = self._oldest_parent(experiment) or own
         if oldest != own:
             self._client.set_tag(own, "encore.kind", "superseded")
@@ -429,11 +476,19 @@ class Tracking:
                 path.write_text(text, encoding="utf-8")
                 self._try("artefact", lambda: self._client.log_artifact(parent, str(path), folder_of(name)))
 
-    def finish(self, done: Sequence[str], failed: str | None, seconds: float | None = None) -> None:
+    def finish(
+        self, done: Sequence[str], failed: str | None, seconds: float | None = None, *, killed: bool = False
+    ) -> None:
         """Say how jobs of the parent run ended, if there is one: those that are `done`, and one that has `failed`.
 
         The run is FAILED as long as one of its jobs is, which other processes may have said; `seconds` is of all.
+        `killed`: a signal has interrupted it, and there is little time.
         """
+        if killed and self._preparing is not None:
+            self._preparing.join(KILLED_SECONDS)
+            if self._preparing.is_alive():
+                # the next run of this lake finds the parent run without an owner
+                return
         parent = self.parent() if self._preparing is not None else self._parent
         if parent is None:
             return
@@ -448,7 +503,8 @@ class Tracking:
             failing = {name.removeprefix(FAILED) for name in marked}
             for name in failing & set(done):
                 self._client.set_tag(parent, f"{FAILED}{name}", "false")
-            self._client.set_terminated(parent, "FAILED" if failing - set(done) else "FINISHED")
+            status = "KILLED" if killed else "FAILED" if failing - set(done) else "FINISHED"
+            self._client.set_terminated(parent, status, end_time=self._ended)
 
         self._try("finish", end)
 

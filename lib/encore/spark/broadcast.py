@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+
+from encore import temporary
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -63,9 +62,7 @@ def ship(spark: SparkSession, arrays: dict[str, NDArray[Any]]) -> BroadcastArray
 @lru_cache(maxsize=1)
 def _outbox() -> str:
     """A folder that exists as long as this process: executors may fetch a file from the driver at any time."""
-    folder = tempfile.mkdtemp(prefix="encore-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return temporary.new_folder("arrays")
 
 
 def _sent(spark: SparkSession) -> set[str]:

@@ -9,12 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encore import interrupts, temporary
 from encore.config import Config
 from encore.errors import EnvironmentMissing
 from encore.lake.filesystem import is_s3
 from encore.spark.stage_metrics import SETTINGS as COST_SETTINGS
 
 if TYPE_CHECKING:
+    from pyspark import SparkConf
     from pyspark.sql import SparkSession as Spark
 
 DELTA_SETTINGS = {
@@ -104,10 +106,14 @@ def start_session(config: Config, app: str) -> Any:
         conf.setMaster(config.spark.master)
     if config.spark.driver_memory and not conf.contains("spark.driver.memory"):
         conf.set("spark.driver.memory", config.spark.driver_memory)
+    own = _temporary_files(conf)
     quiet = Path(__file__).with_name("log4j2.properties")
     if not submitted:
         given = conf.get("spark.driver.extraJavaOptions", "") or ""
-        conf.set("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile=file:{quiet} {given}".strip())
+        # libraries that the JVM unpacks, and what Spark makes before it has read its settings
+        place = f"-Djava.io.tmpdir={own}" if own and "java.io.tmpdir" not in given else ""
+        options = f"-Dlog4j2.configurationFile=file:{quiet} {place} {given}"
+        conf.set("spark.driver.extraJavaOptions", " ".join(options.split()))
         conf.set("spark.ui.showConsoleProgress", "false")
     try:
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
@@ -115,8 +121,21 @@ def start_session(config: Config, app: str) -> Any:
         raise EnvironmentMissing(
             f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="run `encore doctor`"
         ) from error
+    # pyspark has put a handler of its own in the place of ours, which asks the JVM to cancel jobs, if it still can
+    interrupts.restore_handlers()
     spark.sparkContext.setLogLevel("ERROR")
     return spark
+
+
+def _temporary_files(conf: SparkConf) -> str | None:
+    """Have a local Spark put its temporary files into a folder of this process, which a later run can remove where this
+    one is killed; None where something else says where they go."""
+    is_elsewhere = "SPARK_LOCAL_DIRS" in os.environ or conf.contains("spark.local.dir")
+    if is_elsewhere or not (conf.get("spark.master", "") or "").startswith("local"):
+        return None
+    folder = temporary.new_folder("spark")
+    conf.set("spark.local.dir", folder)
+    return folder
 
 
 class Session:
@@ -138,7 +157,8 @@ class Session:
         return self._spark is not None
 
     def stop(self) -> None:
-        """Stop the session if it was started."""
+        """Stop the session if it was started. After a signal the JVM is already ending, so nothing is sent to it."""
         if self._spark is not None:
-            self._spark.stop()
+            if interrupts.received() is None:
+                self._spark.stop()
             self._spark = None

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from encore import interrupts
 from encore.errors import InputError
 from encore.synthetic import catalogue, titles
 from encore.synthetic.catalogue import F64, I64, U64
@@ -498,7 +499,9 @@ def _in_processes(out: Path, seed: int, slices: int, playlists: int, processes: 
         try:
             while pending or following < slices:
                 while following < slices and len(pending) < 2 * processes:
-                    pending.add(pool.submit(_write_slice, out, seed, following, playlists))
+                    # the first one starts the processes
+                    with interrupts.children_ignore_sigint():
+                        pending.add(pool.submit(_write_slice, out, seed, following, playlists))
                     following += 1
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:

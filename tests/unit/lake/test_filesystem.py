@@ -24,7 +24,8 @@ from botocore.exceptions import (
 
 from encore.config import S3Config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
-from encore.lake.filesystem import is_s3, list_files, read_bytes, s3_error, split_s3
+from encore.lake.failures import aws_error
+from encore.lake.filesystem import is_s3, list_files, read_bytes, split_s3
 from tests.s3server import S3Server
 
 AWS = S3Config(endpoint=None, region=None, path_style=False)
@@ -249,7 +250,7 @@ def test_a_wrong_key_is_said(bucket: str, s3: S3Config, monkeypatch: pytest.Monk
     monkeypatch.setenv(name, "wrong")
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     sentence = refused(EnvironmentMissing, f"s3://{bucket}/raw/mpd", s3)
-    assert sentence == f"s3://{bucket}/raw/mpd: access refused ({code})"
+    assert sentence == f"s3://{bucket}/raw/mpd: S3 does not know these credentials ({code})"
     with pytest.raises(EnvironmentMissing) as caught:
         read_bytes(f"s3://{bucket}/raw/mpd/a.json", s3)
     assert caught.value.exit_code == 4
@@ -354,7 +355,7 @@ def test_a_server_that_is_away_is_a_passing_failure() -> None:
 @pytest.mark.usefixtures("_impatient")
 def test_a_throttled_or_broken_server_is_a_passing_failure_after_some_tries(status: int, body: bytes) -> None:
     with answering(status, body) as (s3, asked):
-        assert refused(TransientError, "s3://bucket/mpd", s3).startswith("s3://bucket/mpd: S3 says ")
+        assert refused(TransientError, "s3://bucket/mpd", s3).startswith("s3://bucket/mpd: S3 returned ")
         assert len(asked) == 6
 
 
@@ -387,6 +388,6 @@ def test_what_another_try_does_not_mend_is_not_tried_again(status: int, code: st
     ],
 )
 def test_an_error_of_boto_has_one_of_ours(error: Exception, kind: type[EncoreError]) -> None:
-    found = s3_error("s3://bucket/key", error)
+    found = aws_error("s3://bucket/key", error, server="S3")
     assert type(found) is kind
     assert str(found).startswith("s3://bucket/key: ")

@@ -209,6 +209,15 @@ def test_a_run_is_failed_as_long_as_one_of_its_jobs_is(process: Process, store: 
     assert status() == "FINISHED", "tried again, and well"
 
 
+def test_a_run_that_was_interrupted_ends_killed(lake_settings: Callable[..., Config]) -> None:
+    config = lake_settings()
+    tracking = Tracking(config, "interrupted")
+    parent = tracking.parent()
+    assert parent is not None
+    tracking.finish(["ingest_playlists"], "split_holdout", killed=True)
+    assert MlflowClient(config.tracking.uri).get_run(parent).info.status == "KILLED"
+
+
 # what MLflow's pages show ------------------------------------------------------------------------------------------
 
 READ = InputTable(PLAYLISTS, "s3://lake/playlists", "9f3c2a1b-0000-4000-8000-000000000000", 7, 1234)

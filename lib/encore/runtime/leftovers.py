@@ -1,0 +1,158 @@
+"""What runs have left behind that did not end: killed, or on a machine that was lost. The next run removes it.
+
+A job that has work makes a folder of its own in the lake, `_scratch/<job>-<id>`, with a file that says who it is and on
+which versions of its tables it began; what it sets aside goes there too. A job that ends well removes the folder. Where
+one is there from before, its job has left it: the next run of that job removes it, and of the files that were put
+into the job's tables since those that no version of the table has ever referred to. Files of older versions stay.
+
+Only a job that has work looks, and only after its own folders, so a run with nothing to do pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import structlog
+
+from encore import temporary
+from encore.config import S3Config
+from encore.errors import EncoreError
+from encore.lake.filesystem import SourceFile, delete_files, delete_folder, files_below, read_bytes, write_bytes
+from encore.lake.store import Store
+from encore.lake.tables import Table
+
+OWNER = "owner.json"
+
+log = structlog.get_logger("encore.runtime.leftovers")
+
+
+@dataclass
+class Cleaned:
+    """What was removed of earlier runs: temporary folders of this machine, files set aside in the lake, data files that
+    no version of a table refers to, and how many runs in MLflow were ended."""
+
+    folders: int = 0
+    folder_bytes: int = 0
+    set_aside: int = 0
+    set_aside_bytes: int = 0
+    data_files: int = 0
+    data_bytes: int = 0
+    mlflow_runs: int = 0
+
+    def line(self) -> str | None:
+        """It in one line; None where nothing was removed."""
+        parts = [
+            f"{count:,} {what} ({_megabytes(size)})"
+            for count, what, size in (
+                (self.folders, "temporary folder(s)", self.folder_bytes),
+                (self.set_aside, "scratch file(s)", self.set_aside_bytes),
+                (self.data_files, "unreferenced data file(s)", self.data_bytes),
+            )
+            if count
+        ]
+        if self.mlflow_runs:
+            parts.append(f"{self.mlflow_runs:,} MLflow run(s) marked as killed")
+        return f"Cleaned up after runs that did not end: {', '.join(parts)}" if parts else None
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+@contextmanager
+def working(store: Store, job: str, run_id: str, tables: Sequence[Table], cleaned: Cleaned) -> Iterator[None]:
+    """Mark in the lake that a job is at work on its tables, having removed what earlier tries of it left behind.
+
+    The caller holds the lock of the lake, or accepts that a run of the same job on another machine loses its files.
+    """
+    s3, prefix = store.s3, f"{store.root}/_scratch/{job}-"
+    folder = f"{prefix}{uuid.uuid4().hex[:12]}"
+    _clean(store, prefix, tables, cleaned)
+    owner = {
+        "job": job,
+        "run_id": run_id,
+        "machine": temporary.machine(),
+        "pid": os.getpid(),
+        "start": temporary.start_of(os.getpid()),
+        "tables": {table.name: [state.id, state.version] for table in tables if (state := store.state(table))},
+    }
+    write_bytes(f"{folder}/{OWNER}", json.dumps(owner, sort_keys=True).encode(), s3)
+    store.workplace = folder
+    try:
+        yield
+        # not after a failure: tasks have left files in the tables that are in no commit
+        delete_folder(folder, s3)
+    finally:
+        store.workplace = None
+
+
+def _clean(store: Store, prefix: str, tables: Sequence[Table], cleaned: Cleaned) -> None:
+    """Remove the folders of earlier tries of a job, and what these have left in its tables."""
+    folders: dict[str, list[SourceFile]] = {}
+    for file in files_below(prefix, store.s3):
+        folders.setdefault(file.url[len(prefix) :].split("/", 1)[0], []).append(file)
+    for name, files in sorted(folders.items()):
+        folder = f"{prefix}{name}"
+        marker = next((file for file in files if file.url == f"{folder}/{OWNER}"), None)
+        owner = _read(marker, store.s3)
+        if owner.get("machine") == temporary.machine() and temporary.is_running(owner["pid"], owner["start"]):
+            continue
+        if marker is not None:
+            for table in tables:
+                _clean_table(store, table, marker.modified_ns, owner.get("tables", {}).get(table.name), cleaned)
+        cleaned.set_aside += len(files) - (marker is not None)
+        cleaned.set_aside_bytes += sum(file.size for file in files if file is not marker)
+        delete_folder(folder, store.s3)
+        log.info("cleaned", folder=folder, run_id=owner.get("run_id"))
+
+
+def _read(marker: SourceFile | None, s3: S3Config) -> dict[str, Any]:
+    """What a marker says; nothing where it was cut off or is not there."""
+    if marker is None:
+        return {}
+    try:
+        found = json.loads(read_bytes(marker.url, s3))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _clean_table(store: Store, table: Table, since_ns: int, began: Any, cleaned: Cleaned) -> None:
+    """Remove the data files of a table that are from after a time and in no entry of its log.
+
+    `began`: id and version of the table at that time; None where it was not there. What was written since can only be
+    referred to by a later version, whose entries are all read: where one is missing, nothing is removed.
+    """
+    found = store.open(table)
+    if found is None:
+        return
+    first = int(began[1]) + 1 if began and began[0] == str(found.metadata().id) else 0
+    root, known = store.url(table), set()
+    for version in range(first, found.version() + 1):
+        try:
+            text = read_bytes(f"{root}/_delta_log/{version:020d}.json", store.s3).decode()
+        except EncoreError as error:
+            log.warning("not_cleaned", table=table.name, reason=str(error))
+            return
+        for line in text.splitlines():
+            action = json.loads(line)
+            known |= {unquote(action[kind]["path"]) for kind in ("add", "remove") if kind in action}
+    # files are listed after the log is read, so a commit since then is of this run: it has not begun to write yet
+    unknown = [
+        file
+        for file in files_below(f"{root}/", store.s3)
+        if file.name.endswith(".parquet")
+        and not file.url[len(root) + 1 :].startswith("_")
+        and file.modified_ns >= since_ns
+        and file.url[len(root) + 1 :] not in known
+    ]
+    delete_files([file.url for file in unknown], store.s3)
+    cleaned.data_files += len(unknown)
+    cleaned.data_bytes += sum(file.size for file in unknown)
