@@ -34,6 +34,9 @@ err = Console(stderr=True, soft_wrap=True)
 Env = Annotated[str, typer.Option("--env", "-e", help="Environment: conf/<env>.yaml over conf/base.yaml.")]
 Set = Annotated[list[str], typer.Option("--set", "-s", help="A setting, a.b=value; may be repeated.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces and debug logs.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the lake's lock from a run that holds it; that run stops.")
+]
 
 
 def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
@@ -121,6 +124,7 @@ def run(
     only: Annotated[list[str], typer.Option("--only", help="Only this job; may be repeated.")] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run jobs again even where nothing changed.")] = False,
+    take_over: TakeOver = False,
     run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -145,6 +149,7 @@ def run(
             jobs,
             run_id=run_id,
             force=force,
+            take_over=take_over,
             on_result=lambda result: err.print(_result_line(result), highlight=False),
         )
         if all(result.status == "up_to_date" for result in results):
@@ -285,6 +290,7 @@ def submit(
     overrides: Set = [],  # noqa: B006
     run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+    take_over: TakeOver = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -301,6 +307,7 @@ def submit(
             settings=[*overrides, *(["log.level=debug"] if debug else [])],
             run_id=run_id,
             force=force,
+            take_over=take_over,
             dry_run=dry_run,
             out=out,
             err=err,
@@ -398,6 +405,7 @@ def job_main(name: str) -> NoReturn:
         overrides: Set = [],  # noqa: B006
         run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run that it is part of.")] = None,
         force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+        take_over: TakeOver = False,
         more: Annotated[
             str, typer.Option("--set-json", help="Settings after those of --set: a JSON list of a.b=value.")
         ] = "[]",
@@ -418,6 +426,7 @@ def job_main(name: str) -> NoReturn:
                     [name],
                     run_id=run_id,
                     force=force,
+                    take_over=take_over,
                     on_result=lambda result: err.print(_result_line(result), highlight=False),
                 )
 

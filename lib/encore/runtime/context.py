@@ -20,6 +20,7 @@ from encore.config import Config
 from encore.errors import LakeError, WriteRefused
 from encore.lake.coverage import complement, remaining
 from encore.lake.delta import Change, Commit, Interval, changes
+from encore.lake.lock import LakeLock
 from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.store import Store, TableState
@@ -54,6 +55,7 @@ class JobContext:
     fingerprint: str = ""
     models: dict[str, str] = field(default_factory=dict)
     force: bool = False
+    lock: LakeLock | None = None
     inputs: dict[str, TableState] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     io_stats: IoStats = field(default_factory=IoStats)
@@ -144,8 +146,10 @@ class JobContext:
     ) -> None:
         """Replace the rows `where` by those of files that were written (`parquet.REPORT`), in one commit.
 
-        `fingerprint` is the job's unless it is given; `exclusive` as in Transaction.commit.
+        `fingerprint` is the job's unless it is given; `exclusive` as in Transaction.commit. TransientError, and nothing
+        is committed, where another run has taken the lake's lock over.
         """
+        self.check_lock()
         commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part)
         self.transaction(table).commit(reports, commit, where, exclusive=exclusive)
         self._count(reports)
@@ -157,6 +161,11 @@ class JobContext:
         self.io_stats.written_rows += sum(
             json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist()
         )
+
+    def check_lock(self) -> None:
+        """TransientError where another run has taken the lake's lock over: this one must change nothing more."""
+        if self.lock is not None:
+            self.lock.check()
 
     def writer(self, table: Table) -> Writer:
         """A writer of data files of a table, which become visible when they are committed."""

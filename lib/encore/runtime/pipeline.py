@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import structlog
 
 from encore.config import Config
+from encore.lake.lock import LakeLock
 from encore.runtime import graph
 from encore.runtime.registry import JOBS, job_module, nodes
 from encore.runtime.result import JobResult
@@ -39,16 +40,20 @@ def run_pipeline(
     *,
     run_id: str | None = None,
     force: bool = False,
+    take_over: bool = False,
     session: Session | None = None,
     on_job: Callable[[str], None] | None = None,
     on_result: Callable[[JobResult], None] | None = None,
 ) -> list[JobResult]:
     """Run jobs one after the other. The first failure ends the run, is recorded, and is raised.
 
-    A `session` that is given is used and left running; without one, one is started where a job needs it.
+    A `session` that is given is used and left running; without one, one is started where a job needs it. The first job
+    with work to do takes the lake's lock, which is released at the end; `take_over` takes it from a run that holds it.
+    Raises TransientError where another run holds the lock.
     """
     check(config)
     own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
+    lock = LakeLock(config, tracking.run_id, take_over=take_over)
     results: list[JobResult] = []
     began = time.monotonic()
     failed: str | None = None
@@ -57,16 +62,20 @@ def run_pipeline(
             failed = name
             if on_job:
                 on_job(name)
-            results.append(run_job(name, config, own, tracking, force=force))
+            results.append(run_job(name, config, own, tracking, force=force, lock=lock))
             if on_result:
                 on_result(results[-1])
         failed = None
     finally:
-        # of one job among others in processes of their own, the seconds are told by itself
-        seconds = time.monotonic() - began if len(jobs) > 1 else None
-        tracking.finish([result.name for result in results], failed, seconds)
-        if session is None:
-            own.stop()
+        try:
+            # of one job among others in processes of their own, the seconds are told by itself
+            seconds = time.monotonic() - began if len(jobs) > 1 else None
+            tracking.finish([result.name for result in results], failed, seconds)
+            if session is None:
+                own.stop()
+        finally:
+            # last: until then tasks of a job that failed may still write files
+            lock.release()
     return results
 
 
