@@ -221,14 +221,22 @@ def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:
 
 
 @app.command()
-def doctor(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
+def doctor(
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    lake: Annotated[
+        bool, typer.Option("--lake", help="Check the tables of the lake instead: logs, files, keys, references.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Check Java, Python, jars, memory, disk, credentials, lake and MLflow; a remedy for each that is wanting."""
 
     def work() -> None:
-        from encore.cli.doctor import findings, print_findings
+        from encore.cli.doctor import findings, lake_findings, print_findings
 
-        if not print_findings(findings(settings(env, overrides, debug)), out):
-            _exit(4)
+        config = settings(env, overrides, debug)
+        if not print_findings(lake_findings(config) if lake else findings(config), out):
+            _exit(5 if lake else 4)
 
     _exit(guarded(work))
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from encore.config import Config
+from encore.config import Config, S3Config
 from encore.errors import LakeError
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import TableLocation
@@ -122,6 +122,11 @@ class Tables:
     def url(self, table: Table) -> str:
         """Where a table is, as the AWS tools and delta-rs write it."""
         return f"{self.root}/{table.name}".replace("s3a://", "s3://", 1)
+
+    @property
+    def s3(self) -> S3Config:
+        """How S3 is reached."""
+        return self._config.s3
 
     @property
     def root(self) -> str:
