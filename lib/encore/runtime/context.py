@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import structlog
 
 from encore.config import Config
-from encore.errors import LakeError, WriteRefused
+from encore.errors import LakeError
 from encore.lake.coverage import complement, remaining
 from encore.lake.delta import Change, Commit, Interval, changes
 from encore.lake.lock import LakeLock
@@ -25,6 +25,7 @@ from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.store import Store, TableState
 from encore.lake.tables import Table, arrow_schema
+from encore.lake.track_arrays import damaged
 from encore.lake.transaction import Transaction
 from encore.progress import Meter, meter
 from encore.runtime.registry import JOBS, job_module
@@ -212,7 +213,7 @@ class JobContext:
         """
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
-            raise WriteRefused(source.name, ["key pid repeats"])
+            raise damaged(source, "key pid is unique", f"pid {pids[1:][np.diff(pids) <= 0][0]}")
         log = list(changes(self.store.there(target)))
         todo = {model: self.remaining(log, model) for model in models or ("",)}
         groups: dict[tuple[Interval, ...], list[str]] = {}
