@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
-from encore.lake.tables import ALL, FRAMEWORK, MODEL_METRICS
+from encore.lake.tables import ALL, FRAMEWORK, MODEL_METRICS, Table
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:
@@ -24,15 +24,16 @@ def table(lake: Path, name: str) -> list[dict[str, Any]]:
 def contents(lake: Path) -> dict[str, list[str]]:
     """The rows of every table in an order of their own, without times, what jobs record about themselves, and how the
     digest of a file was made (S3 has entity tags). Of `model_metrics` the newest means of each model."""
+    return {declared.name: rows_of(lake, declared) for declared in ALL if declared not in FRAMEWORK}
+
+
+def rows_of(lake: Path, declared: Table) -> list[str]:
+    """The rows of one table, as in `contents`."""
     skipped = {"ingested_at", "modified_ns", "digest", "run_id", "evaluated_at", "fingerprint", "logged_to"}
-    return {
-        declared.name: sorted(
-            json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)
-            for row in (newest_means(lake) if declared is MODEL_METRICS else table(lake, declared.name))
-        )
-        for declared in ALL
-        if declared not in FRAMEWORK
-    }
+    return sorted(
+        json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)
+        for row in (newest_means(lake) if declared is MODEL_METRICS else table(lake, declared.name))
+    )
 
 
 def newest_means(lake: Path) -> list[dict[str, Any]]:

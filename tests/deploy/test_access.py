@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from encore.aws.access import RAW, Buckets, cluster_statements, statements
+from encore.lake.lock import NAME as LOCK
 from encore.lake.tables import ALL, FRAMEWORK
 from encore.runtime.registry import EXTRA_JOBS, JOBS, node, upkeep
 from tests.deploy.proxy import Request
@@ -36,6 +37,19 @@ def test_a_role_reads_and_writes_only_what_its_job_declares(job: str) -> None:
                 assert may_write == (table in written), f"{job} {action} {table.name}"
         may_list = denial(allowed, Call("s3:ListBucket", "lake", prefix=f"lake/{table.name}/")) is None
         assert may_list == (table in {*mine.reads, *written}), f"{job} lists {table.name}"
+
+
+@pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
+def test_a_role_takes_and_renews_the_lock_of_the_lake(job: str) -> None:
+    key = f"lake/{LOCK}"
+    for call in (
+        Call("s3:GetObject", "lake", key),
+        Call("s3:GetObject", "lake", key, missing=True),
+        Call("s3:PutObject", "lake", key),
+    ):
+        assert denial(policy(job), call) is None, call
+        assert denial(cluster_statements(BUCKETS), call) is None, call
+    assert denial(policy(job), Call("s3:DeleteObject", "lake", key)) is not None
 
 
 @pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])

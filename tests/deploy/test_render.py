@@ -64,6 +64,13 @@ def test_a_local_command() -> None:
     )
 
 
+def test_a_submission_that_takes_the_lock_over() -> None:
+    config = load_config("local", ["lake.path=my/lake"])
+    arguments = render.make_submission("split_holdout", config, "run-1", take_over=True).arguments()
+    assert arguments[-1] == "--take-over"
+    assert "--take-over" not in render.make_submission("split_holdout", config, "run-1").arguments()
+
+
 def test_an_emr_serverless_job_run() -> None:
     assert_matches_golden("emr-serverless.json", readable(request("recommend", emr(), "emr-serverless", "run-1")))
 

@@ -9,18 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from mlflow import MlflowClient
 from rich.console import Console
 
 from encore.cli.show import print_last_run
 from encore.config import Config
-from encore.errors import LakeError
+from encore.errors import LakeError, TransientError
 from encore.evaluation.metrics import MEAN_METRICS
+from encore.features import vectors
 from encore.lake.delta import Interval, changes
+from encore.lake.lock import LakeLock
 from encore.lake.scan import KeyRange
 from encore.lake.store import Store
-from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, Table
+from encore.lake.tables import AUDIO_FEATURES, HOLDOUT, PLAYLISTS, RECOMMENDATIONS, TRACKS, Table, arrow_schema
 from encore.lake.transaction import Transaction
 from encore.runtime.pipeline import plan, run_pipeline
 from encore.runtime.registry import JOBS, job_module
@@ -333,7 +337,6 @@ class TestInputThatIsNotWhole:
 
 
 def test_a_job_may_only_touch_what_it_declares(made: tuple[Path, Config], session: Session) -> None:
-    from encore.lake.tables import PLAYLISTS, TRACKS
     from encore.runtime.context import JobContext
 
     _, config = made
@@ -368,3 +371,74 @@ def test_the_views_unfold_the_arrays(made: tuple[Path, Config], session: Session
     assert [row["rank"] for row in rows] == list(range(1, K + 1))
     hits = spark.sql("SELECT count(*) FROM recommended_tracks WHERE hit").first()[0]
     assert hits == sum(row["n_hits"] for row in recompute.table(lake, "playlist_metrics"))
+
+
+def test_a_run_whose_lock_was_taken_over_commits_nothing_more(
+    made: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, config = made
+    shutil.copytree(lake, tmp_path / "lake")
+    own = configured(tmp_path / "lake", Path(config.raw.playlists), "vectors.transform=zscore")
+    mine, other = LakeLock(own, "mine"), LakeLock(own, "other", take_over=True)
+    real = vectors.fit
+
+    def fit(*arguments: Any) -> Any:
+        other.take()
+        return real(*arguments)
+
+    monkeypatch.setattr(vectors, "fit", fit)
+    before = recompute.versions(tmp_path / "lake")
+    with pytest.raises(TransientError, match="the lock of run mine was taken over by run other"):
+        run_job("build_track_vectors", own, Session(own), Tracking(own, "mine"), lock=mine)
+    mine.release()
+    other.release()
+    after = recompute.versions(tmp_path / "lake")
+    assert {name for name in after if after[name] != before[name]} == {"job_runs"}
+
+
+class TestForeignRows:
+    """Rows that another program has added and that break what jobs rely on: the job that reads them refuses."""
+
+    @staticmethod
+    def append(lake: Path, table: Table, rows: pa.Table) -> None:
+        write_deltalake(lake / table.name, rows.cast(arrow_schema(table)), mode="append")
+
+    @staticmethod
+    def rows(lake: Path, table: Table, n: int | None = None, **changes: Any) -> pa.Table:
+        found = pa.Table.from_pylist(recompute.table(lake, table.name)[:n], schema=arrow_schema(table))
+        for name, value in changes.items():
+            place = found.schema.get_field_index(name)
+            values = pa.array([value] * len(found), found.schema.field(name).type)
+            found = found.set_column(place, name, values)
+        return found
+
+    @pytest.mark.parametrize(
+        ("table", "n", "changes", "jobs"),
+        [
+            (TRACKS, None, {}, ("ingest_features", "build_track_vectors")),
+            (TRACKS, 1, {"track_id": 10**8}, ("ingest_features", "build_track_vectors")),
+            (AUDIO_FEATURES, 5, {}, ("build_track_vectors",)),
+            (PLAYLISTS, 1, {"pid": 10**6, "track_ids": [10**8]}, ("ingest_features",)),
+            (PLAYLISTS, 1, {}, ("split_holdout",)),
+        ],
+        ids=["tracks twice", "a track out of range", "features twice", "a playlist out of range", "a playlist twice"],
+    )
+    def test_they_are_refused(
+        self,
+        made: tuple[Path, Config],
+        tmp_path: Path,
+        table: Table,
+        n: int | None,
+        changes: dict[str, Any],
+        jobs: tuple[str, ...],
+    ) -> None:
+        lake, config = made
+        shutil.copytree(lake, tmp_path / "lake")
+        self.append(tmp_path / "lake", table, self.rows(lake, table, n, **changes))
+        own = configured(tmp_path / "lake", Path(config.raw.playlists))
+        unused = Session(own)
+        for job in jobs:
+            with pytest.raises(LakeError, match=rf"^{table.name}: .*: broken, such as by ") as caught:
+                run_job(job, own, unused, Tracking(own, "foreign"), force=True)
+            assert "encore doctor --lake" in str(caught.value.remedy)
+        assert not unused.started

@@ -1,8 +1,8 @@
 """What each job may access: IAM statements derived from the tables that it declares to read and write.
 
 Each job has its own role. It may read the tables in READS and WRITES, write those in WRITES and the framework's two
-tables, in which every job records how it ended, and use its own prefixes in the other buckets. Nothing is granted on a
-whole bucket.
+tables, in which every job records how it ended, take the lake's lock, and use its own prefixes in the other buckets.
+Nothing is granted on a whole bucket.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from encore.lake.lock import NAME as LOCK
 from encore.lake.tables import FRAMEWORK, Table
 from encore.runtime.graph import Node
 
@@ -57,6 +58,8 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
         _allow("ReadTables", READ_OBJECTS, [f"{tables}/{name}/*" for name in reads]),
         _allow("WriteTables", WRITE_OBJECTS, [f"{tables}/{name}/*" for name in writes]),
         _list("ListTables", buckets.lake, [part for name in reads for part in _under(f"{buckets.prefix}/{name}")]),
+        # the object is replaced, never deleted
+        _allow("Lock", ("s3:GetObject", "s3:PutObject"), [f"{tables}/{LOCK}"]),
         _allow("Scratch", (*READ_OBJECTS, *WRITE_OBJECTS), [f"{buckets.lake}/{own}"]),
         _list("ListScratch", buckets.lake, [own]),
         _allow("ReadCode", READ_OBJECTS, [f"{buckets.code}/*"]),

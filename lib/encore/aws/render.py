@@ -47,16 +47,24 @@ class Submission:
     spark: tuple[tuple[str, str], ...] = ()
     outcome: str | None = None
     force: bool = False
+    take_over: bool = False
 
     def arguments(self) -> list[str]:
         """The arguments of the entry point."""
         found = ["--env", self.env, "--run-id", self.run_id, "--set-json", json.dumps(list(self.settings))]
         found += ["--outcome", self.outcome] if self.outcome else []
-        return found + (["--force"] if self.force else [])
+        found += ["--force"] if self.force else []
+        return found + (["--take-over"] if self.take_over else [])
 
 
 def make_submission(
-    job: str, config: Config, run_id: str, *, outcome: str | None = None, force: bool = False
+    job: str,
+    config: Config,
+    run_id: str,
+    *,
+    outcome: str | None = None,
+    force: bool = False,
+    take_over: bool = False,
 ) -> Submission:
     """A submission with a complete configuration. ConfigError if that would expose a login."""
     settings = []
@@ -74,7 +82,7 @@ def make_submission(
                 )
             # JSON is valid YAML, so values are parsed back unchanged
             settings.append(f"{section}.{name}={json.dumps(value)}")
-    return Submission(job, config.env, tuple(settings), run_id, launch_settings(config), outcome, force)
+    return Submission(job, config.env, tuple(settings), run_id, launch_settings(config), outcome, force, take_over)
 
 
 def launch_settings(config: Config) -> tuple[tuple[str, str], ...]:

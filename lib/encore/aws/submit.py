@@ -92,16 +92,22 @@ def required_settings(config: Config, target: str) -> dict[str, str]:
 
 
 def request(
-    job: str, config: Config, target: str, run_id: str, *, token: str = "1", force: bool = False
+    job: str,
+    config: Config,
+    target: str,
+    run_id: str,
+    *,
+    token: str = "1",
+    force: bool = False,
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """The request that starts the job: parameters of `startJobRun`, or of `AddJobFlowSteps` with one step.
 
     `token` identifies this submission: two submissions of a job in one pipeline run write two outcomes.
     """
     required = required_settings(config, target)
-    submission = render.make_submission(
-        job, config, run_id, outcome=_outcome_url(required, job, run_id, token), force=force
-    )
+    outcome = _outcome_url(required, job, run_id, token)
+    submission = render.make_submission(job, config, run_id, outcome=outcome, force=force, take_over=take_over)
     if target == "emr-ec2":
         return {"JobFlowId": required["cluster"], "Steps": [render.ec2_step(submission, required["code"])]}
     return render.serverless_request(
@@ -128,6 +134,7 @@ def submit(
     run_id: str,
     *,
     force: bool = False,
+    take_over: bool = False,
     on_state: Callable[[str], None] = lambda text: None,
     clients: Clients | None = None,
     poll_seconds: float = 15,
@@ -142,7 +149,7 @@ def submit(
     clients, token = clients or make_clients(target, config), token or uuid.uuid4().hex
     required, parameters = (
         required_settings(config, target),
-        request(job, config, target, run_id, token=token, force=force),
+        request(job, config, target, run_id, token=token, force=force, take_over=take_over),
     )
     check_locations(config, required, clients.s3)
     run_type = _Serverless if target == "emr-serverless" else _Step

@@ -34,6 +34,9 @@ app = typer.Typer(
 Env = Annotated[str, typer.Option("--env", "-e", help="Environment: conf/<env>.yaml over conf/base.yaml.")]
 Set = Annotated[list[str], typer.Option("--set", "-s", help="A setting, a.b=value; may be repeated.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces and debug logs.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the lake's lock from a run that holds it; that run stops.")
+]
 
 
 def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
@@ -145,6 +148,7 @@ def run(
     only: Annotated[list[str], typer.Option("--only", help="Only this job; may be repeated.")] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run jobs again even where nothing changed.")] = False,
+    take_over: TakeOver = False,
     run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -172,6 +176,7 @@ def run(
                 jobs,
                 run_id=run_id,
                 force=force,
+                take_over=take_over,
                 on_result=lambda result: err.print(_result_line(result), highlight=False),
                 on_note=notes.append,
             )
@@ -276,15 +281,23 @@ def log_command(
 
 
 @app.command()
-def doctor(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
+def doctor(
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    lake: Annotated[
+        bool, typer.Option("--lake", help="Check the tables of the lake instead: logs, files, keys, references.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Check Java, Python, jars, memory, disk, credentials, lake and MLflow; a remedy for each that is wanting."""
 
     def work() -> None:
         from encore.cli.console import out
-        from encore.cli.doctor import findings, print_findings
+        from encore.cli.doctor import findings, lake_findings, print_findings
 
-        if not print_findings(findings(settings(env, overrides, debug)), out):
-            _exit(4)
+        config = settings(env, overrides, debug)
+        if not print_findings(lake_findings(config) if lake else findings(config), out):
+            _exit(5 if lake else 4)
 
     _exit(guarded(work))
 
@@ -352,6 +365,7 @@ def submit(
     overrides: Set = [],  # noqa: B006
     run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+    take_over: TakeOver = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -369,6 +383,7 @@ def submit(
             settings=[*overrides, *(["log.level=debug"] if debug else [])],
             run_id=run_id,
             force=force,
+            take_over=take_over,
             dry_run=dry_run,
             out=out,
             err=err,
@@ -473,6 +488,7 @@ def job_main(name: str) -> NoReturn:
         overrides: Set = [],  # noqa: B006
         run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run that it is part of.")] = None,
         force: Annotated[bool, typer.Option("--force", help="Run it even where nothing changed.")] = False,
+        take_over: TakeOver = False,
         more: Annotated[
             str, typer.Option("--set-json", help="Settings after those of --set: a JSON list of a.b=value.")
         ] = "[]",
@@ -494,6 +510,7 @@ def job_main(name: str) -> NoReturn:
                     [name],
                     run_id=run_id,
                     force=force,
+                    take_over=take_over,
                     on_result=lambda result: err.print(_result_line(result), highlight=False),
                     on_note=lambda note: err.print(note, highlight=False, markup=False),
                 )

@@ -49,6 +49,7 @@ def submit_job(
     dry_run: bool,
     out: Console,
     err: Console,
+    take_over: bool = False,
     clients: ClientFactory | None = None,
 ) -> int:
     """Start a job and wait for it. Returns a local job's exit code; for a job on EMR, 0, or raises EncoreError."""
@@ -66,13 +67,22 @@ def submit_job(
     configure_logging(config.log)
     run_id = run_id or new_run_id()
     if target == "local":
-        return _run_local(job, config, run_id, force, dry_run, out)
+        submission = render.make_submission(job, config, run_id, force=force, take_over=take_over)
+        return _run_local(submission, config, dry_run, out)
     if dry_run:
-        out.print_json(json.dumps(request(job, config, target, run_id, force=force)))
+        out.print_json(json.dumps(request(job, config, target, run_id, force=force, take_over=take_over)))
         return 0
     try:
         with interrupts.patient(CANCEL_SECONDS):
-            submit(job, config, target, run_id, force=force, on_state=lambda text: err.print(text, highlight=False))
+            submit(
+                job,
+                config,
+                target,
+                run_id,
+                force=force,
+                take_over=take_over,
+                on_state=lambda text: err.print(text, highlight=False),
+            )
     except JobFailed as error:
         if error.log:
             err.print("End of the driver's log:", highlight=False)
@@ -82,9 +92,8 @@ def submit_job(
     return 0
 
 
-def _run_local(job: str, config: Config, run_id: str, force: bool, dry_run: bool, out: Console) -> int:
-    submission = render.make_submission(job, config, run_id, force=force)
-    command = render.local_command(submission, config.spark.master, spark_submit(), str(jobs_dir(job)))
+def _run_local(submission: render.Submission, config: Config, dry_run: bool, out: Console) -> int:
+    command = render.local_command(submission, config.spark.master, spark_submit(), str(jobs_dir(submission.job)))
     if dry_run:
         out.print(shlex.join(command), highlight=False, markup=False)
         return 0

@@ -21,7 +21,9 @@ from encore.cli.show import size
 from encore.config import Config
 from encore.errors import EncoreError
 from encore.findings import Finding
+from encore.lake.delta import Tables
 from encore.lake.filesystem import is_s3, list_files, split_s3
+from encore.lake.inspection import inspect
 from encore.lake.store import Store
 from encore.lake.tables import ALL
 from encore.runtime.tracking import Tracking
@@ -61,6 +63,11 @@ def findings(config: Config) -> Iterator[Finding]:
         else "check tracking.uri (MLFLOW_TRACKING_URI) or tracking.login, and that the server runs",
         warning=True,
     )
+
+
+def lake_findings(config: Config) -> Iterator[Finding]:
+    """Look at every table of the lake. LakeError where there is none."""
+    return inspect(Tables(config))
 
 
 def _python() -> Finding:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from encore.arrays.ragged import Ragged
 from encore.lake.tables import HOLDOUT, PLAYLIST_CENTROIDS, TRACK_VECTORS, TRACKS
-from encore.lake.track_arrays import row_numbers, vector_matrix
+from encore.lake.track_arrays import check_track_ids, row_numbers, vector_matrix
 from encore.runtime.context import JobContext
 from encore.search.kernel import centroids
 from encore.spark.row_map import Kernel, RowMap
@@ -22,14 +22,17 @@ SETTINGS = ()
 
 def run(ctx: JobContext) -> None:
     """Write `playlist_centroids` from `holdout.train` and `track_vectors`, which are broadcast."""
-    ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")))
-    shipped = ctx.ship(row_of=row_numbers(ids, ctx.n_rows(TRACKS)), vectors=vectors)
+    n_tracks = ctx.n_rows(TRACKS)
+    ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")), n_tracks)
+    shipped = ctx.ship(row_of=row_numbers(ids, n_tracks), vectors=vectors)
 
     def start() -> Kernel:
         arrays = shipped.open()
 
         def kernel(holdout: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
-            means, counts = centroids(Ragged.from_arrow(holdout["train"]), arrays["row_of"], arrays["vectors"])
+            train = Ragged.from_arrow(holdout["train"])
+            check_track_ids(HOLDOUT, "train", train.values, n_tracks)
+            means, counts = centroids(train, arrays["row_of"], arrays["vectors"])
             known = np.flatnonzero(counts > 0)
             vectors = Ragged.from_lengths(np.full(len(known), means.shape[1]), means[known].reshape(-1))
             return known, {"vector": vectors.to_arrow(), "n_tracks": counts[known]}

@@ -16,7 +16,7 @@ from encore.evaluation.metrics import Metrics, Summary, evaluate
 from encore.lake.delta import Interval
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.tables import HOLDOUT, MODEL_METRICS, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
-from encore.lake.track_arrays import artist_numbers, count_tracks, listed_tracks
+from encore.lake.track_arrays import artist_numbers, check_track_ids, count_tracks, listed_tracks
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, fingerprint
 from encore.spark.row_map import Kernel, RowMap
@@ -92,7 +92,7 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     n_tracks = len(covered)
     for low, high in left_out:
         lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
-        covered |= count_tracks(lists, "track_ids", n_tracks) > 0
+        covered |= count_tracks(lists, RECOMMENDATIONS, "track_ids", n_tracks) > 0
     columns = (*Metrics._fields, "n_train", "n_recommended")
     rows = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),))).whole(ctx.io_stats)
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
@@ -147,6 +147,7 @@ class Evaluation:
     def __call__(self, rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
         """See rows.Kernel: of rows of `recommendations`, of any models."""
         lists = Ragged.from_arrow(rows["track_ids"])
+        check_track_ids(RECOMMENDATIONS, "track_ids", lists.values, len(self._artist_of))
         at = np.searchsorted(self._pids, rows["pid"].to_numpy())
         found = np.append(self._pids, -1)[at] == rows["pid"].to_numpy()
         for model in self.served:
@@ -205,6 +206,7 @@ def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarr
     rows = holdout.whole(ctx.io_stats)
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
+    check_track_ids(HOLDOUT, "test", test.values, ctx.n_rows(TRACKS))
     order = np.argsort(pids)
     order = order[test.lengths[order] > 0]
     return pids[order], test.take(order), train.lengths[order].astype(np.int32)

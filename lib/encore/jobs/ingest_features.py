@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.arrays.ragged import Ragged
 from encore.arrays.track_keys import KeyTable
 from encore.errors import InputError
 from encore.features.providers.registry import FeatureBatch, provider
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyRange
 from encore.lake.tables import AUDIO_FEATURES, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
-from encore.lake.track_arrays import track_words, without_orphans
+from encore.lake.track_arrays import add_unique, checked_tracks, count_tracks, track_words, without_orphans
 from encore.progress import meter
 from encore.runtime.context import JobContext
 
@@ -107,14 +106,13 @@ def _report_coverage(ctx: JobContext) -> None:
     """How much of the tracks, and of the rows of all playlists, has features."""
     features = KeyTable()
     for part in ctx.stream(AUDIO_FEATURES, ["track_uri"]):
-        features.add(track_words(AUDIO_FEATURES, part["track_uri"]))
+        add_unique(features, AUDIO_FEATURES, part["track_uri"])
     n = ctx.n_rows(TRACKS)
-    covered, counts, n_listed = np.zeros(n, bool), np.zeros(n, np.int64), 0
-    for part in without_orphans(ctx.stream(TRACKS, ("track_id", "track_uri", "orphaned"))):
+    covered, n_listed = np.zeros(n, bool), 0
+    for part in without_orphans(checked_tracks(ctx.stream(TRACKS, ("track_id", "track_uri", "orphaned")), n)):
         n_listed += part.num_rows
         covered[part["track_id"].to_numpy()] = features.find(track_words(TRACKS, part["track_uri"])) >= 0
-    for part in ctx.stream(PLAYLISTS, ["track_ids"]):
-        counts += np.bincount(Ragged.from_arrow(part["track_ids"]).values, minlength=n)
+    counts = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), PLAYLISTS, "track_ids", n)
     rows = int(counts.sum())
     ctx.facts["coverage_tracks"] = float(covered.sum() / n_listed) if n_listed else 0.0
     ctx.facts["coverage_rows"] = float(counts[covered].sum() / rows) if rows else 0.0

@@ -258,7 +258,7 @@ def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
 def _mark_orphans(ctx: JobContext) -> None:
     """Mark the tracks that no playlist holds, and unmark those that one holds again."""
     n_tracks = _n_tracks(ctx)
-    is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks) > 0
+    is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), PLAYLISTS, "track_ids", n_tracks) > 0
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
     wrong = pa.array(np.flatnonzero(is_held != listed).astype(np.int32))
     if len(wrong):

@@ -32,6 +32,7 @@ def run(ctx: JobContext) -> None:
     limits = ctx.config.maintain
     tables = [table for table in ALL if ctx.store.exists(table)]
     for table in tables:
+        ctx.check_lock()
         merged = maintenance.optimize(ctx.store, table, limits.small_files)
         ctx.facts[f"{table.name}/files_merged"] = merged
     referred = ctx.tracking.versions()
@@ -41,6 +42,7 @@ def run(ctx: JobContext) -> None:
             remedy="fix tracking.uri or tracking.login, or wait until the server answers, and run it again",
         )
     for table in tables:
+        ctx.check_lock()
         kept = sorted(referred.get(table.name, set()))
         ctx.facts[f"{table.name}/files_removed"] = maintenance.vacuum(ctx.store, table, kept, limits.retention_days)
         ctx.facts[f"{table.name}/versions_kept"] = len(kept)

@@ -71,9 +71,9 @@ def _train(ctx: JobContext, needs: set[str]) -> TrainingData:
     n = ctx.n_rows(TRACKS)
     counts = np.empty(0, np.int64)
     if "counts" in needs:
-        counts = count_tracks(ctx.stream(HOLDOUT, ["train"]), "train", n)
+        counts = count_tracks(ctx.stream(HOLDOUT, ["train"]), HOLDOUT, "train", n)
     if "vectors" in needs:
-        ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")))
+        ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")), n)
     else:
         ids, vectors = np.empty(0, np.int32), np.empty((0, 0), np.float32)
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n)

@@ -93,7 +93,7 @@ def run(ctx: JobContext) -> None:
 
     settings = ctx.config.report
     n_tracks = ctx.n_rows(TRACKS)
-    counts = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), "track_ids", n_tracks)
+    counts = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), PLAYLISTS, "track_ids", n_tracks)
     artist_of, artist_uris = artist_numbers(_listed(ctx, "track_id", "artist_uri"), n_tracks)
     artist_rows = data.sums_by(artist_of, counts, len(artist_uris))
     facts = _playlist_facts(ctx)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from encore.config import Config
+from encore.config import Config, S3Config
 from encore.errors import LakeError
 from encore.lake.failures import delta_error
 from encore.lake.filesystem import is_s3
@@ -99,7 +99,7 @@ class Tables:
 
     def __init__(self, config: Config) -> None:
         self.path = config.lake.path.removeprefix("file://").rstrip("/")
-        self._config, self.s3 = config, config.s3
+        self._config = config
 
     @cached_property
     def options(self) -> dict[str, str]:
@@ -123,6 +123,11 @@ class Tables:
     def url(self, table: Table) -> str:
         """Where a table is, as the AWS tools and delta-rs write it."""
         return f"{self.root}/{table.name}".replace("s3a://", "s3://", 1)
+
+    @property
+    def s3(self) -> S3Config:
+        """How S3 is reached."""
+        return self._config.s3
 
     @property
     def root(self) -> str:

@@ -7,15 +7,17 @@ import glob
 import io
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.config import S3Config
-from encore.errors import ConfigError, InputError
+from encore.errors import ConfigError, InputError, LakeError
 from encore.lake.failures import aws_error, os_error
 
 
@@ -254,6 +256,25 @@ def delete_files(urls: Sequence[str], s3: S3Config) -> None:
             raise aws_error(urls[0], error, server="S3") from error
 
 
+def file_sizes(url: str, s3: S3Config) -> dict[str, int]:
+    """The size in bytes of every file below a folder or a prefix, by its path in it; nothing where nothing is there."""
+    found: dict[str, int] = {}
+    if not is_s3(url):
+        for folder, _, names in os.walk(url):
+            for name in names:
+                path = os.path.join(folder, name)
+                found[os.path.relpath(path, url)] = os.stat(path).st_size
+        return found
+    bucket, key = split_s3(url)
+    prefix = f"{key.rstrip('/')}/"
+    try:
+        for page in s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            found |= {item["Key"].removeprefix(prefix): item["Size"] for item in page.get("Contents", ())}
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(url, error, server="S3") from error
+    return found
+
+
 def delete_folder(url: str, s3: S3Config) -> None:
     """Delete a folder with all that is in it, or all objects of a prefix; nothing where nothing is there."""
     if not is_s3(url):
@@ -288,3 +309,54 @@ def write_bytes(url: str, data: Any, s3: S3Config) -> None:
         s3_client(s3).put_object(Bucket=bucket, Key=key, Body=memoryview(data).tobytes())
     except (BotoCoreError, ClientError) as error:
         raise aws_error(url, error, server="S3") from error
+
+
+def read_versioned(client: Any, url: str) -> tuple[bytes, str, float]:
+    """An object's content, its entity tag, and the server's time in seconds since 1970; empty where there is none."""
+    bucket, key = split_s3(url)
+    try:
+        found = client.get_object(Bucket=bucket, Key=key)
+        return found["Body"].read(), found["ETag"], _server_time(found)
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "NoSuchKey":
+            raise aws_error(url, error, server="S3") from error
+        return b"", "", _server_time(error.response)
+    except BotoCoreError as error:
+        raise aws_error(url, error, server="S3") from error
+
+
+def _server_time(answer: dict[str, Any]) -> float:
+    stated = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return parsedate_to_datetime(stated).timestamp() if stated else time.time()
+
+
+def write_if(client: Any, url: str, data: bytes, etag: str) -> bool:
+    """Replace the object of an entity tag, or make one where the tag is empty; False where it is another one by now.
+
+    Raises LakeError where the server has no conditional puts.
+    """
+    bucket, key = split_s3(url)
+    condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        # 409: another put is under way; NoSuchKey: the object of that tag has been deleted
+        if status in (409, 412) or code == "NoSuchKey":
+            return False
+        if status == 501 or code in ("NotImplemented", "InvalidArgument", "InvalidRequest"):
+            raise no_conditional_puts(url, f"it answers {code}") from error
+        raise aws_error(url, error, server="S3") from error
+    except BotoCoreError as error:
+        raise aws_error(url, error, server="S3") from error
+    return True
+
+
+def no_conditional_puts(url: str, why: str) -> LakeError:
+    """The error for a server on which neither the lock nor a commit would be safe."""
+    return LakeError(
+        f"{url}: this S3 server has no conditional puts (If-None-Match, If-Match): {why}. Without them neither the "
+        "lake's lock nor a commit is safe against another run",
+        remedy="put the lake on a server that has them: AWS S3, or a newer version of this one",
+    )

@@ -1,4 +1,8 @@
-"""What every model and report needs of the tables as arrays on the driver, with a bounded size: one entry a track."""
+"""What every model and report needs of the tables as arrays on the driver, with a bounded size: one entry a track.
+
+Rows that another program has added are not trusted: an id outside the tracks would be a wrong place in every array,
+and a key that repeats would shift what follows. Each is a LakeError that names the table.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +16,77 @@ from numpy.typing import DTypeLike
 from encore.arrays.ragged import Ragged
 from encore.arrays.track_keys import U64, KeyTable, id_words
 from encore.errors import LakeError
-from encore.lake.tables import AUDIO_FEATURES, TRACKS, Table
+from encore.lake.tables import AUDIO_FEATURES, TRACK_VECTORS, TRACKS, Table
 from encore.vocabulary import FEATURES
 
 
-def vector_matrix(parts: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 (V,), ascending, and vectors float32 (V, d), of parts of `track_id` and `vector`; d is 0 if empty."""
-    ids, vectors = [np.empty(0, np.int32)], []
+def damaged(table: Table, rule: str, example: object) -> LakeError:
+    """The error for a table whose rows break a rule, such as `example`."""
+    return LakeError(
+        f"{table.name}: {rule}: broken, such as by {example}",
+        remedy="`encore doctor --lake` names all that is wrong; drop the table and call `encore run` to make it anew",
+    )
+
+
+def check_track_ids(table: Table, column: str, ids: np.ndarray, n_tracks: int) -> None:
+    """LakeError where one of the ids, whole numbers, in a table's column is not one of the tracks 0..n_tracks - 1."""
+    # read as unsigned, a negative id is a large one: one pass finds both
+    if len(ids) and int(ids.view(f"u{ids.itemsize}").max()) >= n_tracks:
+        wrong = ids[(ids < 0) | (ids >= n_tracks)]
+        raise damaged(table, f"{column} from 0 to {n_tracks - 1}, the ids of the tracks", wrong[0])
+
+
+def checked_tracks(parts: Iterable[pa.Table], n_tracks: int) -> Iterator[pa.Table]:
+    """Parts of `tracks` with `track_id`, as they are. LakeError where an id repeats or is not below n_tracks: if there
+    are as many rows, none is missing then."""
+    seen, n = np.zeros(n_tracks, np.bool_), 0
+    for part in parts:
+        ids = part["track_id"].to_numpy()
+        check_track_ids(TRACKS, "track_id", ids, n_tracks)
+        again = ids[seen[ids]]
+        if len(again):
+            raise damaged(TRACKS, "key track_id is unique", again[0])
+        seen[ids] = True
+        n += len(ids)
+        yield part
+    if int(np.count_nonzero(seen)) < n:
+        raise damaged(TRACKS, "key track_id is unique", f"{n:,} rows of {np.count_nonzero(seen):,} ids")
+
+
+def add_unique(keys: KeyTable, table: Table, uris: pa.ChunkedArray) -> None:
+    """Add the ids in URIs of tracks that a table has each once. LakeError where one repeats or is no URI of a track."""
+    before = len(keys)
+    codes = keys.add(track_words(table, uris))
+    wrong = np.flatnonzero(codes != np.arange(before, before + len(codes)))
+    if len(wrong):
+        raise damaged(table, "track_uri is unique", uris[int(wrong[0])].as_py())
+
+
+def vector_matrix(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 (V,), ascending, and vectors float32 (V, d), of parts of `track_id` and `vector`; d is 0 if empty.
+
+    LakeError where an id repeats or is not below n_tracks, or where vectors differ in length.
+    """
+    ids: list[np.ndarray] = [np.empty(0, np.int32)]
+    vectors: list[np.ndarray] = []
     for part in parts:
         rows = Ragged.from_arrow(part["vector"])
         ids.append(part["track_id"].to_numpy())
         if len(rows):
+            if (rows.lengths != rows.lengths[0]).any() or (vectors and vectors[0].shape[1] != rows.lengths[0]):
+                raise damaged(TRACK_VECTORS, "vector is of one length", f"lengths {sorted(set(rows.lengths.tolist()))}")
             vectors.append(rows.values.reshape(len(rows), -1))
     every = np.concatenate(ids)
     matrix = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+    check_track_ids(TRACK_VECTORS, "track_id", every, n_tracks)
     if (np.diff(every) > 0).all():
         return every, matrix
     order = np.argsort(every)
-    return every[order], np.ascontiguousarray(matrix[order])
+    ordered = every[order]
+    again = ordered[1:][np.diff(ordered) == 0]
+    if len(again):
+        raise damaged(TRACK_VECTORS, "key track_id is unique", again[0])
+    return ordered, np.ascontiguousarray(matrix[order])
 
 
 def track_words(table: Table, uris: pa.ChunkedArray) -> U64:
@@ -49,11 +106,13 @@ def row_numbers(ids: np.ndarray, n_tracks: int) -> np.ndarray:
     return rows
 
 
-def count_tracks(parts: Iterable[pa.Table], column: str, n_tracks: int) -> np.ndarray:
-    """How often each track stands in an array column: int64 (n_tracks,)."""
+def count_tracks(parts: Iterable[pa.Table], table: Table, column: str, n_tracks: int) -> np.ndarray:
+    """How often each track occurs in an array column of a table: int64 (n_tracks,). LakeError for another id."""
     counts = np.zeros(n_tracks, np.int64)
     for part in parts:
-        counts += np.bincount(Ragged.from_arrow(part[column]).values, minlength=n_tracks)
+        ids = Ragged.from_arrow(part[column]).values
+        check_track_ids(table, column, ids, n_tracks)
+        counts += np.bincount(ids, minlength=n_tracks)
     return counts
 
 
@@ -64,6 +123,7 @@ def listed_tracks(parts: Iterable[pa.Table], n_tracks: int) -> np.ndarray:
     """
     listed = np.zeros(n_tracks, np.bool_)
     for part in parts:
+        check_track_ids(TRACKS, "track_id", part["track_id"].to_numpy(), n_tracks)
         listed[part["track_id"].to_numpy()] = pc.invert(pc.fill_null(part["orphaned"], False)).to_numpy()
     return listed
 
@@ -78,10 +138,11 @@ def without_orphans(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, pa.Array]:
     """For each track the number of its artist, int32 (n_tracks,), -1 where it has none, and the artists' URIs.
 
-    `parts` are of `track_id` and `artist_uri`. Artists are numbered in the order of their first tracks.
+    `parts` are of `track_id` and `artist_uri`. Artists are numbered in the order of their first tracks. LakeError where
+    an id repeats or is not below n_tracks.
     """
     schema = pa.schema([("track_id", pa.int32()), ("artist_uri", pa.string())])
-    rows = pa.concat_tables([schema.empty_table(), *parts])
+    rows = pa.concat_tables([schema.empty_table(), *checked_tracks(parts, n_tracks)])
     ids = rows["track_id"].to_numpy()
     if (np.diff(ids) < 0).any():
         rows = rows.take(np.argsort(ids))
@@ -98,14 +159,18 @@ def features_by_track(
 
     `tracks` are parts of `track_id` and `track_uri`, `features` of `track_uri` and FEATURES. Each is read once into
     arrays of its size, and a track's features are found in a table of ids. Spark would shuffle both by URI, which takes
-    ten times as long.
+    ten times as long. LakeError where a track's id or URI repeats, or an id is not below n_tracks.
     """
     keys, found = KeyTable(), [np.empty((0, len(FEATURES)), dtype)]
     for part in features:
-        keys.add(track_words(AUDIO_FEATURES, part["track_uri"]))
+        add_unique(keys, AUDIO_FEATURES, part["track_uri"])
         found.append(np.column_stack([part[name].to_numpy().astype(dtype) for name in FEATURES]))
     rows = np.full(n_tracks, -1, np.int32)
-    for part in tracks:
+    for part in checked_tracks(tracks, n_tracks):
         rows[part["track_id"].to_numpy()] = keys.find(track_words(TRACKS, part["track_uri"]))
+    of_row = np.bincount(rows[rows >= 0], minlength=1)
+    if of_row.max() > 1:
+        same = np.flatnonzero(rows == np.argmax(of_row))
+        raise damaged(TRACKS, "track_uri is unique", f"track_id {' and '.join(map(str, same))}")
     every = np.concatenate([*found, np.full((1, len(FEATURES)), np.nan, dtype)])
     return every[rows]

@@ -31,7 +31,7 @@ from encore.errors import InputError
 from encore.lake.filesystem import SourceFile, read_bytes, write_bytes
 from encore.lake.parquet import TableLocation, Writer
 from encore.lake.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
-from encore.lake.track_arrays import track_words
+from encore.lake.track_arrays import damaged, track_words
 from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
 from encore.mpd.tracks import DistinctTracks
 from encore.spark.tasks import pack, run_tasks, unpack
@@ -239,12 +239,15 @@ def assign_ids(tasks: Iterable[TaskTracks], existing: pa.Table) -> Ids:
 
     `existing`: track_id, track_uri, first_pid, n_missing of the table. New tracks are ordered by how often they stand
     in the new files, the most frequent first, then by URI: so the ids do not depend on tasks, and frequent tracks,
-    having small ids, cost little space. Raises LakeError where a track_uri of the table is none.
+    having small ids, cost little space. Raises LakeError where a track_uri of the table is none, or repeats.
     """
     known = track_words(TRACKS, existing["track_uri"])
     best, n_known = BestRecords(), len(known)
     pids, missing = existing["first_pid"].to_numpy(), existing["n_missing"].to_numpy().astype(np.int8)
     best.add(known, missing, pids, np.zeros(n_known, np.int32))
+    if len(best) < n_known:
+        again = int(np.flatnonzero(best.keys.find(known) != np.arange(n_known))[0])
+        raise damaged(TRACKS, "track_uri is unique", existing["track_uri"][again].as_py())
     starts, codes = [], []
     for task in tasks:
         starts.append(best.n_records)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from encore.arrays.ragged import I64
 from encore.lake.filesystem import SourceFile
 from encore.lake.tables import PLAYLISTS, TRACKS, arrow_schema
+from encore.lake.track_arrays import checked_tracks
 from encore.mpd import ingest
 from encore.mpd.held import Held, text
 from encore.mpd.naming import files_needed, unnamed, without_names
@@ -73,7 +74,10 @@ class Reading:
 
     @property
     def existing(self) -> pa.Table:
-        """Of `tracks`: track_id, track_uri, first_pid, orphaned, and `n_missing`: how many NAMING_FIELDS are null."""
+        """Of `tracks`: track_id, track_uri, first_pid, orphaned, and `n_missing`: how many NAMING_FIELDS are null.
+
+        LakeError if the ids are not dense.
+        """
         if self._existing is None:
             schema = pa.schema([*arrow_schema(TRACKS, IDENTITY), ("n_missing", pa.int8())])
             parts = [schema.empty_table()]
@@ -83,7 +87,8 @@ class Reading:
                 for name in NAMING_FIELDS:
                     missing += rows[name].is_null().to_numpy()
                 parts.append(rows.select(IDENTITY).append_column("n_missing", pa.array(missing)))
-            self._existing = pa.concat_tables(parts)
+            found = pa.concat_tables(parts)
+            (self._existing,) = checked_tracks([found], found.num_rows)
         return self._existing
 
     def tasks(self) -> Iterator[ingest.TaskTracks]:

@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 import structlog
 
 from encore.config import Config
-from encore.errors import LakeError, WriteRefused
+from encore.errors import LakeError
 from encore.lake.coverage import complement, remaining
 from encore.lake.delta import Change, Commit, Interval, changes
+from encore.lake.lock import LakeLock
 from encore.lake.parquet import REPORT, IoStats, Writer
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.store import Store, TableState
 from encore.lake.tables import QUARANTINE, Table, arrow_schema
+from encore.lake.track_arrays import damaged
 from encore.lake.transaction import Transaction
 from encore.progress import Meter, meter
 from encore.runtime.registry import JOBS, job_module
@@ -54,6 +56,7 @@ class JobContext:
     fingerprint: str = ""
     models: dict[str, str] = field(default_factory=dict)
     force: bool = False
+    lock: LakeLock | None = None
     inputs: dict[str, TableState] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     io_stats: IoStats = field(default_factory=IoStats)
@@ -152,8 +155,10 @@ class JobContext:
     ) -> None:
         """Replace the rows `where` by those of files that were written (`parquet.REPORT`), in one commit.
 
-        `fingerprint` is the job's unless it is given; `exclusive` as in Transaction.commit.
+        `fingerprint` is the job's unless it is given; `exclusive` as in Transaction.commit. TransientError, and nothing
+        is committed, where another run has taken the lake's lock over.
         """
+        self.check_lock()
         commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part)
         self.transaction(table).commit(reports, commit, where, exclusive=exclusive)
         n_rows = self._count(reports)
@@ -168,6 +173,11 @@ class JobContext:
         written_rows: int = sum(json.loads(text)["numRecords"] for text in reports["stats"].drop_null().to_pylist())
         self.io_stats.written_rows += written_rows
         return written_rows
+
+    def check_lock(self) -> None:
+        """TransientError where another run has taken the lake's lock over: this one must change nothing more."""
+        if self.lock is not None:
+            self.lock.check()
 
     def writer(self, table: Table) -> Writer:
         """A writer of data files of a table, which become visible when they are committed."""
@@ -214,7 +224,7 @@ class JobContext:
         """
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
-            raise WriteRefused(source.name, ["key pid repeats"])
+            raise damaged(source, "key pid is unique", f"pid {pids[1:][np.diff(pids) <= 0][0]}")
         log = list(changes(self.store.there(target)))
         todo = {model: self.remaining(log, model) for model in models or ("",)}
         groups: dict[tuple[Interval, ...], list[str]] = {}

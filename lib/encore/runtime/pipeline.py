@@ -11,6 +11,7 @@ import structlog
 
 from encore import interrupts, temporary
 from encore.config import Config
+from encore.lake.lock import LakeLock
 from encore.lake.tables import QUARANTINE
 from encore.runtime import graph
 from encore.runtime.leftovers import Cleaned
@@ -44,6 +45,7 @@ def run_pipeline(
     *,
     run_id: str | None = None,
     force: bool = False,
+    take_over: bool = False,
     session: Session | None = None,
     on_job: Callable[[str], None] | None = None,
     on_result: Callable[[JobResult], None] | None = None,
@@ -51,12 +53,14 @@ def run_pipeline(
 ) -> list[JobResult]:
     """Run jobs one after the other. The first failure ends the run, is recorded, and is raised.
 
-    `on_note` is given, at the end, a line each for what was cleaned up of runs that did not end, for records that were
-    refused, and for what MLflow has. A `session` that is given is used and left running; without one, one is started
-    where a job needs it.
+    A `session` that is given is used and left running; without one, one is started where a job needs it. The first job
+    with work to do takes the lake's lock, which is released at the end; `take_over` takes it from a run that holds it.
+    `on_note` is given, at the end, one line each about what was cleaned up after runs that did not end, rejected
+    records, and MLflow. Raises TransientError if another run holds the lock.
     """
     check(config)
     own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
+    lock = LakeLock(config, tracking.run_id, take_over=take_over)
     results: list[JobResult] = []
     cleaned = Cleaned()
     began = time.monotonic()
@@ -66,16 +70,21 @@ def run_pipeline(
             failed = name
             if on_job:
                 on_job(name)
-            results.append(run_job(name, config, own, tracking, force=force, cleaned=cleaned))
+            results.append(run_job(name, config, own, tracking, force=force, lock=lock, cleaned=cleaned))
             if on_result:
                 on_result(results[-1])
         failed = None
     finally:
-        # of one job among others in processes of their own, the seconds are told by itself
-        seconds = time.monotonic() - began if len(jobs) > 1 else None
-        tracking.finish([result.name for result in results], failed, seconds, killed=interrupts.received() is not None)
-        if session is None:
-            own.stop()
+        killed = interrupts.received() is not None
+        try:
+            # a single job may be one of several processes of a run, and reports only its own seconds
+            seconds = time.monotonic() - began if len(jobs) > 1 else None
+            tracking.finish([result.name for result in results], failed, seconds, killed=killed)
+            if session is None:
+                own.stop()
+        finally:
+            # last: until then tasks of a job that failed may still write files
+            lock.release()
         for note in _notes(cleaned, results, tracking):
             log.info("note", text=note)
             if on_note:

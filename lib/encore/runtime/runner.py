@@ -12,6 +12,7 @@ from typing import Any
 from encore.config import Config
 from encore.errors import EncoreError
 from encore.lake.failures import translated
+from encore.lake.lock import LakeLock
 from encore.lake.store import Store, TableState
 from encore.lake.tables import JOB_COSTS, JOB_RUNS, QUARANTINE, Table
 from encore.lake.transaction import append_small
@@ -32,12 +33,18 @@ def run_job(
     tracking: Tracking,
     *,
     force: bool = False,
+    lock: LakeLock | None = None,
     cleaned: Cleaned | None = None,
 ) -> JobResult:
-    """Run one job: skip it where nothing changed, else make its tables, run it, and record how it ended."""
+    """Run one job: skip it where nothing changed, else make its tables, run it, and record how it ended.
+
+    A job with work to do takes the `lock` first; TransientError where another run holds it.
+    """
     module = job_module(name)
     store = Store(config, session)
-    ctx = JobContext(name, config, session, store, tracking, tracking.run_id, module.READS, module.WRITES, force=force)
+    ctx = JobContext(
+        name, config, session, store, tracking, tracking.run_id, module.READS, module.WRITES, force=force, lock=lock
+    )
     began, clock = datetime.now(UTC), time.monotonic()
     inputs = [table for table in module.READS if table not in module.WRITES]
     ctx.inputs = {table.name: state for table in inputs if (state := store.state(table)) is not None}
@@ -46,6 +53,11 @@ def run_job(
     if found is not None:
         ctx.log.info("up_to_date")
         return JobResult(name, "up_to_date", time.monotonic() - clock, found, {})
+    if lock is not None:
+        store.check_writable()
+        if lock.take():
+            # another run may have changed the tables since they were looked at
+            return run_job(name, config, session, tracking, force=force, lock=lock, cleaned=cleaned)
     row: dict[str, Any] = {
         "run_id": ctx.run_id,
         "job": name,

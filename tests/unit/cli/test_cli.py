@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +17,9 @@ from typer.testing import CliRunner, Result
 
 from encore import __version__
 from encore.cli import app as cli
+from encore.config import load_config
+from encore.errors import TransientError
+from encore.lake.lock import LakeLock
 from encore.runtime import registry
 from encore.runtime.graph import mermaid
 
@@ -185,6 +188,44 @@ def test_the_doctor_says_that_java_is_missing(encore: Encore, lake: Path) -> Non
     assert result.exit_code == 4
     assert re.search(r"FAIL +Java +none found; JAVA_HOME is .*/no-java\n +install Java 17", result.stdout)
     assert re.search(r"ok +Python +3\.11", result.stdout)
+
+
+# another run is at work: 75 ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(lake: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LakeLock]:
+    """The lock of the lake, which another run has. No store of MLflow is made: that takes seconds."""
+    monkeypatch.setattr("encore.runtime.tracking.Tracking.prepare", lambda self: None)
+    lock = LakeLock(load_config("local", [f"lake.path={lake}"]), "the-other")
+    lock.take()
+    yield lock
+    lock.release()
+
+
+def test_a_lake_that_another_run_writes(encore: Encore, slices: str, lake: Path, held: LakeLock) -> None:
+    result = encore("run", "--set", slices, "--set", f"lake.path={lake}")
+    assert refused(result, 75).startswith(f"the lake {lake} is in use by run the-other on ")
+    assert "--take-over" in result.stderr
+    held.check()
+    assert sorted(path.name for path in lake.iterdir()) == ["_lock"]
+
+
+def test_a_lock_that_is_taken_over_is_given_back_by_a_run_that_fails(
+    encore: Encore, slices: str, lake: Path, held: LakeLock
+) -> None:
+    result = encore("run", "--take-over", "--set", slices, "--set", f"lake.path={lake}")
+    assert result.exit_code == 4
+    (line,) = [line for line in result.stderr.splitlines() if "lock_taken_over" in line]
+    assert "run the-other" in line
+    with pytest.raises(TransientError, match="the lock of run the-other was taken over"):
+        held.check()
+    assert json.loads((lake / "_lock").read_text()) == {"holders": []}
+
+
+def test_a_run_of_the_same_id_shares_the_lock(encore: Encore, slices: str, lake: Path, held: LakeLock) -> None:
+    refused(encore("run", "--run-id", "the-other", "--set", slices, "--set", f"lake.path={lake}"), 4)
+    held.check()
 
 
 # the lake refuses: 5 ------------------------------------------------------------------------------------------------

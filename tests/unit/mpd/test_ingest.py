@@ -184,6 +184,11 @@ def test_a_task_without_tracks_has_no_ids() -> None:
     assert lists(assign_ids(candidates([], []), held((3, uri("a"), 1, 0)))) == ([[], []], [[], []])
 
 
+def test_a_table_with_a_uri_twice_is_refused() -> None:
+    with pytest.raises(LakeError, match=f"tracks: track_uri is unique: broken, such as by {uri('b')}"):
+        assign_ids(candidates([("a", 1, 0, 1)]), held(*((i, uri(name), 1, 0) for i, name in enumerate("abcb"))))
+
+
 def test_a_table_with_something_else_for_a_uri_is_refused() -> None:
     with pytest.raises(LakeError, match="22 letters or digits expected"):
         assign_ids(candidates([("a", 1, 0, 1)]), held((0, "spotify:track:x", 1, 0)))
