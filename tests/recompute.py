@@ -29,7 +29,16 @@ def contents(lake: Path) -> dict[str, list[str]]:
 
 def rows_of(lake: Path, declared: Table) -> list[str]:
     """The rows of one table, as in `contents`."""
-    skipped = {"ingested_at", "modified_ns", "digest", "run_id", "evaluated_at", "fingerprint", "logged_to"}
+    skipped = {
+        "ingested_at",
+        "modified_ns",
+        "digest",
+        "tracks_table",
+        "run_id",
+        "evaluated_at",
+        "fingerprint",
+        "logged_to",
+    }
     return sorted(
         json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)
         for row in (newest_means(lake) if declared is MODEL_METRICS else table(lake, declared.name))
