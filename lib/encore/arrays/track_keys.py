@@ -111,15 +111,6 @@ def grow(array: NDArray[Any], n_rows: int, fill: int) -> NDArray[Any]:
     return longer
 
 
-def is_new(codes: I32, before: int) -> NDArray[np.bool_]:
-    """Which codes returned by `KeyTable.add` belong to ids that were new, at their first occurrence in that call.
-
-    `before`: the size of the table before the call.
-    """
-    highest = np.maximum.accumulate(np.concatenate([[before - 1], codes]))
-    return np.asarray(codes > highest[:-1])
-
-
 class BestRecords:
     """Distinct ids of records that arrive in batches, and the best record of each id.
 

@@ -25,7 +25,7 @@ execution no longer runs: it was stopped before it could release the lock, or St
 execution may take over between the lookup and the put, so the put is conditional on the holder being unchanged; if it
 changed, the lock is looked up again. Delta's conflict checks at commit remain the last line of defence.
 
-`${Name}` stands for a value that the deployment fills in (`PLACEHOLDERS`). Paths in the definition are JSONPath.
+`${Name}` stands for a value that the deployment fills in (`encore_cdk.orchestration`). Paths in it are JSONPath.
 """
 
 from __future__ import annotations
@@ -41,20 +41,6 @@ from encore.runtime.graph import Node, Part, Series, compose, order, select
 
 State = dict[str, Any]
 States = dict[str, State]
-
-PLACEHOLDERS = {
-    "ApplicationId": "id of the EMR Serverless application",
-    "Region": "the region in which it runs",
-    "CodePrefix": "s3:// folder of the application archive",
-    "Lake": "s3:// prefix of the tables",
-    "RawPrefix": "s3:// prefix of the raw data, with playlists/ and features/ in it",
-    "LogBucket": "bucket for logs and outcomes",
-    "TrackingLogin": "ARN of the secret with MLflow's address and login",
-    "TopicArn": "ARN of the topic for failure notifications",
-    "LockTable": "table that holds the lock, keyed by `line`",
-    "Role<Job>": "ARN of the execution role of each job",
-}
-"""Placeholders by name, and what the deployment replaces each with."""
 
 SERVICE_ERRORS = (
     "ThrottlingException",

@@ -37,7 +37,7 @@ class Index:
     """An index of items.
 
     `arrays`: the complete state, for `load`; `reason`: why this method was chosen; the two block sizes bound the memory
-    of brute force, see kernel.top_k.
+    of brute force, see kernel.search.
     """
 
     arrays: NamedArrays

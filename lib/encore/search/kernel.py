@@ -154,29 +154,15 @@ def centroids(seeds: Ragged, row_of: NDArray[np.int32], vectors: NDArray[np.floa
     return means, counts
 
 
-def top_k(
-    queries: NDArray[np.float32],
-    items: NDArray[np.float32],
-    item_ids: NDArray[np.int32],
-    k: int | NDArray[Any],
-    *,
-    query_block: int,
-    item_block: int,
-) -> Ranked:
-    """The k items with the highest cosine for each query; the module docstring defines score and order.
-
-    `queries` float32 (q, d), `items` float32 (V, d), `item_ids` int32 (V,) strictly ascending, `k` one number
-    or an integer array (q,), at least 0. Returns min(k, V) ids per query. At most `query_block` x `item_block` scores
-    are held at a time (fewer if that is faster), and about 2 k candidates per query of the block. Raises ValueError for
-    other shapes, types or numbers.
-    """
-    return search(queries, Items.prepare(item_ids, items), k, query_block=query_block, item_block=item_block)
-
-
 def search(
     queries: NDArray[np.float32], items: Items, k: int | NDArray[Any], *, query_block: int, item_block: int
 ) -> Ranked:
-    """`top_k` over items that are already prepared."""
+    """The k items with the highest cosine for each query; the module docstring defines score and order.
+
+    `queries` float32 (q, d), `k` one number or an integer array (q,), at least 0. Returns min(k, V) ids per query, of
+    V items. At most `query_block` x `item_block` scores are held at a time (fewer if that is faster), and about 2 k
+    candidates per query of the block. Raises ValueError for other shapes, types or numbers.
+    """
     d, size = items.units.shape
     n_results = check_queries(queries, d, size, k)
     if query_block < 1 or item_block < 1:

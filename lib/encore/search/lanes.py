@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 LANES = 16
 """Items scored at once: two AVX2 registers, or one AVX-512 register."""
@@ -23,13 +21,6 @@ LANES = 16
 _I64 = ir.IntType(64)
 _SUMS = ir.VectorType(ir.FloatType(), LANES)
 _FUSED = ("contract",)
-
-
-def sums_loop(columns: NDArray[np.float32], at: int, row: NDArray[np.float32], *, scaled: bool) -> NDArray[np.float64]:
-    """The sums that the primitives compute, in plain Python, float64 (16,)."""
-    block = columns[at : at + LANES * (len(row) + 1)].reshape(len(row) + 1, LANES).astype(np.float64)
-    sums = block[:-1].T @ row.astype(np.float64)
-    return sums * block[-1] if scaled else sums
 
 
 @intrinsic

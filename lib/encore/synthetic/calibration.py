@@ -188,16 +188,3 @@ def measure(playlists: int, *, seed: int = 42, processes: int | None = None) -> 
         "mean edits": sums["edits"] / playlists,
     }
     return Measurement(playlists, figures)
-
-
-def distinct_tracks_at(rows: int, *, seed: int = 42) -> int:
-    """Return the number of distinct tracks in the first ``rows`` rows generated with a seed."""
-    distinct = DistinctIds()
-    left = rows
-    index = 0
-    while left > 0:
-        tracks = draw_slice(seed, index).tracks[:left]
-        distinct.add(tracks)
-        left -= len(tracks)
-        index += 1
-    return len(distinct.values())

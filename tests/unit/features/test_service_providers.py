@@ -392,6 +392,7 @@ def test_many_attempts_do_not_overflow() -> None:
 
 
 def test_each_wait_is_in_the_log(world: World) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     world.server.moods = [throttled(7), Mood(500)]
     with structlog.testing.capture_logs() as logs:
         world.fetch(uris(1))

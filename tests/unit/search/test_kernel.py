@@ -14,6 +14,11 @@ from encore.search import kernel
 from encore.search.kernel import Items
 from tests.reference import centroid_slow, top_k_float64, top_k_slow
 
+
+def top_k(queries: np.ndarray, items: np.ndarray, ids: np.ndarray, k: int | np.ndarray, **blocks: int) -> Ranked:
+    return kernel.search(queries, Items.prepare(ids, items), k, **blocks)
+
+
 # few distinct numbers, so that vectors are often equal, parallel, opposite or zero; and any finite float32
 coarse = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 3.0, 1e-30, 1e30])
 wild = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -56,7 +61,7 @@ def test_top_k_equals_brute_force_to_the_bit(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "_MIN_KEPT", least)
         patch.setattr(kernel, "_RESCORED_VALUES", 7 if least else 1 << 18)
-        found = kernel.top_k(queries, items, ids, k, query_block=query_block, item_block=item_block)
+        found = top_k(queries, items, ids, k, query_block=query_block, item_block=item_block)
     assert pairs(found) == top_k_slow(queries.tolist(), items.tolist(), ids.tolist(), k.tolist())
     assert (found.ids.values.dtype, found.scores.dtype) == (np.dtype(np.int32), np.dtype(np.float32))
     assert not np.signbit(found.scores[found.scores == 0]).any()
@@ -75,7 +80,7 @@ def test_results_do_not_depend_on_block_sizes(d: int) -> None:
     for query_block, item_block in itertools.product((1, 7, 64), (1, 100, 1024, 10**6)):
         if (query_block, item_block) == (1, 1):
             continue
-        found = kernel.top_k(queries, items, ids.astype(np.int32), 70, query_block=query_block, item_block=item_block)
+        found = top_k(queries, items, ids.astype(np.int32), 70, query_block=query_block, item_block=item_block)
         assert found.ids.tolist() == expected_ids
         assert Ragged(found.ids.offsets, found.scores).tolist() == expected_scores
 
@@ -87,7 +92,7 @@ def test_scores_closer_than_float32_can_tell() -> None:
     queries = (1 + 1e-6 * rng.standard_normal((20, 12))).astype(np.float32)
     ids = np.arange(4000, dtype=np.int32)
     expected_ids, expected_scores = top_k_float64(queries, items, ids, 50)
-    found = kernel.top_k(queries, items, ids, 50, query_block=8, item_block=300)
+    found = top_k(queries, items, ids, 50, query_block=8, item_block=300)
     assert found.ids.tolist() == expected_ids
     assert Ragged(found.ids.offsets, found.scores).tolist() == expected_scores
 
@@ -127,7 +132,7 @@ def test_thousands_of_equal_items_keep_memory_bounded(monkeypatch: pytest.Monkey
     items[15000:15005] = [3, 2, 1]
     queries = np.array([[1, 2, 3], [3, 2, 1], [-1, 0, 0]], dtype=np.float32)
     ids = np.arange(0, 60000, 3, dtype=np.int32)
-    found = kernel.top_k(queries, items, ids, 10, query_block=3, item_block=100)
+    found = top_k(queries, items, ids, 10, query_block=3, item_block=100)
     expected_ids, expected_scores = top_k_float64(queries, items, ids, 10)
     assert found.ids.tolist() == expected_ids
     assert Ragged(found.ids.offsets, found.scores).tolist() == expected_scores
@@ -136,7 +141,7 @@ def test_thousands_of_equal_items_keep_memory_bounded(monkeypatch: pytest.Monkey
 
 def test_zero_vectors_score_zero_and_rank_by_id() -> None:
     items = np.array([[0, 0], [1, 0], [-1, 0], [0, 0], [0, 5]], dtype=np.float32)
-    found = kernel.top_k(
+    found = top_k(
         np.array([[0, 0], [2, 0]], dtype=np.float32),
         items,
         np.arange(5, dtype=np.int32),
@@ -152,7 +157,7 @@ def test_zero_vectors_score_zero_and_rank_by_id() -> None:
 
 @pytest.mark.parametrize(("q", "v", "k"), [(0, 5, 3), (4, 0, 3), (0, 0, 3), (4, 5, 0)])
 def test_nothing_to_do(q: int, v: int, k: int) -> None:
-    found = kernel.top_k(
+    found = top_k(
         np.ones((q, 2), dtype=np.float32),
         np.ones((v, 2), dtype=np.float32),
         np.arange(v, dtype=np.int32),
@@ -184,18 +189,18 @@ def test_invalid_arguments_raise() -> None:
     bad_ids: Any
     for bad in (good.astype(np.float64), good[0], good[:, :0], np.full((3, 2), np.nan, dtype=np.float32)):
         with pytest.raises(ValueError, match="items"):
-            kernel.top_k(good, bad, ids, 1, **blocks)
+            top_k(good, bad, ids, 1, **blocks)
         with pytest.raises(ValueError, match="queries"):
-            kernel.top_k(bad, good, ids, 1, **blocks)
+            top_k(bad, good, ids, 1, **blocks)
     for bad_ids in (ids[::-1], ids * 0, ids[:2], ids.astype(np.int64)):
         with pytest.raises(ValueError, match="item_ids"):
-            kernel.top_k(good, good, bad_ids, 1, **blocks)
+            top_k(good, good, bad_ids, 1, **blocks)
     with pytest.raises(ValueError, match="k: expected at least 0"):
-        kernel.top_k(good, good, ids, -1, **blocks)
+        top_k(good, good, ids, -1, **blocks)
     with pytest.raises(ValueError, match="expected 2 dimensions like the items"):
-        kernel.top_k(good[:, :1], good, ids, 1, **blocks)
+        top_k(good[:, :1], good, ids, 1, **blocks)
     with pytest.raises(ValueError, match="blocks"):
-        kernel.top_k(good, good, ids, 1, query_block=0, item_block=1)
+        top_k(good, good, ids, 1, query_block=0, item_block=1)
     with pytest.raises(ValueError, match="scores"):
         Ranked(Ragged.empty(1), np.zeros(1, dtype=np.float32))
 
@@ -228,6 +233,6 @@ def test_centroids_add_in_the_order_of_the_row() -> None:
 def test_a_score_that_rounds_to_zero_from_below_ties_with_zero() -> None:
     items = np.array([[-1e-30, 1e30], [0, 1], [1e-30, 1e30]], dtype=np.float32)
     query = np.array([[1, 0]], dtype=np.float32)
-    found = kernel.top_k(query, items, np.arange(3, dtype=np.int32), 3, query_block=1, item_block=1)
+    found = top_k(query, items, np.arange(3, dtype=np.int32), 3, query_block=1, item_block=1)
     assert pairs(found) == [[(0, 0.0), (1, 0.0), (2, 0.0)]]
     assert not np.signbit(found.scores).any()

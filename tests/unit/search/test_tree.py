@@ -185,13 +185,20 @@ def test_primitives_equal_plain_python(d: int) -> None:
     columns[5 + LANES * d + 3] = np.nan
     plain, scaled, reached, hits = all_of(columns, 5, rows, d, 2 * d, d, np.float32(0.3))
     expected = [
-        [lanes.sums_loop(columns, 5, rows[at : at + d], scaled=scaled) for scaled in (False, True)] for at in (d, 2 * d)
+        [sums_loop(columns, 5, rows[at : at + d], scaled=scaled) for scaled in (False, True)] for at in (d, 2 * d)
     ]
     np.testing.assert_allclose(plain, expected[0][0], atol=1e-5)
     np.testing.assert_allclose(scaled, expected[0][1], atol=1e-5)
     assert reached == bits(expected[0][0] >= 0)
     assert hits == bits(np.concatenate([~(both[1] < 0.3) for both in expected]))
     assert hits & hits >> 16 & 1 << 3, "what is not a number counts as a hit"
+
+
+def sums_loop(columns: np.ndarray, at: int, row: np.ndarray, *, scaled: bool) -> np.ndarray:
+    """The sums that the primitives of lanes.py compute, by numpy, float64 (16,)."""
+    block = columns[at : at + LANES * (len(row) + 1)].reshape(len(row) + 1, LANES).astype(np.float64)
+    sums: np.ndarray = block[:-1].T @ row.astype(np.float64)
+    return sums * block[-1] if scaled else sums
 
 
 def bits(mask: np.ndarray) -> int:
