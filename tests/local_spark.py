@@ -44,6 +44,7 @@ class LocalContext:
     """What Encore uses of a SparkContext."""
 
     defaultParallelism = 2
+    master = "local[2]"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -59,6 +60,19 @@ class LocalContext:
         """Parts of which each is a task's."""
         return LocalParts(parts, self._folder)
 
+    def getConf(self) -> dict[str, str]:
+        """No setting."""
+        return {}
+
+    def accumulator(self, value: Any, param: Any) -> LocalAccumulator:
+        """A value to which tasks add."""
+        return LocalAccumulator(value, param)
+
+    def addJobTag(self, tag: str) -> None:
+        """Name the jobs that follow, so that they can be cancelled: none is at work when someone asks for that."""
+
+    removeJobTag = cancelJobsWithTag = addJobTag
+
     def statusTracker(self) -> LocalContext:
         """Progress: see getActiveStageIds."""
         return self
@@ -66,6 +80,17 @@ class LocalContext:
     def getActiveStageIds(self) -> list[int]:
         """No stage is ever seen at work."""
         return []
+
+
+class LocalAccumulator:
+    """What Encore uses of an Accumulator."""
+
+    def __init__(self, value: Any, param: Any) -> None:
+        self.value, self._param = value, param
+
+    def add(self, term: Any) -> None:
+        """Add to the value."""
+        self.value = self._param.addInPlace(self.value, term)
 
 
 class LocalParts:
