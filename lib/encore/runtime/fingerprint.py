@@ -23,7 +23,9 @@ PRESENTATION = frozenset(
         "encore.config",
         "encore.errors",
         "encore.findings",
+        "encore.interrupts",
         "encore.lake.delta",
+        "encore.lake.failures",
         "encore.lake.lock",
         "encore.lake.schema",
         "encore.lake.store",
@@ -32,6 +34,7 @@ PRESENTATION = frozenset(
         "encore.progress",
         "encore.runtime.fingerprint",
         "encore.runtime.graph",
+        "encore.runtime.leftovers",
         "encore.runtime.outcome",
         "encore.runtime.pipeline",
         "encore.runtime.provenance",
@@ -41,10 +44,11 @@ PRESENTATION = frozenset(
         "encore.runtime.tracking",
         "encore.spark.session",
         "encore.spark.stage_metrics",
+        "encore.temporary",
     }
 )
-"""Modules that do not decide what rows are: messages, logs, records, how a session starts, where tables are. Settings
-and declarations of tables are compared by their values."""
+"""Modules that do not decide what rows are: messages, logs, records, how a session starts, where tables are, cleaning
+up. Settings and declarations of tables are compared by their values."""
 
 
 def digest(value: Any) -> str:

@@ -87,6 +87,10 @@ def test_a_model_more_is_in_no_other_models_code(edit: Edit) -> None:
     assert {model for model in models if of(model) != before[model]} == {"cosine"}
 
 
+def test_modules_that_do_not_count_exist() -> None:
+    assert [name for name in module.PRESENTATION if module._path(name) is None] == []
+
+
 def test_plots_are_the_report_and_no_metric(edit: Edit) -> None:
     def found() -> tuple[str, str]:
         return code_digest("encore.jobs.evaluate", left_out={"encore.reports"}), code_digest("encore.jobs.report")
