@@ -73,8 +73,12 @@ def size(count: int) -> str:
 
 
 def row_counts(rows: dict[str, int]) -> Iterable[str]:
-    """Rows of the tables that a job wrote, one text a table; of quarantine they are what the job added."""
-    return (f"{table} {'+' if table == QUARANTINE.name else ''}{n:,}" for table, n in rows.items())
+    """The row counts of the tables that a job wrote, as text. For quarantine it is what the job added, if anything."""
+    for table, n in rows.items():
+        if table != QUARANTINE.name:
+            yield f"{table} {n:,}"
+        elif n:
+            yield f"{table} +{n:,}"
 
 
 def _records(store: Store, table: Table, time: str = "started_at") -> list[dict[str, Any]]:
