@@ -1,4 +1,4 @@
-"""The command line: `encore`, and the same way in for `spark-submit jobs/NAME.py`.
+"""The command line: `encore`, and the entry point for `spark-submit jobs/NAME.py`.
 
 Each command imports what it needs in its body, so that `encore --help` imports little more than typer.
 """
@@ -40,7 +40,7 @@ TakeOver = Annotated[
 
 
 def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
-    """The configuration, with logging set up as it says."""
+    """Load the configuration and set up logging accordingly."""
     from encore.config import load_config
     from encore.log import configure_logging
 
@@ -50,7 +50,7 @@ def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Do the work of a command: an expected failure becomes one sentence, its remedy and its exit code."""
+    """Run a command and return its exit code; an expected failure is reported as one sentence and its remedy."""
     try:
         work()
     except EncoreError as error:
@@ -70,7 +70,7 @@ def guarded(work: Callable[[], Any]) -> int:
     except BrokenPipeError:
         return 0
     except Exception:
-        # what fails after a signal fails because of it: Spark's JVM has been told to end
+        # a failure after a signal is caused by the signal, because it also shuts down Spark's JVM
         found = interrupts.received()
         if found is None:
             raise
@@ -104,7 +104,7 @@ def generate(
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where the folder is complete.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Generate playlists in the dataset's format, and audio features, from a seed."""
+    """Generate playlists in the dataset's format, and audio features, from a random seed."""
 
     def work() -> None:
         from encore.cli.console import err, out
@@ -152,7 +152,7 @@ def run(
     run_id: Annotated[str | None, typer.Option(help="Id of the pipeline run, to join one; default: a new one.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Run the jobs, in the order that their reads and writes give; what is up to date is skipped."""
+    """Run the jobs in dependency order, skipping those that are up to date."""
 
     def work() -> None:
         from encore.cli.console import err, out
@@ -210,7 +210,7 @@ def sql(
     limit: Annotated[int, typer.Option(min=1, help="Rows that are shown at most.")] = 1000,
     debug: Debug = False,
 ) -> None:
-    """Ask the tables and the views playlist_tracks, holdout_tracks, recommended_tracks in SQL."""
+    """Query the tables and the views playlist_tracks, holdout_tracks and recommended_tracks in SQL."""
 
     def work() -> None:
         from encore.cli.console import err, out
@@ -230,7 +230,7 @@ def sql(
 
 @app.command()
 def tables(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
-    """Show what is in the lake: rows, version, size, the last job of each table."""
+    """Show the tables of the lake: rows, version, size and the job that last wrote each."""
 
     def work() -> None:
         from encore.cli.console import out
@@ -244,7 +244,7 @@ def tables(env: Env = "local", overrides: Set = [], debug: Debug = False) -> Non
 
 @app.command()
 def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:  # noqa: B006
-    """Show the last run: its jobs with seconds, rows and cost, and metrics by model."""
+    """Show the last run: duration, rows and cost of each job, and metrics by model."""
 
     def work() -> None:
         from encore.cli.console import out
@@ -269,7 +269,7 @@ def log_command(
     overrides: Set = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Log a run to MLflow from the lake, for runs during which MLflow did not answer."""
+    """Log a run to MLflow from the lake, for runs during which MLflow was unreachable."""
 
     def work() -> None:
         from encore.cli.console import out
@@ -289,7 +289,7 @@ def doctor(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Check Java, Python, jars, memory, disk, credentials, lake and MLflow; a remedy for each that is wanting."""
+    """Check Java, Python, jars, memory, disk, credentials, lake and MLflow, and suggest a remedy for each problem."""
 
     def work() -> None:
         from encore.cli.console import out
@@ -339,7 +339,7 @@ def show_graph(
     aws: Annotated[bool, typer.Option("--aws", help="The picture of Encore on AWS instead.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Print the graph of jobs and tables as mermaid, as it stands in the README."""
+    """Print the graph of jobs and tables in Mermaid syntax, as shown in the README."""
 
     def work() -> None:
         from encore.aws.diagram import architecture
@@ -369,7 +369,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run one job by spark-submit here, on EMR Serverless or on an EMR cluster, and wait until it has ended."""
+    """Run one job with spark-submit, on this machine, EMR Serverless or an EMR cluster, and wait for it to end."""
 
     def work() -> None:
         from encore.cli.aws import submit_job
@@ -408,7 +408,7 @@ def cost(
     overrides: Set = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """State what a run would cost on EMR Serverless and on EC2, from what the last run took, and how that was made."""
+    """Estimate from the last run what a run would cost on EMR Serverless and EC2, and explain the estimate."""
 
     def work() -> None:
         from encore.cli.aws import print_cost
@@ -432,7 +432,7 @@ def deploy_doctor(
     package: Annotated[Path, typer.Option(help="Folder of the application archive.")] = Path("build/package"),
     debug: Debug = False,
 ) -> None:
-    """Check account, region, bootstrap, certificate, quota and archive before `make deploy`."""
+    """Check the account, region, bootstrap, certificate, quota and archive before `make deploy`."""
 
     def work() -> None:
         from encore.cli.aws import deployment_findings
@@ -470,7 +470,7 @@ def main() -> NoReturn:
 
 
 def _settings_list(text: str) -> list[str]:
-    """The settings of `--set-json`, for callers that cannot repeat an option. Raises ConfigError for another shape."""
+    """Parse `--set-json`, for callers that cannot repeat an option. ConfigError unless it is a JSON list of strings."""
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -481,7 +481,7 @@ def _settings_list(text: str) -> list[str]:
 
 
 def job_main(name: str) -> NoReturn:
-    """What `spark-submit jobs/NAME.py --env ENV --set a.b=value` runs: one job of the line."""
+    """Entry point of `spark-submit jobs/NAME.py --env ENV --set a.b=value`, which runs one job of the pipeline."""
 
     def command(
         env: Env = "local",

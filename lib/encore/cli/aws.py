@@ -34,7 +34,7 @@ from encore.runtime.registry import EXTRA_JOBS, JOBS
 from encore.spark.stage_metrics import latest
 
 CANCEL_SECONDS = 30.0
-"""How long cancelling a run on EMR may take after Ctrl-C; a second one leaves it alone."""
+"""How long cancelling a run on EMR may take after Ctrl-C; a second Ctrl-C stops waiting for it."""
 
 
 def submit_job(
@@ -52,7 +52,7 @@ def submit_job(
     take_over: bool = False,
     clients: ClientFactory | None = None,
 ) -> int:
-    """Start a job and wait for it. Returns a local job's exit code; for a job on EMR, 0, or raises EncoreError."""
+    """Start a job and wait for it. Returns the exit code of a local job; for a job on EMR, 0 or raises EncoreError."""
     if target not in render.TARGETS:
         raise ConfigError(f"--target {target}: one of {', '.join(render.TARGETS)} expected")
     if job not in (*JOBS, *EXTRA_JOBS):
@@ -97,7 +97,8 @@ def _run_local(submission: render.Submission, config: Config, dry_run: bool, out
     if dry_run:
         out.print(shlex.join(command), highlight=False, markup=False)
         return 0
-    # a group of its own, to which a signal is sent on: JVM and driver get it once, from a terminal and from `kill`
+    # a separate process group, to which signals are forwarded: JVM and driver then receive each signal exactly once,
+    # whether it comes from a terminal or from `kill`
     with subprocess.Popen(command, process_group=0) as process, interrupts.forwarded_to(process.pid):
         try:
             code = process.wait()
@@ -105,12 +106,12 @@ def _run_local(submission: render.Submission, config: Config, dry_run: bool, out
             # the driver may outlive the JVM that started it
             interrupts.wait_for_group(process)
             raise
-        # as a shell says it of a process that a signal ended
+        # as a shell reports a process that was terminated by a signal
         return code if code >= 0 else 128 - code
 
 
 def spark_submit() -> str:
-    """Path of the installed pyspark's spark-submit. EnvironmentMissing if there is none."""
+    """Path of the installed pyspark's spark-submit. EnvironmentMissing if it is not installed."""
     beside = Path(sys.executable).with_name("spark-submit")
     found = str(beside) if beside.is_file() else shutil.which("spark-submit")
     if found is None:
@@ -119,7 +120,7 @@ def spark_submit() -> str:
 
 
 def jobs_dir(job: str) -> Path:
-    """The folder of the entry points: jobs/ in the working directory, else in the checkout that holds the package."""
+    """The folder of the entry points: jobs/ in the working directory, else in the checkout with the package."""
     for candidate in (Path("jobs"), CHECKOUT / "jobs"):
         if (candidate / f"{job}.py").is_file():
             return candidate
@@ -129,7 +130,7 @@ def jobs_dir(job: str) -> Path:
 def print_cost(
     config: Config, playlists: int | None, region: str, executors: int, cores: int | None, out: Console
 ) -> None:
-    """Print what a run would cost on AWS, estimated from the last run of each job. LakeError if none is recorded."""
+    """Print what a run would cost on AWS, estimated from the last run of each job. LakeError if no run is recorded."""
     store = open_store(config)
     state, rows = store.state(PLAYLISTS), latest(store.read_small(JOB_COSTS).to_pylist())
     if state is None or not state.rows or not rows:

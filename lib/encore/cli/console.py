@@ -6,6 +6,6 @@ import sys
 
 from rich.console import Console
 
-# without a terminal there is no width to fit: grids are not folded in files and pipes
+# files and pipes have no width to fit, so grids are not wrapped there
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Is everything there that Encore needs? Each finding is a fact, and a remedy where something is wanting."""
+"""Checks whether everything that Encore needs is available. Each finding is a fact, with a remedy for a problem."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAST_DISK = 5e9
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Look at everything, in the order in which a run would need it."""
+    """Check everything, in the order in which a run would need it."""
     yield _python()
     yield _java()
     yield from _jars(config)
@@ -66,7 +66,7 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def lake_findings(config: Config) -> Iterator[Finding]:
-    """Look at every table of the lake. LakeError where there is none."""
+    """Check every table of the lake. LakeError if it has no tables."""
     return inspect(Tables(config))
 
 
@@ -170,7 +170,7 @@ def _unused() -> None:
 
 
 def print_findings(found: Iterable[Finding], out: Console) -> bool:
-    """Print every finding as it is made; False where one of them is more than a warning."""
+    """Print each finding as soon as it is made. Returns False if any of them is more than a warning."""
     well = True
     for finding in found:
         sign = "[green]ok  [/]" if finding.remedy is None else "[yellow]warn[/]" if finding.warning else "[red]FAIL[/]"

@@ -1,4 +1,4 @@
-"""Where the program `encore` and the entry points in jobs/ begin: signals first, then the imports that take a while."""
+"""Entry points of `encore` and of the scripts in jobs/: install signal handlers, then do the slow imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> NoReturn:
 
 
 def job_main(name: str) -> NoReturn:
-    """What `spark-submit jobs/NAME.py` runs."""
+    """Entry point of `spark-submit jobs/NAME.py`."""
 
     def command() -> None:
         from encore.cli.app import job_main

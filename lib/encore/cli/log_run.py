@@ -21,14 +21,14 @@ from encore.runtime.result import JobResult
 from encore.runtime.tracking import InputTable, Tracking
 
 _NO_TRACKS = np.empty(0, np.bool_)
-"""Which tracks were recommended at all: the plots do not show it."""
+"""Stands in for the mask of recommended tracks, which the plots do not use."""
 
 
 def log_run(config: Config, run_id: str | None, out: Console) -> None:
-    """Log the jobs and the evaluated models of a run (default: the last one) as the run itself would have.
+    """Log the jobs and the evaluated models of a run (default: the last one) as the run itself would have done.
 
-    Logging a run again adds the same values to the same runs in MLflow. The settings that are logged are those given
-    now. Raises InputError if the lake has no such run, TransientError if MLflow does not accept it.
+    Logging a run again adds the same values to the same MLflow runs. The logged settings are those of this command.
+    Raises InputError if the lake has no such run, TransientError if MLflow does not accept it.
     """
     store = open_store(config)
     runs = store.read_small(JOB_RUNS).to_pylist() if run_id else last_run(store)
@@ -72,8 +72,11 @@ def _ms(moment: Any) -> int:
 
 
 def _log_models(store: Store, tracking: Tracking, own: list[dict[str, Any]]) -> int:
-    """Log what `model_metrics` has of a run's models, with plots where their rows can still be read; how many."""
-    # matplotlib takes a while, and only a run that evaluated something needs it
+    """Log the rows of `model_metrics` for a run's models, with plots if the rows behind them can still be read.
+
+    Returns the number of models.
+    """
+    # importing matplotlib is slow, and only a run that evaluated something needs it
     from encore.reports import plots
 
     rows = [row for row in store.read_small(MODEL_METRICS).to_pylist() if row["run_id"] == tracking.run_id]
@@ -99,7 +102,7 @@ def _log_models(store: Store, tracking: Tracking, own: list[dict[str, Any]]) -> 
 
 
 def _inputs(store: Store, row: dict[str, Any]) -> list[InputTable]:
-    """The tables that a job read, of those whose versions can still be read."""
+    """The tables that a job read, limited to those whose versions can still be read."""
     ids, found = dict(row["table_ids"] or ()), []
     for name, version in row["inputs"]:
         if name not in BY_NAME:
@@ -114,7 +117,7 @@ def _inputs(store: Store, row: dict[str, Any]) -> list[InputTable]:
 
 
 def _summary(store: Store, model: str, evaluated: dict[str, Any] | None) -> Summary | None:
-    """What the plots are drawn from, from the rows that the run wrote; None where these cannot be read any more."""
+    """The data for the plots, from the rows that the run wrote; None if these can no longer be read."""
     version = dict(evaluated["outputs"]).get(PLAYLIST_METRICS.name) if evaluated else None
     if version is None:
         return None

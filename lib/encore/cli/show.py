@@ -1,4 +1,4 @@
-"""What is there, for people: the last run, its metrics, and the tables of a lake. Read without Spark."""
+"""Prints the last run, its metrics and the tables of a lake in readable form. Reads them without Spark."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from encore.lake.tables import (
 
 
 def print_tables(config: Config, out: Console) -> None:
-    """Every declared table: rows, version, size, files, when and by which job it was written last."""
+    """Print every declared table: rows, version, size, files, and when and by which job it was last written."""
     store = open_store(config)
     grid = Grid("table", "layer", title=f"tables of {store.root}", title_justify="left")
     for name in ("rows", "version", "size", "files"):
@@ -63,7 +63,7 @@ def _recorder(table: Table) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people, in powers of 1000."""
+    """A human-readable number of bytes, in powers of 1000."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -73,7 +73,7 @@ def size(count: int) -> str:
 
 
 def row_counts(rows: dict[str, int]) -> Iterable[str]:
-    """The row counts of the tables that a job wrote, as text. For quarantine it is what the job added, if anything."""
+    """Row counts of the tables that a job wrote, as text; for quarantine, the number of rows added, if any."""
     for table, n in rows.items():
         if table != QUARANTINE.name:
             yield f"{table} {n:,}"
@@ -82,9 +82,9 @@ def row_counts(rows: dict[str, int]) -> Iterable[str]:
 
 
 def _records(store: Store, table: Table, time: str = "started_at") -> list[dict[str, Any]]:
-    """The rows of a small table by a column of times, oldest first.
+    """The rows of a small table, sorted by a timestamp column, oldest first.
 
-    The times are in UTC and have no time zone: pyarrow imports pandas to convert one that has.
+    The timestamps are in UTC without a time zone: to convert one with a time zone, pyarrow would import pandas.
     """
     rows = store.read_small(table)
     times = rows[time].cast(pa.timestamp("us"))
@@ -92,7 +92,7 @@ def _records(store: Store, table: Table, time: str = "started_at") -> list[dict[
 
 
 def print_last_run(config: Config, out: Console) -> None:
-    """The run that started last: its jobs with seconds, rows and remarks, what they cost, and metrics by model."""
+    """Print the run that started last: its jobs with seconds, rows and remarks, their cost, and metrics by model."""
     store = open_store(config)
     last = last_run(store)
     _print_jobs(last, out)
@@ -130,12 +130,12 @@ def _print_jobs(rows: list[dict[str, Any]], out: Console) -> None:
 
 
 def _number(value: float) -> str:
-    """A number for people: whole ones with all their digits, others with four."""
+    """A human-readable number: integers with all their digits, others with four significant digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _print_costs(store: Store, runs: list[dict[str, Any]], out: Console) -> None:
-    """What the jobs of a run cost, as Spark counted it; nothing where they ran before that was recorded."""
+    """Print what the jobs of a run cost, as measured by Spark; nothing for runs older than these records."""
     key = itemgetter(*JOB_COSTS.key)
     wanted = {key(run) for run in runs}
     rows = [row for row in _records(store, JOB_COSTS) if key(row) in wanted]
@@ -174,7 +174,7 @@ def _is_number(value: Any) -> bool:
 
 
 def print_metrics(config: Config, out: Console) -> None:
-    """Metrics by model, as `evaluate` recorded them last."""
+    """Print metrics by model, as last recorded by `evaluate`."""
     _print_metrics(config, open_store(config), out)
 
 
@@ -193,7 +193,7 @@ def _print_metrics(config: Config, store: Store, out: Console) -> None:
 
 
 def newest_means(store: Store) -> dict[str, dict[str, tuple[float, int]]]:
-    """By model, of those that the lake has metrics of: its newest means over all playlists, and how many these are."""
+    """For each model that the lake has metrics of: its newest means over all playlists, and the number of playlists."""
     rows = [row for row in _records(store, MODEL_METRICS, "evaluated_at") if row["bucket"] == "all"]
     there = store.partitions(PLAYLIST_METRICS, "model")
     found: dict[str, dict[str, tuple[float, int]]] = {}

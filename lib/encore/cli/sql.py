@@ -1,4 +1,4 @@
-"""SQL over the tables and views of a lake, for people."""
+"""Interactive SQL over the tables and views of a lake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encore.spark.session import Session
 
 
 class Sql:
-    """A session in which the tables and the views of the lake are known by name."""
+    """A session in which the tables and views of the lake are registered by name."""
 
     def __init__(self, config: Config) -> None:
         open_store(config)
@@ -25,7 +25,7 @@ class Sql:
         self.names = Store(config, self._session).register_views()
 
     def rows(self, query: str, limit: int) -> tuple[pa.Table, bool]:
-        """The first rows of an answer, and whether there are more. ConfigError for a query that is not understood."""
+        """The first rows of a query's result, and whether there are more. ConfigError for an invalid query."""
         from pyspark.errors import PySparkException
 
         try:
@@ -36,7 +36,7 @@ class Sql:
         return found.slice(0, limit), found.num_rows > limit
 
     def print(self, query: str, out: Console, limit: int) -> None:
-        """The answer as a grid."""
+        """Print the result of a query as a grid."""
         rows, more = self.rows(query, limit)
         grid = Grid(*(escape(name) for name in rows.column_names))
         for row in zip(*(column.to_pylist() for column in rows.columns), strict=True):
@@ -51,7 +51,7 @@ class Sql:
 
 
 def shown(value: Any) -> str:
-    """A value for a cell; long arrays are cut."""
+    """A value as the text of a cell; long arrays are truncated."""
     if isinstance(value, list) and len(value) > 12:
         return f"[{', '.join(map(shown, value[:10]))}, ... {len(value):,} in all]"
     if isinstance(value, float):
@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
 def shell(asked: Sql, out: Console, err: Console, limit: int) -> None:
     """Read queries, each ended by a semicolon, until `exit` or the end of input."""
     with suppress(ImportError):
-        import readline  # noqa: F401 - editing and history of input()
+        import readline  # noqa: F401 - line editing and history for input()
     out.print(
         f"tables and views: {', '.join(asked.names)}. End a query with ; and leave with exit.",
         highlight=False,
