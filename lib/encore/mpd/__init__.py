@@ -1,1 +1,1 @@
-"""The Million Playlist Dataset: generated data of its format."""
+"""The Million Playlist Dataset: reading slices in its format."""

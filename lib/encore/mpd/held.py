@@ -1,4 +1,4 @@
-"""What a lake holds from files that were read before, and which of them have to be read again."""
+"""What a lake contains from files that were read before, and which of them have to be read again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from encore.mpd.parse import Limits
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What the lake holds from files when the job starts.
+    """What the lake contains from files when the job starts.
 
-    `ledger`: rows of `ingest_ledger` by file. `playlists`: `pid` and `slice` of all. `refused`: `source`, `pid` and
-    `taken_by` of refused records. `files`: names of the files that exist. `tracks_table`: id of the Delta table
-    `tracks`; `tracks_lost`: the track ids in `playlists` refer to another table, which was dropped.
+    `ledger`: rows of `ingest_ledger` by file. `playlists`: `pid` and `slice` of all playlists. `refused`: `source`,
+    `pid` and `taken_by` of rejected records. `files`: names of the files that exist. `tracks_table`: id of the Delta
+    table `tracks`; `tracks_lost`: the track ids in `playlists` refer to another table, which was dropped.
     """
 
     ledger: dict[str, dict[str, Any]]
@@ -36,26 +36,26 @@ class Held:
 
     @cached_property
     def gone(self) -> tuple[str, ...]:
-        """Names of files that the lake holds anything from and that no longer exist, sorted."""
+        """Names of files that no longer exist but that the lake still contains rows from, sorted."""
         return tuple(sorted({*self.ledger, *self.n_playlists, *self.n_refused} - set(self.files)))
 
     @cached_property
     def n_playlists(self) -> Counter[str]:
-        """Playlists in the lake by file."""
+        """Number of playlists in the lake by file."""
         return _count(self.playlists["slice"])
 
     @cached_property
     def n_refused(self) -> Counter[str]:
-        """Refused records in the lake by file."""
+        """Number of rejected records in the lake by file."""
         return _count(self.refused["source"])
 
     @property
     def is_empty(self) -> bool:
-        """Whether the lake holds nothing from any file."""
+        """Whether the lake contains nothing from any file."""
         return not self.ledger and not self.playlists.num_rows and not self.refused.num_rows
 
     def is_outdated(self, name: str, limits: Limits, parser: str) -> bool:
-        """Whether reading an unchanged file again could give other rows than those in the lake."""
+        """Whether reading an unchanged file again could give rows different from those in the lake."""
         row = self.ledger.get(name)
         if row is None or self.tracks_lost or row["vanished_at"] is not None or row["digest"] == "unreadable":
             return True
@@ -88,7 +88,7 @@ class Held:
 
     def staying(self, read: Collection[str], claimed: I64, *, keep_gone: bool) -> np.ndarray:
         """Which rows of `playlists` stay as they are, bool: those of existing files that were not `read`, and with
-        `keep_gone` those of files that are gone, unless an existing file has the playlist (`claimed`: pids)."""
+        `keep_gone` those of deleted files, unless an existing file has the playlist (`claimed`: pids)."""
         slices = self.playlists["slice"]
         is_gone = pc.is_in(slices, value_set=pa.array(self.gone, pa.string())).to_numpy()
         was_read = pc.is_in(slices, value_set=pa.array(list(read), pa.string())).to_numpy()
@@ -99,7 +99,7 @@ class Held:
 
 
 def text(column: pa.ChunkedArray) -> pa.Array:
-    """A column of text as one array."""
+    """A string column as one array."""
     return pa.concat_arrays([pa.array([], pa.string()), *column.chunks])
 
 

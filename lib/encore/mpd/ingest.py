@@ -1,12 +1,12 @@
-"""Slices to the rows of `playlists`, `tracks` and `quarantine` on Spark, in two passes and without a shuffle.
+"""Converts slices to rows of `playlists`, `tracks` and `quarantine` on Spark, in two passes and without a shuffle.
 
-First pass: each Python task parses some files and sets aside, in a scratch place, playlists whose tracks are the
-task's own codes, the ids of its distinct tracks, the names of these, and what it refused. To Spark it says a row a
-file. The driver then sees each distinct track of each task once, as an id and three numbers, and gives track_ids.
-Second pass: a look-up turns codes into track_ids, the best record of each track becomes its row, and the tasks write
-the tables' files.
+First pass: each Python task parses some files and stages four tables in a scratch location: playlists with tracks
+encoded as task-local codes, the ids of its distinct tracks, the metadata of these tracks, and the rejected records. To
+Spark it returns one row per file. The driver then gets each distinct track of each task once, as an id and three
+numbers, and assigns track_ids. Second pass: a lookup turns codes into track_ids, the best record of each track becomes
+its row, and the tasks write the data files of the tables.
 
-What is set aside is Arrow's own stream, compressed with LZ4: it is written and read once, at a gigabyte a second.
+Staged tables are Arrow IPC streams compressed with LZ4: each is written and read once, at a gigabyte per second.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ FILES = pa.schema(
         ("pids", pa.list_(pa.int64())),
     ]
 )
-"""What the first pass says: a row a file. `scratch`: name of what its task set aside; `status`: ingested, refused as a
-whole, or same, as it was when it was read before; `pids` of the playlists that were taken."""
+"""Result of the first pass, one row per file. `scratch`: name of the tables that its task staged; `status`: ingested,
+refused (as a whole), or same (as when it was last read); `pids` of the accepted playlists."""
 
 PLAYLISTS_ASIDE = pa.schema(
     [
@@ -69,7 +69,7 @@ REFUSED_ASIDE = pa.schema([field for field in arrow_schema(QUARANTINE) if field.
 
 
 def by_number(files: Sequence[SourceFile]) -> list[SourceFile]:
-    """Files in the order of the numbers in their names, so that neighbours hold neighbouring pids."""
+    """Files sorted by the numbers in their names, so that adjacent files contain adjacent pids."""
 
     def key(file: SourceFile) -> tuple[tuple[int, int, str], ...]:
         parts = re.split(r"(\d+)", file.name)
@@ -79,15 +79,15 @@ def by_number(files: Sequence[SourceFile]) -> list[SourceFile]:
 
 
 def tasks_of(files: Sequence[SourceFile], each: int, parallelism: int) -> list[list[SourceFile]]:
-    """Files, in their order, in runs of at most `each`, of bytes as equal as that allows, and as many runs as keep all
-    cores busy. No run is empty."""
+    """Split the files, in their order, into runs of at most `each` files and of sizes in bytes as equal as that allows,
+    with enough runs to keep all cores busy. No run is empty."""
     n = max(-(-len(files) // each), min(len(files), parallelism))
     n = min(len(files), -(-n // parallelism) * parallelism)
     runs: list[list[SourceFile]] = []
     total, before = sum(file.size for file in files) or 1, 0
     for i, file in enumerate(files):
         left = len(files) - i
-        # the run that its bytes ask for, but so that what is left finds room in the runs that are left
+        # the run given by its position in bytes, unless the remaining files would not fit into the remaining runs
         place = min(before * n // total, n - -(-left // each))
         if not runs or len(runs[-1]) == each or place >= len(runs) or n - len(runs) >= left:
             runs.append([])
@@ -98,24 +98,24 @@ def tasks_of(files: Sequence[SourceFile], each: int, parallelism: int) -> list[l
 
 @dataclass(frozen=True)
 class Staging:
-    """The scratch place: tables of Arrow, by name. Every task writes its own, and reads its own again."""
+    """The scratch location: Arrow tables by name. Every task writes its own tables and reads them back."""
 
     uri: str
     s3: S3Config
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Set a table aside; a second one of that name takes its place."""
+        """Stage a table, replacing any table of the same name."""
         write_bytes(f"{self.uri}/{name}.arrows", pack(table, "lz4"), self.s3)
 
     def read(self, name: str) -> pa.Table:
-        """A table that was set aside."""
+        """Read a staged table."""
         return unpack(read_bytes(f"{self.uri}/{name}.arrows", self.s3))
 
 
 @dataclass(frozen=True)
 class Parsing:
-    """What every task of the first pass knows. `digests`: by file name, of files taken before; a file of the same
-    digest is not parsed again. `taken`: by file name, pids that are taken from another file, and its name."""
+    """Parameters of every task of the first pass. `digests`: by file name, of files ingested before; a file with the
+    same digest is not parsed again. `taken`: by file name, pids that are taken from another file, and its name."""
 
     limits: Limits
     aside: Staging
@@ -124,15 +124,15 @@ class Parsing:
 
 
 def parse_files(spark: SparkSession, runs: Mapping[int, Sequence[SourceFile]], parsing: Parsing) -> pa.Table:
-    """The first pass, a task for each run of files, by its number: a row of FILES a file."""
+    """The first pass, one task per run of files, which are given by task number. Returns one row of FILES per file."""
     parts = [(task, list(run)) for task, run in runs.items()]
     about = run_tasks(spark, parts, lambda part: parse_run(part[0], part[1], parsing))
     return pa.concat_tables([FILES.empty_table(), *about])
 
 
 def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Table:
-    """Parse some files and set aside what is in them: rows of FILES, in the order of the files."""
-    # an attempt that failed may have left files of the same task
+    """Parse some files and stage their contents. Returns rows of FILES, in the order of the files."""
+    # a failed attempt may have left files of the same task behind
     scratch = f"{task}-{uuid.uuid4().hex[:8]}"
     tracks, about = DistinctTracks(), []
     playlists, refused = [PLAYLISTS_ASIDE.empty_table()], [REFUSED_ASIDE.empty_table()]
@@ -153,7 +153,7 @@ def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Ta
 
 
 def _read_ahead(files: Sequence[SourceFile], s3: S3Config) -> Iterator[tuple[SourceFile, bytes | InputError]]:
-    """Files with their contents, or why there is none; while one is parsed, the next one is read."""
+    """Files with their contents, or the error that prevented reading; the next file is read while one is parsed."""
 
     def read(file: SourceFile) -> bytes | InputError:
         try:
@@ -170,7 +170,7 @@ def _read_ahead(files: Sequence[SourceFile], s3: S3Config) -> Iterator[tuple[Sou
 
 
 def _parse_file(file: SourceFile, content: bytes | InputError, parsing: Parsing) -> tuple[dict[str, Any], Slice | None]:
-    """What there is to say of a file, and what is in it; None where it is the same as before."""
+    """A file's row of FILES without its task's columns and pids, and its parsed content; None if it has not changed."""
     row: dict[str, Any] = {"slice": file.name, "size_bytes": file.size, "modified_ns": file.modified_ns}
     if isinstance(content, InputError):
         parsed, digest = refused_file(Refused("file", None, "unreadable", str(content), None)), "unreadable"
@@ -203,8 +203,8 @@ def _tracks_aside(best: BestRecords) -> pa.Table:
 
 @dataclass(frozen=True, eq=False)
 class TaskTracks:
-    """The distinct tracks of a task by code, arrays of one length n: `words` of the ids, uint64 (n, 3); of the record
-    that describes each best, `pids` int64 and `missing` int8; how often each occurs, `n_rows` int32."""
+    """The distinct tracks of a task by code, as arrays of the same length n: `words` of the ids, uint64 (n, 3); `pids`
+    int64 and `missing` int8 of the best record of each track; `n_rows` int32, how often each track occurs."""
 
     words: U64
     pids: NDArray[np.int64]
@@ -213,7 +213,7 @@ class TaskTracks:
 
     @classmethod
     def read(cls, aside: Staging, scratch: str) -> TaskTracks:
-        """Those that a task has set aside."""
+        """Read the tracks that a task has staged."""
         table = aside.read(f"{scratch}/tracks").combine_chunks()
         ids = table["id"].combine_chunks() if table.num_rows else None
         words = np.empty((0, 3), np.uint64)
@@ -224,9 +224,9 @@ class TaskTracks:
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """Ids of the tracks of the first pass. `of_task[t][c]`: id of code c of task t. `writes[t][c]`: the same where that
-    record becomes the track's row, else -1. `n_new`: tracks that were not there before; `changed`: ids, int32, of those
-    whose row a better record replaces."""
+    """Ids of the tracks of the first pass. `of_task[t][c]`: id of code c of task t. `writes[t][c]`: the same if that
+    record becomes the track's row, else -1. `n_new`: number of new tracks; `changed`: ids, int32, of existing tracks
+    whose row is replaced by a better record."""
 
     of_task: list[I32]
     writes: list[I32]
@@ -235,11 +235,12 @@ class Ids:
 
 
 def assign_ids(tasks: Iterable[TaskTracks], existing: pa.Table) -> Ids:
-    """Give ids to the distinct tracks of all tasks: known ones keep theirs, new ones go on after the highest.
+    """Assign ids to the distinct tracks of all tasks: known tracks keep theirs, new ones continue after the highest.
 
-    `existing`: track_id, track_uri, first_pid, n_missing of the table. New tracks are ordered by how often they stand
-    in the new files, the most frequent first, then by URI: so the ids do not depend on tasks, and frequent tracks,
-    having small ids, cost little space. Raises LakeError where a track_uri of the table is none, or repeats.
+    `existing`: track_id, track_uri, first_pid, n_missing of the table. New tracks are sorted by their number of
+    occurrences in the new files, most frequent first, then by URI. The ids therefore do not depend on the tasks, and
+    frequent tracks get small ids, which take little space. Raises LakeError if a track_uri of the table is malformed or
+    repeats.
     """
     known = track_words(TRACKS, existing["track_uri"])
     best, n_known = BestRecords(), len(known)
@@ -271,8 +272,8 @@ def assign_ids(tasks: Iterable[TaskTracks], existing: pa.Table) -> Ids:
 
 @dataclass(frozen=True)
 class Writing:
-    """What every task of the second pass knows: where its first pass left what (`scratch`, by task), which kinds of
-    quarantined rows these are (`stage`), and where the files of each table go, by its name."""
+    """Parameters of every task of the second pass: the names of the tables staged by the first pass (`scratch`, by
+    task), the `stage` of the quarantined rows, and the location for the files of each table, by its name (`places`)."""
 
     aside: Staging
     scratch: Sequence[str]
@@ -281,7 +282,7 @@ class Writing:
 
 
 def write_files(spark: SparkSession, ids: Ids, writing: Writing) -> dict[str, pa.Table]:
-    """The second pass, a task for each of the first: reports of the files that were written, by name of the table."""
+    """The second pass, one task for each of the first. Returns the reports of the written files by table name."""
     for scratch, own, rows in zip(writing.scratch, ids.of_task, ids.writes, strict=True):
         writing.aside.write(f"{scratch}/ids", pa.table({"track_id": own, "writes": rows}))
 
@@ -297,7 +298,7 @@ def write_files(spark: SparkSession, ids: Ids, writing: Writing) -> dict[str, pa
 
 
 def write_run(task: int, writing: Writing) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Write the rows of what a task of the first pass set aside; reports of the files, and of which table they are."""
+    """Write the rows that a task of the first pass staged; yields each table's name and the reports of its files."""
     aside, scratch = writing.aside, writing.scratch[task]
     ids = aside.read(f"{scratch}/ids")
     made = (
@@ -313,17 +314,17 @@ def write_run(task: int, writing: Writing) -> Iterator[tuple[str, pa.RecordBatch
 
 
 def track_rows(names: pa.Table, writes: I32) -> pa.Table:
-    """Rows of `tracks`, by id: `writes` is, by code, the id of the track whose row is made of these names, or -1."""
+    """Rows of `tracks`, sorted by id. `writes`: by code, the id of the track that takes its row from `names`, or -1."""
     codes = np.flatnonzero(writes >= 0)
     codes = codes[np.argsort(writes[codes])]
     chosen = names.take(pa.array(codes)).append_column("track_id", pa.array(writes[codes], pa.int32()))
-    # a track that has just been met is listed
+    # a track that some playlist contains is not orphaned
     chosen = chosen.append_column("orphaned", pa.nulls(len(codes), pa.bool_()))
     return chosen.select(TRACKS.names).cast(arrow_schema(TRACKS))
 
 
 def playlist_rows(aside: pa.Table, ids: I32) -> pa.Table:
-    """Rows of `playlists`: `ids` are those of the codes."""
+    """Rows of `playlists`; `ids`: track ids by code."""
     codes = Ragged.from_arrow(aside["codes"])
     track_ids = Ragged(codes.offsets, ids[codes.values]).to_arrow()
     return aside.append_column("track_ids", track_ids).select(PLAYLISTS.names).cast(arrow_schema(PLAYLISTS))

@@ -1,7 +1,7 @@
-"""Which record names a track after the playlist that it came from has changed or is gone.
+"""Which record provides a track's metadata after the playlist that it came from has changed or been deleted.
 
-The best of all records of a track names it. As long as records are only added, it is either the one in `tracks` or a
-new one. If the one in `tracks` is gone, the best of the others may be in a file that would not be read otherwise.
+The metadata is that of the track's best record. As long as records are only added, this is either the one in `tracks`
+or a new one. If the one in `tracks` is gone, the best of the others may be in a file that would otherwise not be read.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from encore.lake.track_arrays import track_words
 from encore.mpd.ingest import TaskTracks
 
 ANY_IS_BETTER = 127
-"""Number of missing fields of a record that is gone: more than any record can have."""
+"""Number of missing fields assigned to a record that is gone: more than any record can have."""
 _NOBODY = np.iinfo(np.int64).max
 
 Mask = NDArray[np.bool_]
 
 
 def unnamed(existing: pa.Table, staying: I64) -> Mask:
-    """Which tracks lost the record that named them: bool, by row of `existing`.
+    """Which tracks lost the record that their metadata came from: bool, by row of `existing`.
 
     `existing` has first_pid and orphaned; `staying`: pids of the playlists in the lake that stay as they are.
     """
@@ -37,7 +37,7 @@ def unnamed(existing: pa.Table, staying: I64) -> Mask:
 
 
 def without_names(existing: pa.Table, lost: Mask) -> pa.Table:
-    """The same with ANY_IS_BETTER for the tracks of a mask, bool, by row."""
+    """`existing` with ANY_IS_BETTER as the number of missing fields of the `lost` tracks, a mask by row."""
     missing = np.where(lost, ANY_IS_BETTER, existing["n_missing"].to_numpy()).astype(np.int8)
     place = existing.schema.get_field_index("n_missing")
     return existing.set_column(place, "n_missing", pa.array(missing))
@@ -53,10 +53,10 @@ def files_needed(
 ) -> set[str]:
     """Files that have to be read to find the best record of tracks that lost theirs.
 
-    `unread()`: parts of `pid`, `slice` and `track_ids` of files that were not read; `tasks`: the tracks of those that
-    were. An unread record is no better than the lost one, and its pid is at least that of the first unread playlist
-    with the track: if a known record is as good as that, nothing has to be read. Otherwise the file of that playlist
-    is needed, or with `every` all files that contain the track.
+    `unread()`: tables of `pid`, `slice` and `track_ids` from files that were not read; `tasks`: the tracks of those
+    that were. An unread record is no better than the lost one, and its pid is at least that of the first unread
+    playlist with the track: if a known record is as good as that, nothing has to be read. Otherwise the file of that
+    playlist is needed, or with `every` all files that contain the track.
     """
     ids = existing["track_id"].to_numpy()
     is_lost = np.zeros(int(ids.max(initial=-1)) + 1, np.bool_)
@@ -99,5 +99,5 @@ def files_needed(
 
 
 def _is_better(missing: NDArray[np.int8], pid: I64, than_missing: NDArray[np.int8], than_pid: I64) -> Mask:
-    """Whether records of so many missing fields and these pids are better than others."""
+    """Whether records with these numbers of missing fields and pids are better than others (`than_...`)."""
     return (missing < than_missing) | ((missing == than_missing) & (pid < than_pid))

@@ -1,6 +1,6 @@
-"""Which file a playlist is taken from if several have it: the first by name of those that exist.
+"""Which file a playlist is taken from if several files contain it: the first by name of those that exist.
 
-The rule depends only on the files, so the order in which they came and went does not matter.
+The rule depends only on the existing files, not on the order in which files were added and deleted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ I64 = NDArray[np.int64]
 class Claims:
     """A claim for each valid playlist in each file that exists, whether the playlist is taken from that file or not.
 
-    Arrays of one length n: `pids` int64; `files` int32, places in the sorted names of the files; `taken_from` int32,
-    the file that the lake has the playlist from, -1 if that file is gone.
+    Arrays of the same length n: `pids` int64; `files` int32, indices into the sorted names of the files; `taken_from`
+    int32, the file that the lake has the playlist from, -1 if that file is gone.
     """
 
     pids: I64
@@ -31,7 +31,7 @@ class Claims:
 
     @classmethod
     def of(cls, names: Sequence[str], pids: I64, files: pa.Array, taken_from: pa.Array) -> Claims:
-        """From names of files. Claims of files that are not in `names`, which are sorted, are left out."""
+        """Create claims from file names. `names` are sorted; claims of files that are not among them are dropped."""
         known = pa.array(names, pa.string())
         own, other = (
             pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -42,7 +42,7 @@ class Claims:
 
     @staticmethod
     def joined(parts: Sequence[Claims]) -> Claims:
-        """The claims of several."""
+        """Concatenate claims."""
         return Claims(
             np.concatenate([np.empty(0, np.int64), *(part.pids for part in parts)]),
             np.concatenate([np.empty(0, np.int32), *(part.files for part in parts)]),
@@ -55,7 +55,7 @@ class Claims:
 
 
 def winners(pids: I64, files: I32) -> I32:
-    """The file that the playlist of each claim is taken from, int32 (n,): the lowest of those that claim it."""
+    """The file that the playlist of each claim is taken from, int32 (n,): the lowest index of those that claim it."""
     order = np.lexsort((files, pids))
     ordered = pids[order]
     is_first = np.ones(len(order), np.bool_)
@@ -69,8 +69,8 @@ def winners(pids: I64, files: I32) -> I32:
 def settle(names: Sequence[str], read: Claims, held: Claims) -> tuple[dict[str, dict[int, str]], set[str]]:
     """Apply the rule to the claims of files that were `read` and of files whose rows are `held` in the lake.
 
-    `names` are sorted. Returns, by file that was read, the pids that it leaves to other files and the names of those;
-    and the files with held rows that contradict the rule, which therefore have to be read.
+    `names` are sorted. Returns, for each file that was read, the pids that are taken from other files, with the names
+    of those files; and the files with rows in the lake that contradict the rule, which therefore have to be read.
     """
     every = Claims.joined([read, held])
     winner = winners(every.pids, every.files)

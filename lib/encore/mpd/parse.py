@@ -1,4 +1,4 @@
-"""Parses slices of the dataset into arrays: a fast path for clean files, and a slow one that reports what is wrong.
+"""Parses slices of the dataset into arrays, with a fast path for valid files and a slow one that reports errors.
 
 A slice is `{"info": {...}, "playlists": [{"pid": 0, "name": ..., "tracks": [{"pos": 0, "track_uri": ...}]}]}`. Only
 `pid` and `tracks[].track_uri` are required. Both paths give the same arrays for the same valid playlists. The fast path
@@ -29,12 +29,12 @@ U64 = NDArray[np.uint64]
 TRACK_URI = re.compile(r"spotify:track:[0-9A-Za-z]{22}")
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 TRACK_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
-"""What `tracks` takes from a track's record, besides its URI."""
+"""The fields that `tracks` takes from a track's record, besides its URI."""
 NAMING_FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
-"""The record with the fewest of these missing names its track. Do not add new columns of `tracks`: a record that has
-them would rename tracks."""
+"""A track's metadata comes from the record with the fewest of these fields missing. Do not add new columns of `tracks`
+here: a record that has them would change the metadata of existing tracks."""
 LATEST = 253402300799
-"""The last second of the year 9999, in epoch seconds: later times do not fit into a timestamp column."""
+"""The last second of the year 9999, in epoch seconds: later times are out of range for a timestamp column."""
 
 _TRACK = pa.struct(
     [
@@ -81,8 +81,8 @@ PLAYLIST_FIELDS = (
 
 @dataclass(frozen=True)
 class Refused:
-    """A rejected record. `record`: its position in the file, or `file` if the whole file is rejected; `taken_by`: the
-    other file that the playlist is taken from, if that is the reason."""
+    """A rejected record. `record`: its position in the file, or the word `file` if the whole file is rejected;
+    `taken_by`: the other file that the playlist is taken from, if that is the reason."""
 
     record: str
     pid: int | None
@@ -94,7 +94,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest playlist that is accepted, and how much of a rejected record is kept: see IngestConfig."""
+    """The maximum length of a playlist, and how much of a rejected record is kept: see IngestConfig."""
 
     max_tracks: int
     payload_bytes: int
@@ -107,8 +107,8 @@ class Slice:
     `playlists`: pid and the fields of the table `playlists`, one row per valid playlist, in file order. For their m
     tracks, also in file order: `records`, structs with `track_uri` and TRACK_FIELDS; `words`, the ids in the URIs,
     uint64 (m, 3); `pids` int64 (m,); `missing` int8 (m,), the number of NAMING_FIELDS that are null. `offsets` int64:
-    playlist i has tracks offsets[i] to offsets[i + 1] - 1. `order` int64 (m,) puts tracks into playlist order; None:
-    they already are. `longest`: number of tracks of the longest playlist in the file, valid or not.
+    playlist i has tracks offsets[i] to offsets[i + 1] - 1. `order` int64 (m,) sorts the tracks into playlist order;
+    None if they already are. `longest`: number of tracks of the longest playlist in the file, valid or not.
     """
 
     playlists: pa.Table
@@ -127,7 +127,7 @@ class Slice:
         return any(refused.record == "file" for refused in self.refused)
 
     def lists(self, values: NDArray[Any]) -> Ragged:
-        """Values of the tracks, (m,), as one row per playlist, in playlist order."""
+        """Per-track values, (m,), as one row per playlist, in playlist order."""
         return Ragged(self.offsets, values if self.order is None else values[self.order])
 
 
@@ -148,7 +148,7 @@ def parse_slice(data: bytes, limits: Limits, taken: Mapping[int, str] = MappingP
 
 def _fast(data: bytes, limits: Limits, taken: Mapping[int, str]) -> pa.StructArray:
     """The playlists of an entirely valid file as one struct array. Raises _NotClean or ArrowInvalid for any other."""
-    # pyarrow crashes on a file that contains `null`, so pass it nothing but objects
+    # pyarrow crashes on a file that contains just `null`, so pass it only objects
     if not _OBJECT.match(data) or not (data.isascii() or _is_utf8(data)):
         raise _NotClean
     table = pj.read_json(
@@ -191,7 +191,7 @@ def _is_utf8(data: bytes) -> bool:
 def _to_slice(playlists: pa.StructArray, refused: Sequence[Refused] = (), longest: int = 0) -> Slice:
     """Convert a struct array of valid playlists to arrays. Raises _NotClean for a malformed URI.
 
-    `longest`: as in Slice, over the records that are not among the playlists.
+    `longest`: as in Slice, but over the records that are not in `playlists`.
     """
     lists = playlists.field("tracks")
     records = lists.flatten()
@@ -216,7 +216,10 @@ def _to_slice(playlists: pa.StructArray, refused: Sequence[Refused] = (), longes
 
 
 def _by_position(pos: pa.Array, offsets: I64) -> I64 | None:
-    """The order of tracks by playlist and `pos`; a playlist that lacks any `pos` keeps file order. None: in order."""
+    """The permutation that sorts tracks by playlist and `pos`; a playlist with a missing `pos` keeps file order.
+
+    None if the tracks are already sorted.
+    """
     if not pos.null_count:
         given = pos.to_numpy()
         falls = np.flatnonzero(given[1:] < given[:-1]) + 1
@@ -267,7 +270,7 @@ def _slow(data: bytes, limits: Limits, taken: Mapping[int, str]) -> Slice:
     for place, record in enumerate(content["playlists"]):
         problem = _problem(record, seen, taken, limits)
         pid, tracks = (record.get("pid"), record.get("tracks")) if isinstance(record, dict) else (None, None)
-        # refused records count too: with another limit they could be taken, or refused for another reason
+        # rejected records count too: with another limit they could be accepted, or rejected for another reason
         longest = max(longest, len(tracks) if isinstance(tracks, list) else 0)
         if problem is None:
             seen.add(record["pid"])
@@ -292,7 +295,7 @@ def refused_file(refused: Refused) -> Slice:
 
 
 def _shown(value: Any, most: int = 100) -> str:
-    """The beginning of a value as ASCII JSON, which is printable and has one byte per character."""
+    """The start of a value as ASCII JSON, which is printable and has one byte per character."""
     try:
         return json.dumps(value, ensure_ascii=True)[:most]
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Published figures of the Million Playlist Dataset, and its rule for comparing titles."""
+"""Published statistics of the Million Playlist Dataset, and its rule for comparing titles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED: Final[dict[str, float]] = {
     "share of playlists with one follower": 0.754,
     "mean edits": 17.7,
 }
-"""Figures of the full dataset of 1,000,000 playlists."""
+"""Statistics of the full dataset of 1,000,000 playlists."""
 
 _PUNCTUATION: Final = re.compile(r"[.,/#!$%^*;:{}=_`~()@]")
 

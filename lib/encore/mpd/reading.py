@@ -27,7 +27,7 @@ class Reading:
     """Parses files, and then those whose rows depend on what was found in them.
 
     A file depends on others in two ways: one of its playlists is now taken from another file, or no longer is; or it
-    has the best remaining record of a track whose name came from another file. Both are rare.
+    has the best remaining record of a track whose metadata came from another file. Both are rare.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Reading:
         self._digests: dict[str, str] = {}
         self._existing: pa.Table | None = None
 
-    # what was found ------------------------------------------------------------------------------------------------
+    # results -------------------------------------------------------------------------------------------------------
 
     @property
     def about(self) -> pa.Table:
-        """A row of ingest.FILES for each file that was read, in the order of the tasks."""
+        """One row of ingest.FILES for each file that was read, in the order of the tasks."""
         return pa.concat_tables([ingest.FILES.empty_table(), *(self._about[task] for task in sorted(self._about))])
 
     @property
@@ -63,7 +63,7 @@ class Reading:
 
     @property
     def claimed(self) -> I64:
-        """Pids of the playlists of all files that are there, those that were not read included."""
+        """Pids of the playlists of all existing files, including those that were not read."""
         return np.concatenate([self._read_claims().pids, self._held_claims().pids])
 
     @property
@@ -74,14 +74,14 @@ class Reading:
 
     @property
     def existing(self) -> pa.Table:
-        """Of `tracks`: track_id, track_uri, first_pid, orphaned, and `n_missing`: how many NAMING_FIELDS are null.
+        """From `tracks`: track_id, track_uri, first_pid, orphaned, and `n_missing`, the number of null NAMING_FIELDS.
 
         LakeError if the ids are not dense.
         """
         if self._existing is None:
             schema = pa.schema([*arrow_schema(TRACKS, IDENTITY), ("n_missing", pa.int8())])
             parts = [schema.empty_table()]
-            # also without a ledger: an interrupted first run may have left tracks, which keep their ids
+            # even without a ledger: an interrupted first run may have left tracks behind, which keep their ids
             for rows in self._ctx.stream(TRACKS, (*IDENTITY, *NAMING_FIELDS)):
                 missing = np.zeros(rows.num_rows, np.int8)
                 for name in NAMING_FIELDS:
@@ -96,7 +96,7 @@ class Reading:
         return (ingest.TaskTracks.read(self.aside, name) for name in self.scratch)
 
     def known_tracks(self) -> pa.Table:
-        """As `existing`, but any record beats that of a playlist that has changed or is gone."""
+        """As `existing`, but any record is better than that of a playlist that has changed or is gone."""
         return without_names(self.existing, self._unnamed())
 
     # reading -------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Reading:
                 for task, run in self._runs.items()
                 if any(taken.get(file.name) != self._taken.get(file.name) for file in run)
             }
-            # without the files that are still to be read: they are parsed once to find out what they have
+            # excluding the files that are still to be read: they are parsed once to find out what they contain
             self._taken = taken
             if not pending and not others:
                 others, rounds = self._files_for_names(every=rounds > 1), rounds + 1
@@ -124,7 +124,7 @@ class Reading:
             pending |= self._plan([file for name, file in self._files.items() if name in others])
 
     def _plan(self, files: list[SourceFile]) -> set[int]:
-        """Numbers of new tasks for some files."""
+        """Plan new tasks for some files; returns their numbers."""
         if not files:
             return set()
         parallelism = self._ctx.spark.sparkContext.defaultParallelism
@@ -134,7 +134,7 @@ class Reading:
         return set(range(first, first + len(runs)))
 
     def _leave(self, names: Collection[str]) -> None:
-        """Remove unchanged files from their tasks, because other tasks will read them after all."""
+        """Remove unchanged files from their tasks, because new tasks will read them after all."""
         wanted = pa.array(list(names), pa.string())
         for task, run in self._runs.items():
             self._runs[task] = [file for file in run if file.name not in names]
@@ -177,7 +177,7 @@ class Reading:
         return unnamed(self.existing, self.held.playlists["pid"].to_numpy()[self.staying])
 
     def _files_for_names(self, *, every: bool) -> set[str]:
-        """Files that may have the best remaining record of a track."""
+        """Files that may contain the best remaining record of a track."""
         unread = set(self._files) - set(self.changed)
         if not unread or (not self.changed and not self.held.gone):
             return set()

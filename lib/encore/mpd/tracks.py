@@ -13,7 +13,7 @@ NAMES = ("track_uri", *TRACK_FIELDS)
 
 
 class DistinctTracks:
-    """Distinct tracks of slices that are added one after the other, with codes from 0.
+    """Distinct tracks of slices that are added one by one, with codes from 0.
 
     A track's metadata comes from its record with the fewest missing fields; ties are broken by the lowest pid, then by
     the earliest record. No other record's metadata is kept.
@@ -39,7 +39,7 @@ class DistinctTracks:
         return parsed.lists(codes)
 
     def table(self) -> pa.Table:
-        """One row per code: `track_uri`, TRACK_FIELDS, and `first_pid`, the playlist from which they were taken."""
+        """One row per code: `track_uri`, TRACK_FIELDS, and `first_pid`, the playlist that these were taken from."""
         n = len(self.best)
         if not self._parts:
             names = pa.schema([(name, pa.int64() if name == "duration_ms" else pa.string()) for name in NAMES])
