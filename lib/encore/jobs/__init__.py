@@ -1,1 +1,1 @@
-"""The jobs: one module each, with what it reads, what it writes and one function."""
+"""The jobs: one module each, which declares the tables it reads and writes, and defines `run`."""

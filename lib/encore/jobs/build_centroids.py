@@ -21,7 +21,7 @@ SETTINGS = ()
 
 
 def run(ctx: JobContext) -> None:
-    """Write `playlist_centroids` from `holdout.train` and `track_vectors`, which are broadcast."""
+    """Write `playlist_centroids` from `holdout.train` and the broadcast `track_vectors`."""
     n_tracks = ctx.n_rows(TRACKS)
     ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")), n_tracks)
     shipped = ctx.ship(row_of=row_numbers(ids, n_tracks), vectors=vectors)

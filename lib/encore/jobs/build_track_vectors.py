@@ -1,4 +1,4 @@
-"""Turn audio features into comparable vectors: one length, one scale."""
+"""Turn audio features into comparable vectors, of the same length and scale."""
 
 from __future__ import annotations
 

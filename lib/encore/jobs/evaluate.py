@@ -1,4 +1,4 @@
-"""Compare recommended with held-out tracks, playlist by playlist, and log each model to MLflow."""
+"""Compare the recommended tracks of each playlist with its held-out tracks, and log each model to MLflow."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SETTINGS = ("recommend",)
 
 
 def state(ctx: JobContext) -> str:
-    """Where the metrics are logged: another store needs them too."""
+    """Where the metrics are logged: if the store changes, they must be logged to the new one too."""
     tracking = ctx.config.tracking
     return f"{tracking.store} {tracking.experiment}"
 
 
 def model_fingerprints(ctx: JobContext) -> dict[str, str]:
-    """The fingerprint of each model's metrics: they depend on its own recommendations and on no other model's."""
+    """The fingerprint of each model's metrics, which depend only on that model's recommendations."""
     return {name: _fingerprint(ctx, name) for name in ctx.config.recommend.models}
 
 
@@ -51,9 +51,9 @@ def _fingerprint(ctx: JobContext, model: str) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """Write `playlist_metrics`, a row for every playlist with test tracks and model, and the means, `model_metrics`.
+    """Write `playlist_metrics`, one row per model and playlist with test tracks, and their means, `model_metrics`.
 
-    Every model that was evaluated is logged as a child run, and so is one whose metrics the store does not have yet.
+    Every evaluated model is logged as a child run, and so is any model whose metrics the store does not have yet.
     """
     n_tracks, models = ctx.n_rows(TRACKS), ctx.config.recommend.models
     tracks = list(ctx.stream(TRACKS, ("track_id", "artist_uri", "orphaned")))
@@ -77,7 +77,7 @@ def run(ctx: JobContext) -> None:
 
 
 def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
-    """By model: the fingerprint of its newest means, and where they were logged."""
+    """For each model, the fingerprint of its newest means, and where they were logged."""
     rows = ctx.store.read_small(MODEL_METRICS, ["model", "fingerprint", "evaluated_at", "logged_to"]).to_pylist()
     return {
         row["model"]: (row["fingerprint"], row["logged_to"]) for row in sorted(rows, key=itemgetter("evaluated_at"))
@@ -85,7 +85,7 @@ def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
 
 
 def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[Interval], listed: np.ndarray) -> None:
-    """Write and log the means of a model, for coverage over the `listed` tracks.
+    """Write and log the means of a model, and its coverage of the `listed` tracks.
 
     `covered`: tracks recommended in the ranges that this run evaluated; `left_out`: the other ranges.
     """
@@ -96,7 +96,7 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     columns = (*Metrics._fields, "n_train", "n_recommended")
     rows = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),))).whole(ctx.io_stats)
     found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    # which tracks were covered was counted where the lists are
+    # the covered tracks were already determined by the tasks that read the lists
     sizes = (rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy())
     summary = Summary.from_counts(found, *sizes, covered[listed])
     is_logged = _log(ctx, model, summary) is not None
@@ -114,7 +114,7 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
 
 
 def means_of(summary: Summary) -> list[dict[str, Any]]:
-    """A summary as rows of `model_metrics`: bucket, metric, value, n_playlists."""
+    """A summary as rows of `model_metrics`, with bucket, metric, value and n_playlists."""
     figures, rows = summary.figures(), []
     for name, value in figures.items():
         bucket, _, metric = name.rpartition("/")
@@ -125,10 +125,10 @@ def means_of(summary: Summary) -> list[dict[str, Any]]:
 
 
 class Evaluation:
-    """The kernel: metrics of recommended lists, and which playlists and tracks they are of.
+    """The kernel: computes metrics of recommended lists, and records the playlists and tracks that occur in them.
 
-    `pids` int64 (n,), rising: playlists with test tracks; `test`, n rows; `n_train` int32 (n,). `served[model]` bool
-    (n,): playlists that had a list; `covered[model]` bool (n_tracks,): tracks that were recommended to anyone.
+    `pids` int64 (n,), ascending: playlists with test tracks; `test`, n rows; `n_train` int32 (n,). `served[model]`
+    bool (n,): playlists that had a list; `covered[model]` bool (n_tracks,): tracks recommended for any playlist.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Evaluation:
         self.covered = {model: np.zeros(len(artist_of), np.bool_) for model in models}
 
     def __call__(self, rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
-        """See rows.Kernel: of rows of `recommendations`, of any models."""
+        """See row_map.Kernel; `rows` of `recommendations`, of any models."""
         lists = Ragged.from_arrow(rows["track_ids"])
         check_track_ids(RECOMMENDATIONS, "track_ids", lists.values, len(self._artist_of))
         at = np.searchsorted(self._pids, rows["pid"].to_numpy())
@@ -160,7 +160,7 @@ class Evaluation:
         return kept, _columns(metrics, self._n_train[at[kept]], lists.lengths)
 
     def partial_state(self) -> bytes:
-        """`served` and `covered`, as bits; `hear` reads them."""
+        """`served` and `covered` as packed bits, which `merge` reads."""
         packed = {f"served {model}": np.packbits(bits) for model, bits in self.served.items()}
         packed |= {f"covered {model}": np.packbits(bits) for model, bits in self.covered.items()}
         stream = io.BytesIO()
@@ -169,7 +169,7 @@ class Evaluation:
 
 
 def merge(states: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarray:
-    """Set in `into` (bool) what any of the tasks said of a model; returns it."""
+    """Combine the masks `what` of a model from all tasks into `into` (bool) by logical OR; returns it."""
     for text in states:
         with np.load(io.BytesIO(text), allow_pickle=False) as packed:
             into |= np.unpackbits(packed[f"{what} {model}"], count=len(into)).astype(np.bool_)
@@ -179,7 +179,7 @@ def merge(states: list[bytes], what: str, model: str, into: np.ndarray) -> np.nd
 def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
     """Metrics of a range of playlists, for the models in `covered`.
 
-    Their truth goes to every executor: the long lists stay where they are.
+    The ground truth is sent to every executor, so that the much larger recommended lists need not be moved.
     """
     tested, test, n_train = _truth(ctx, holdout)
     shipped = ctx.ship(pids=tested, offsets=test.offsets, values=test.values, n_train=n_train)
@@ -202,7 +202,7 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
 
 
 def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """Of the playlists with test tracks, by pid: pids int64 (n,), the test tracks, train tracks of each int32 (n,)."""
+    """Of the playlists with test tracks, sorted by pid: pids int64 (n,), test tracks, train track counts int32 (n,)."""
     rows = holdout.whole(ctx.io_stats)
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
@@ -213,9 +213,9 @@ def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarr
 
 
 def _unserved(model: str, missing: np.ndarray, pids: np.ndarray, test: Ragged, n_train: np.ndarray, k: int) -> pa.Table:
-    """Rows of the playlists for which a model had nothing to say: they count as zero, they are never dropped."""
+    """Rows of the playlists without recommendations from a model: they score zero instead of being dropped."""
     empty = Ragged.from_lengths(np.zeros(len(missing), np.int64), np.empty(0, np.int32))
-    # with no recommendation no artist is met, so none has to be known
+    # without recommendations no artist is compared, so artists are not needed
     metrics = evaluate(empty, test.take(missing), k=k, artist_of=None)
     columns = {"model": pa.repeat(model, len(missing)), "pid": pids[missing]}
     rows = pa.table({**columns, **_columns(metrics, n_train[missing], empty.lengths)})
@@ -228,7 +228,7 @@ def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
-    # matplotlib is for the driver alone: workers import this module too
+    # import matplotlib only on the driver: workers import this module too
     from encore.reports import plots
 
     mine = {model: summary}

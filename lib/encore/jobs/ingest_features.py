@@ -1,4 +1,4 @@
-"""Audio features of tracks, from files or from a service that is asked only for what is not there yet."""
+"""Ingest audio features of tracks, from files or from a service that is queried only for missing tracks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRACKS_ASKED = arrow_schema(TRACKS, ("track_id", "track_uri"))
 
 
 def state(ctx: JobContext) -> str:
-    """What the provider's answer depends on: the listing of its files, or its address."""
+    """What the provider's result depends on: the listing of its files, or its address."""
     _require_source(ctx)
     return provider(ctx.config).fingerprint()
 
@@ -41,7 +41,7 @@ def _require_source(ctx: JobContext) -> None:
 
 
 def run(ctx: JobContext) -> None:
-    """`audio_features`, and what was refused; then how much of the tracks and of the rows they cover."""
+    """Write `audio_features` and rejected records, then report the share of tracks and of rows that have features."""
     source = provider(ctx.config)
     if source.is_service:
         _ask(ctx, source)
@@ -51,7 +51,7 @@ def run(ctx: JobContext) -> None:
 
 
 def _take_all(ctx: JobContext, source: Any) -> None:
-    """Files: all that they hold, in place of what was there, in one commit. Nothing of it needs Spark."""
+    """Replace all features with the content of the files, in one commit per table. Does not need Spark."""
     writer, refused = ctx.writer(AUDIO_FEATURES), ctx.writer(QUARANTINE)
     with meter(ctx.name, "tracks") as shown:
         for fetched in source.fetch(iter(())):
@@ -71,7 +71,7 @@ def _quarantine_rows(refused: pa.Table) -> pa.Table:
 
 
 def _ask(ctx: JobContext, source: Any) -> None:
-    """A service: the tracks that neither stand in the table nor were refused before, a commit for each chunk."""
+    """Query a service for tracks that are not in the table and were not rejected before, with one commit per chunk."""
     known = [part["track_uri"] for part in ctx.stream(AUDIO_FEATURES, ["track_uri"])]
     for part in ctx.stream(QUARANTINE, ("source", "record"), KeyRange((("stage", STAGE),))):
         known.append(part.filter(pc.equal(part["source"], source.name))["record"])
@@ -79,7 +79,7 @@ def _ask(ctx: JobContext, source: Any) -> None:
     parts = [TRACKS_ASKED.empty_table()]
     for part in without_orphans(ctx.stream(TRACKS, (*TRACKS_ASKED.names, "orphaned"))):
         parts.append(part.filter(pc.invert(pc.is_in(part["track_uri"], done.combine_chunks()))))
-    # ids are given by frequency: what stands in most playlists is asked for first
+    # ids are assigned by frequency, so the most frequent tracks are requested first
     todo = pa.concat_tables(parts).combine_chunks().sort_by("track_id")
     uris = todo["track_uri"].to_pylist()[: ctx.config.features.max_tracks]
     step = ctx.config.features.chunk
@@ -103,7 +103,7 @@ def _commit(ctx: JobContext, fetched: FeatureBatch, number: int) -> None:
 
 
 def _report_coverage(ctx: JobContext) -> None:
-    """How much of the tracks, and of the rows of all playlists, has features."""
+    """Report the share of the tracks, and of the rows of all playlists, that have features."""
     features = KeyTable()
     for part in ctx.stream(AUDIO_FEATURES, ["track_uri"]):
         add_unique(features, AUDIO_FEATURES, part["track_uri"])

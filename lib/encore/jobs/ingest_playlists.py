@@ -1,8 +1,8 @@
-"""Slices to playlists and tracks. Only files whose rows could differ are read; bad input goes to quarantine.
+"""Ingest playlists and tracks from slices. Only files whose rows could differ are read; bad input is quarantined.
 
-After each run the tables equal those of a fresh lake of the same files, with three exceptions: tracks keep their ids,
-tracks that no playlist holds any more stay and are marked, and playlists of files that are gone stay if
-ingest.vanished is keep and no other file has them.
+After each run the tables equal those of a fresh lake of the same files, with three exceptions: tracks keep their ids;
+tracks that no playlist contains any more stay and are marked; and playlists of deleted files stay if ingest.vanished is
+keep and no other file has them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
 PARSER = "encore.mpd.tracks"
-"""The module that, with its imports, turns files into rows: if its code changes, every file is read again."""
+"""The module that, with its imports, turns files into rows: if their code changes, every file is read again."""
 
 
 def source_files(ctx: JobContext) -> list[SourceFile]:
-    """The files that raw.playlists names. InputError where there are none, or two of one name."""
+    """The files that raw.playlists refers to. InputError if there are none, or if two have the same name."""
     files = list_files(ctx.config.raw.playlists, "*.json", ctx.config.s3)
     if not files:
         raise InputError(
@@ -55,7 +55,7 @@ def source_files(ctx: JobContext) -> list[SourceFile]:
 
 
 def state(ctx: JobContext) -> str:
-    """Digest of the listing: names, sizes and times of change or entity tags."""
+    """Digest of the file listing: names, sizes, and modification times or entity tags."""
     digest = hashlib.blake2b(digest_size=16)
     for file in source_files(ctx):
         digest.update(f"{file.name}\0{file.size}\0{file.etag or file.modified_ns}\n".encode())
@@ -80,7 +80,7 @@ def run(ctx: JobContext) -> None:
     ]
     ctx.log.info("files", found=len(files), to_read=len(todo), gone=len(held.gone))
     if todo:
-        # compiled here, so that workers on this machine find it
+        # compile here, so that workers on this machine find the compiled loops in the cache
         load_loops()
     with ctx.store.scratch(STAGE) as place:
         reading = Reading(ctx, files, held, limits, ingest.Staging(place, ctx.config.s3))
@@ -99,7 +99,7 @@ def run(ctx: JobContext) -> None:
 
 
 def _check_any_taken(ctx: JobContext, n_files: int) -> None:
-    """Raise InputError with the first refusal if the lake has no playlist at all: no later job could do anything."""
+    """Raise InputError with the first rejected record if the lake has no playlists: no later job could do anything."""
     playlists = ctx.store.state(PLAYLISTS)
     if playlists is None or playlists.rows:
         return
@@ -116,7 +116,7 @@ def _check_any_taken(ctx: JobContext, n_files: int) -> None:
 
 
 def _held(ctx: JobContext, files: set[str]) -> Held:
-    """What the lake holds from files that were read before."""
+    """What the lake contains from files that were read before."""
     ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
     playlists = _columns(ctx, PLAYLISTS, ("pid", "slice"))
     refused = _columns(ctx, QUARANTINE, ("source", "pid", "taken_by"), KeyRange((("stage", STAGE),)))
@@ -137,11 +137,11 @@ def _columns(ctx: JobContext, table: Table, names: tuple[str, ...], where: KeyRa
 
 @dataclass(frozen=True, eq=False)
 class Gone:
-    """Files that are gone, but that the lake holds something from: `names`.
+    """Deleted files that the lake still contains rows from: `names`.
 
-    `staying`: which rows of `playlists` stay as they are, bool. `kept`: playlists that stay, by file that is gone;
-    `removed`: how many are removed although no other file has them. `rewritten`: files that lose playlists;
-    `dropped`: files that nothing is left of.
+    `staying`: which rows of `playlists` stay as they are, bool. `kept`: number of playlists that stay, by deleted
+    file; `removed`: number of playlists that are removed although no other file has them. `rewritten`: files that lose
+    playlists; `dropped`: files of which nothing remains.
     """
 
     names: tuple[str, ...]
@@ -153,7 +153,7 @@ class Gone:
 
     @classmethod
     def of(cls, held: Held, reading: Reading) -> Gone:
-        """By ingest.vanished and by the playlists of the files that exist."""
+        """Determined by ingest.vanished and by the playlists of the files that exist."""
         staying = reading.staying
         slices = held.playlists["slice"]
         theirs = pc.is_in(slices, value_set=pa.array(held.gone, pa.string())).to_numpy()
@@ -169,13 +169,13 @@ class Gone:
         )
 
     def note(self, held: Held, vanished: str) -> str | None:
-        """One line about them for the terminal; None if no file is gone."""
+        """One line about these files for the terminal; None if no file was deleted."""
         if not self.names:
             return None
         one = len(self.names) == 1
         shown = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
         text = f"{len(self.names):,} {'file is' if one else 'files are'} gone ({shown})"
-        # with the table gone, nothing says which of them other files have too
+        # if the table is gone, it is unknown which of these playlists other files have too
         lost = (
             0
             if held.playlists.num_rows
@@ -213,7 +213,7 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
     had_tracks = _n_tracks(ctx) > 0
     known = reading.known_tracks() if changed else None
     if held.tracks_lost and held.playlists.num_rows:
-        # before new ids are given: a playlist must never show tracks that are not its own
+        # before new ids are assigned: a playlist must never refer to tracks that are not its own
         ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table", exclusive=True)
     forgotten = [name for name in changed if name in held.ledger]
     if forgotten:
@@ -244,7 +244,7 @@ def _second_pass(ctx: JobContext, reading: Reading, ids: ingest.Ids) -> dict[str
 
 
 def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
-    """Write the playlists that stay of files that are gone and lose others; reports of the data files."""
+    """Write the remaining playlists of deleted files that lose some of theirs; returns reports of the data files."""
     writer = ctx.writer(PLAYLISTS)
     names = pa.array([name for name in gone.rewritten if gone.kept[name]], pa.string())
     if len(names):
@@ -256,7 +256,7 @@ def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
 
 
 def _mark_orphans(ctx: JobContext) -> None:
-    """Mark the tracks that no playlist holds, and unmark those that one holds again."""
+    """Mark the tracks that no playlist contains, and unmark those that are in a playlist again."""
     n_tracks = _n_tracks(ctx)
     is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), PLAYLISTS, "track_ids", n_tracks) > 0
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
@@ -272,8 +272,8 @@ def _mark_orphans(ctx: JobContext) -> None:
 
 
 def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits, parser: str) -> None:
-    """Write the rows of files that were read, only their new modification time if they are unchanged, and update or
-    delete those of files that are gone."""
+    """Write the rows of files that were read, changing only the modification time if the content is unchanged, and
+    update or delete the rows of deleted files."""
     now, rows, ledger = datetime.now(UTC), [], reading.held.ledger
     read_with = {"parser": parser, "tracks_table": reading.held.tracks_table, **limits.__dict__}
     for found in reading.about.drop_columns(["task", "scratch", "pids"]).to_pylist():

@@ -1,7 +1,7 @@
 """Maintain the tables: compact small files and remove unreferenced ones. Changes no row.
 
-Not a job of the line: it runs when it is asked for by name, or on a schedule of its own. Versions of tables that a run
-in MLflow refers to stay readable for as long as that run is there: to give them up, delete the run.
+Not a job of the pipeline: it runs when requested by name, or on its own schedule. Table versions that an MLflow run
+refers to stay readable as long as that run exists: to release them, delete the run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SETTINGS = ("maintain",)
 
 
 def state(ctx: JobContext) -> str:
-    """The date: once a day is enough."""
+    """The date, because once a day is enough."""
     return datetime.now(UTC).date().isoformat()
 
 
 def run(ctx: JobContext) -> None:
     """OPTIMIZE, then VACUUM every existing table.
 
-    Raises TransientError where MLflow does not say which versions its runs refer to: nothing is removed then.
+    Raises TransientError, and removes nothing, if MLflow cannot report which versions its runs refer to.
     """
     limits = ctx.config.maintain
     tables = [table for table in ALL if ctx.store.exists(table)]

@@ -1,4 +1,4 @@
-"""Recommend tracks for every playlist, with every model that the settings name."""
+"""Recommend tracks for every playlist with every configured model."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ DERIVED = WRITES
 SETTINGS = ("recommend",)
 
 ROWS_A_BLOCK = 16_384
-"""Playlists that a model is given at a time: with 500 ids and scores each, 65 MB of results."""
+"""Number of playlists passed to a model at a time: with 500 ids and scores each, 65 MB of results."""
 
 COMMON_SETTINGS = ("k",)
-"""Settings on which the rows of every model depend; those that bound memory change no row."""
+"""Settings on which the rows of every model depend; settings that only limit memory change no rows."""
 
 
 def check(config: Config) -> None:
-    """ConfigError for a model that is not in the registry."""
+    """Raise ConfigError for a model that is not in the registry."""
     for name in config.recommend.models:
         model(name)
 
 
 def model_fingerprints(ctx: JobContext) -> dict[str, str]:
-    """The fingerprint of each model's rows: its own code, settings and inputs, and none of another model's."""
+    """The fingerprint of each model's rows, from its own code, settings and inputs but not those of other models."""
     return {name: _fingerprint(ctx, model(name)) for name in ctx.config.recommend.models}
 
 
@@ -56,7 +56,7 @@ def _fingerprint(ctx: JobContext, entry: Model) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """Write `recommendations`, model by model, in ranges of pids, from each row's seeds and the broadcast arrays."""
+    """Write `recommendations`, model by model, in pid ranges, from each row's seed tracks and the broadcast arrays."""
     models = [model(name) for name in ctx.config.recommend.models]
     log = list(changes(ctx.store.there(RECOMMENDATIONS)))
     stale = [entry for entry in models if ctx.remaining(log, entry.name)]

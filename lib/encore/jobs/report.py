@@ -1,4 +1,4 @@
-"""One page for people: what the lake holds and how well the models do."""
+"""Render a report page: what the lake contains and how well the models perform."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ _TOKEN = re.compile(r'<meta name="encore-token" content="([0-9a-f]+-[0-9a-f]+)">
 
 
 def state(ctx: JobContext) -> str:
-    """Where the page is and where it is logged, which page it is, and its template, which is code of another kind.
+    """The location of the page, its token, its template (which is code too), and where it is logged.
 
-    A page that is gone, or that another lake's has replaced, is so made again.
+    A page that was deleted, or replaced by the page of another lake, is therefore made again.
     """
     tracking = ctx.config.tracking
     template = resources.files("encore.reports").joinpath("templates/report.html").read_text(encoding="utf-8")
@@ -65,11 +65,11 @@ def _path(ctx: JobContext) -> Path:
 
 
 def _token(ctx: JobContext) -> str:
-    """Of the lake and the run that first made the page that is there; of this run where there is none.
+    """Token of the existing page, from the lake and the run that first made it; of this run if there is no such page.
 
-    A page that is made anew in the place of an older one of the same lake keeps its token. The state before a run is
-    so the state after it, and the run is found up to date; were it whether the page is there, the second run of all
-    would make the page again.
+    A page that replaces an older one of the same lake keeps its token. So the state is the same before and after a
+    run, and the job is found up to date. If the state were just whether the page exists, the second run would always
+    make the page again.
     """
     lake = _digest(ctx.store.uri(PLAYLISTS))
     try:
@@ -87,8 +87,8 @@ def _digest(text: str) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """`report.html`, also as an artefact of the run."""
-    # only this job needs matplotlib, and each command imports all jobs
+    """Write `report.html`, and log it as an artefact of the run."""
+    # only this job needs matplotlib, but every command imports all jobs
     from encore.reports import data, page, plots
 
     settings = ctx.config.report
@@ -152,21 +152,21 @@ def run(ctx: JobContext) -> None:
 
 
 def _costs(ctx: JobContext) -> pa.Table:
-    """The newest row of `job_costs` of each other job, in the order in which they ran."""
+    """The newest row of `job_costs` for every other job, in the order in which they ran."""
     rows = ctx.store.read_small(JOB_COSTS).to_pylist()
     found = latest(row for row in rows if row["job"] != ctx.name)
     return pa.Table.from_pylist(found, schema=arrow_schema(JOB_COSTS))
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder. Raises EnvironmentMissing where that is not allowed."""
+    """Write a file atomically, creating its folder if necessary. Raises EnvironmentMissing if that fails."""
     partial = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as file:
             partial = file.name
             file.write(text)
-        # temporary files are for their owner alone, a page is for all
+        # temporary files are readable only by their owner, but a page should be readable by everyone
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     except OSError as error:
@@ -178,12 +178,12 @@ def write_page(path: Path, text: str) -> None:
 
 
 def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Iterator[pa.Table]:
-    """Columns of a table, nothing where it is not there: a page of half a lake is better than none."""
+    """Columns of a table, or nothing if it does not exist: a page about an incomplete lake is better than none."""
     return ctx.stream(table, columns, where) if table.name in ctx.versions else iter(())
 
 
 def _listed(ctx: JobContext, *columns: str) -> Iterator[pa.Table]:
-    """Columns of the tracks that some playlist holds."""
+    """Columns of the tracks that are in at least one playlist."""
     return without_orphans(ctx.stream(TRACKS, (*columns, "orphaned")))
 
 
@@ -193,7 +193,7 @@ def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRang
 
 
 def _playlist_facts(ctx: JobContext) -> pa.Table:
-    """A row a playlist: pid, name, `n` tracks, whether it is `described`, and what the file says of it."""
+    """One row per playlist: pid, name, number of tracks `n`, whether it is `described`, and more fields as ingested."""
     plain = ("pid", "name", "collaborative", "num_followers", "num_edits", "num_artists", "num_albums")
     parts = []
     for rows in ctx.stream(PLAYLISTS, (*plain, "description", "track_ids")):
@@ -211,7 +211,7 @@ def _features(ctx: JobContext, n_tracks: int) -> np.ndarray:
 
 
 def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
-    """The tracks of some playlists, in the order of their pids."""
+    """The tracks of some playlists, sorted by pid."""
     wanted, schema = pa.array(pids), arrow_schema(PLAYLISTS, ("pid", "track_ids"))
     parts = (rows.filter(pc.is_in(rows["pid"], wanted)) for rows in ctx.stream(PLAYLISTS, schema.names))
     rows = pa.concat_tables([schema.empty_table(), *parts])
@@ -219,7 +219,7 @@ def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
 
 
 def _summaries(ctx: JobContext) -> dict[str, Summary]:
-    """By name of the model; one model's rows are held at a time."""
+    """Summaries by model name; only one model's rows are in memory at a time."""
     from encore.reports.data import summary
 
     columns, found = (*Metrics._fields, "n_train", "n_recommended"), {}
@@ -230,9 +230,9 @@ def _summaries(ctx: JobContext) -> dict[str, Summary]:
 
 
 def _coverages(ctx: JobContext) -> dict[str, float]:
-    """Share of the catalogue that each model recommended, as the newest evaluation of it found.
+    """Share of the catalogue that each model recommended, from its newest evaluation.
 
-    Finding it anew would take reading all lists.
+    Computing it again would require reading all lists.
     """
     parts = list(_parts(ctx, MODEL_METRICS, ("model", "metric", "value", "evaluated_at")))
     rows = [row for part in parts for row in part.to_pylist() if row["metric"] == "coverage"]
@@ -240,7 +240,7 @@ def _coverages(ctx: JobContext) -> dict[str, float]:
 
 
 def _artists(ctx: JobContext, rows: np.ndarray, uris: pa.Array) -> list[Count]:
-    """Those of most rows, by the name that their first track gives them."""
+    """The artists with the most rows, named as in the metadata of their first track."""
     from encore.reports.data import Count, top
 
     places = top(rows, ctx.config.report.top).tolist()

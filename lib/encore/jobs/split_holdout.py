@@ -19,7 +19,7 @@ SETTINGS = ("split",)
 
 
 def run(ctx: JobContext) -> None:
-    """Write `holdout` from `playlists`, one row for each row."""
+    """Write `holdout`, one row per row of `playlists`."""
     seed, fraction = ctx.config.split.seed, ctx.config.split.fraction
 
     def start() -> Kernel:

@@ -61,7 +61,7 @@ def ship(spark: SparkSession, arrays: dict[str, NDArray[Any]]) -> BroadcastArray
 
 @lru_cache(maxsize=1)
 def _outbox() -> str:
-    """A folder that exists as long as this process: executors may fetch a file from the driver at any time."""
+    """A folder that lives as long as this process, because executors may fetch a file from the driver at any time."""
     return temporary.new_folder("arrays")
 
 

@@ -1,4 +1,4 @@
-"""Row-by-row maps over tables, which is how every job after ingest works. Tasks read files, compute, and write files.
+"""Row-by-row maps over tables, the basis of every job after ingest. Tasks read files, compute, and write files.
 
 Spark schedules the tasks and retries those that fail; nothing is shuffled, and no row passes through the JVM.
 """
@@ -39,7 +39,7 @@ class RowMap:
 
     `start` is called once per task and returns the kernel, which gets `block` rows at a time. `constant`: key columns
     of the target that have a single value; `source` has the others. `tasks`: number of tasks per core. `remaining_rows`
-    makes the rows that the driver adds from the partial states of all kernels.
+    returns the rows that the driver adds, computed from the partial states of all kernels.
     """
 
     source: Scan

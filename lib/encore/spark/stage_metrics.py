@@ -1,4 +1,4 @@
-"""What a job cost: Spark's metrics of the stages it ran, and the rows and bytes that workers read and wrote themselves.
+"""The cost of a job: Spark's metrics of its stages, and the rows and bytes that workers read and wrote themselves.
 
 Spark keeps the metrics of finished stages in its status store, even if its web UI is off (`spark.ui.enabled`). They are
 read once per job, as JSON produced by the JVM: one call per number would take seconds. Memory is the resident memory of
