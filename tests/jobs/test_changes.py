@@ -1,8 +1,8 @@
-"""Any sequence of changes to files, settings and tables, with runs that are killed: a fresh lake of what is there.
+"""After any sequence of changes to files, settings and tables, with killed runs, a lake equals a fresh one.
 
-After each run that ends, the tables of ingest are those of a fresh lake of the same folder, but for ids, for marked
-tracks, and for playlists of files that are gone where they are kept. What is derived from ids is recomputed from the
-lake itself. CHANGES_SEQUENCES is how many sequences the slow test draws.
+After each completed run, the tables of ingest equal those of a fresh lake of the same folder, except for ids, marked
+tracks, and playlists of deleted files if these are kept. Tables derived from ids are checked by recomputing them from
+the lake itself. CHANGES_SEQUENCES is the number of sequences that the slow test draws.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ operations: st.SearchStrategy[Operation] = st.one_of(
     st.tuples(st.just("drop"), st.sampled_from(DROPPED)),
 )
 steps = st.tuples(st.lists(operations, min_size=1, max_size=3), st.one_of(st.none(), st.none(), st.integers(0, 16)))
-"""Changes, and after how many commits the run that follows is killed."""
+"""Changes, and the number of commits after which the following run is killed, if it is."""
 start = st.dictionaries(names, slices, max_size=4)
 
 
 class World:
-    """A folder, its lake, and what the slices were made of."""
+    """A folder, its lake, and the data that the slices were made from."""
 
     def __init__(self, path: Path) -> None:
         self.raw = Folder(path / "raw")
@@ -83,11 +83,11 @@ class World:
         rows = [[uri(i), *(str(0.05 * ((i * (j + 2)) % 11) + 0.01) for j in range(len(FEATURES)))] for i in range(10)]
         features.write_text("\n".join(",".join(row) for row in [["track_uri", *FEATURES], *rows]))
         self.lake.overrides["raw.features"] = str(features)
-        # always there, so that there is something to derive
+        # always present, so that there is something to derive tables from
         self.raw.write("z.json", {100: plain([0, 1, 2]), 101: plain([1, 3])})
 
     def write(self, name: str, own: dict[int, Any], has_bad: bool) -> None:
-        """A slice, which may have a record that is no playlist."""
+        """Write a slice, optionally with a record that is not a valid playlist."""
         if name in self.slices:
             path = self.raw.path / name
             self.past[name] = self.slices[name], path.read_text(), path.stat().st_mtime_ns
@@ -95,7 +95,7 @@ class World:
         self.raw.write(name, own, *([{"pid": "none", "name": "a long name"}] if has_bad else []))
 
     def change(self, operation: Operation) -> None:
-        """Do one thing; nothing where it cannot be done."""
+        """Apply one operation, or do nothing if it is not applicable."""
         kind, *rest = operation
         if kind == "set":
             self.lake.overrides[rest[0]] = rest[1]
@@ -114,7 +114,7 @@ class World:
         if kind == "touch":
             self.raw.touch(name)
         elif kind == "restore" and name in self.past:
-            # as a backup does: with the time of change that it had
+            # restore it like a backup, with its old modification time
             self.slices[name], text, modified_ns = self.past[name]
             self.raw.put(name, text)
             os.utime(self.raw.path / name, ns=(modified_ns, modified_ns))
@@ -137,24 +137,24 @@ class World:
             self.write(name, {pid: own for pid, own in content[0].items() if pid != rest[-1]}, content[1])
 
     def run(self) -> list[str]:
-        """All jobs but the report; their statuses."""
+        """Run all jobs except the report; returns their statuses."""
         return [self.lake.run(job).status for job in (*JOBS, "evaluate")]
 
     def before(self) -> dict[int, str]:
-        """File by pid of the playlists that are in the lake."""
+        """The file of each playlist in the lake, by pid."""
         if not (self.lake.path / "playlists").is_dir():
             return {}
         return {row["pid"]: row["slice"] for row in recompute.table(self.lake.path, "playlists")}
 
     def check(self, before: dict[int, str]) -> None:
-        """Fail unless the lake is what it has to be; `before`: what it had before the last run that ended."""
+        """Fail unless the lake is as expected; `before`: what it contained before the last completed run."""
         expected, found = fresh(self.lake), self.lake.contents()
         there = {*self.slices, "z.json"}
         kept = {pid: name for pid, name in before.items() if name not in there and pid not in expected["playlists"]}
         if self.lake.overrides.get("ingest.vanished") == "remove":
             kept = {}
         if self.lost_tracks:
-            # those that had not been read with the new ids are gone
+            # playlists that had not been read again with the new ids are gone
             kept = {pid: name for pid, name in kept.items() if pid in found["playlists"]}
         self.lost_tracks = False
         assert {pid: row["slice"] for pid, row in found["playlists"].items()} == {
@@ -166,7 +166,7 @@ class World:
         held = {track for pid in kept for track in playlists[pid]["track_ids"]}
         assert set(found["tracks"]) == set(expected["tracks"]) | held
         for track, row in expected["tracks"].items():
-            # a record of a file that is gone cannot be read again
+            # a record in a deleted file cannot be read again
             assert track in held or found["tracks"][track] == row
         sources = {row[0] for row in found["quarantine"]} - there
         assert sources <= set(kept.values())
@@ -193,7 +193,7 @@ class World:
 
 
 def follow(path: Path, initial: dict[int, Any], sequence: list[tuple[list[Operation], int | None]]) -> None:
-    """Do what was drawn, and check the lake after each run that ends."""
+    """Apply a drawn sequence, and check the lake after each completed run."""
     world = World(path)
     for number, own in initial.items():
         world.write(NAMES[number], own, number % 2 == 1)
@@ -216,7 +216,7 @@ def follow(path: Path, initial: dict[int, Any], sequence: list[tuple[list[Operat
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Pictures for MLflow take most of the time of such small runs, and nothing is logged."""
+    """Skip figures for MLflow: they would take most of the time of such small runs, and nothing is logged."""
     configure_logging(lake_settings(tmp_path_factory.mktemp("changes") / "lake").log)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(evaluate, "_log", lambda *_: None)
@@ -224,13 +224,13 @@ def _without_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 def drawn(n: int, most: int) -> Any:
-    """A test of so many sequences of at most so many steps."""
+    """A test of `n` sequences of at most `most` steps."""
 
     @settings(
         max_examples=n,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        # shrinking a sequence takes as long as all others: the failing one is printed as it was drawn
+        # shrinking takes as long as all other sequences: a failing sequence is printed as it was drawn
         phases=(Phase.explicit, Phase.reuse, Phase.generate) if n > 10 else (Phase.generate,),
         derandomize=n <= 10,
     )

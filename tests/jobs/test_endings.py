@@ -1,4 +1,4 @@
-"""How runs end that cannot go on: the error that it is, from whichever process, and what the last lines say."""
+"""How runs end that cannot continue: the right error, from whichever process, and the right last lines of output."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_a_full_disk_is_something_that_is_missing(
 @pytest.mark.s3
 @pytest.mark.parametrize("after", ["", "ingest_playlists ", "ingest_features ", "build_centroids "])
 def test_a_server_that_goes_away_is_a_transient_failure(generated: Path, tmp_path: Path, after: str) -> None:
-    """At the start, and while some job is at work: `after` the result of another one."""
+    """At the start, and while some job is running: the server is stopped `after` the result of the preceding job."""
     settings = [f"raw.playlists={generated}", f"raw.features={generated}/features", "lake.path=s3://away/lake"]
     settings += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "s3.path_style=true", "spark.driver_memory=1g"]
     options = [part for setting in settings for part in ("--set", setting)]
-    # Spark itself does not touch the lake in these jobs, so its jars for S3 need not be installed
+    # Spark itself does not access the lake in these jobs, so its jars for S3 need not be installed
     begin = (
         "from encore.cli.entry import main; from encore.spark import session; session.is_s3 = lambda _: False; main()"
     )
@@ -144,7 +144,7 @@ def test_a_run_that_refused_records_says_how_many(
     assert [note for note in notes if "refused" in note] == [
         '2 record(s) were refused: `encore sql "SELECT source, reason, detail FROM quarantine"` shows them'
     ]
-    # those of this run alone, and not all that the table has
+    # count only the rejected records of this run, not all of those in the table
     slices(folder, 3, bad=True)
     notes.clear()
     run_pipeline(config, ["ingest_playlists"], session=session, on_note=notes.append)

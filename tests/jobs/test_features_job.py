@@ -1,4 +1,4 @@
-"""Features from a service: in chunks, each kept whatever comes after, and nothing asked for twice."""
+"""Features from a service: in chunks, each of which is kept even if later ones fail, without repeated requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ids(*numbers: int) -> list[str]:
 def test_a_service_is_asked_in_chunks_and_goes_on_where_it_broke_off(session: Session, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
-    # track 0 is in every playlist, track 9 in one: frequent tracks are asked for first
+    # track 0 is in every playlist, track 9 in one: frequent tracks are requested first
     playlists = [
         {"pid": pid, "tracks": [{"track_uri": f"spotify:track:{track}"} for track in ids(*range(10 - pid))]}
         for pid in range(10)

@@ -1,4 +1,4 @@
-"""Ingest after files, settings or tables have changed: what a fresh lake of the same folder would have."""
+"""Ingest after changes to files, settings or tables: the result equals that of a fresh lake of the same folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def raw(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def lake(tmp_path: Path, raw: Folder) -> Lake:
-    """A lake of that folder, of which nothing is there yet."""
+    """A lake for that folder, still empty."""
     return Lake(tmp_path / "lake", raw)
 
 
 def is_fresh(lake: Lake) -> None:
-    """Fail unless the lake is what a fresh one of the same folder is, and knows that it is up to date."""
+    """Fail unless the lake equals a fresh one of the same folder and is found to be up to date."""
     expected, found = fresh(lake), lake.contents()
     for name, rows in expected.items():
         assert found[name] == rows, name
@@ -114,7 +114,7 @@ def test_a_ledger_of_before_these_columns_reads_every_file_once(raw: Folder, lak
 
 
 def forget(lake: Lake, row: dict[str, Any]) -> None:
-    """Write a row of the ledger in place of all."""
+    """Replace the whole ledger by one row."""
     import pyarrow as pa
     from deltalake import write_deltalake
 
@@ -366,12 +366,12 @@ def test_a_file_that_was_refused_as_a_whole_and_is_gone_leaves_nothing(raw: Fold
     is_fresh(lake)
 
 
-# runs that break off ------------------------------------------------------------------------------------------------
+# interrupted runs --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_commits", [1, 2, 3, 5, 6])
 def test_a_run_that_breaks_off_is_made_good(raw: Folder, lake: Lake, n_commits: int) -> None:
-    """After any of its commits; and then the file changes back, so that its size and time are those of the ledger."""
+    """After any of its commits; then the file changes back, so that its size and time are those in the ledger."""
     raw.write("a.json", {1: plain([1, 2, 9]), 2: [(3, 2)]})
     raw.write("b.json", {1: plain([1]), 3: plain([2, 3])})
     lake.ingest()

@@ -1,4 +1,4 @@
-"""Signals at many moments of real commands. `python -m tests.interrupting` prints figures of more tries."""
+"""Signals at many moments of real commands. `python -m tests.interrupting` prints statistics of more tries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves that was killed, and that the next one removes it."""
+"""The next run removes what a killed run left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from encore.spark.session import Session
 
 
 def dead_process() -> tuple[int, int]:
-    """Id and start of a process that has ended."""
+    """Id and start time of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         start = temporary.start_of(process.pid)
         assert start is not None
@@ -53,7 +53,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
     run_pipeline(config, jobs, session=session)
     folder = Path(config.lake.path)
     first = paths(config)
-    # a second version, so that files of the first one are not in the newest
+    # a second version, so that the files of the first one are not in the newest
     run_pipeline(lake_settings(f"raw.playlists={generated}", "split.seed=7"), jobs, session=session)
 
     pid, start = dead_process()
@@ -77,7 +77,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
     prefix = f"encore-{temporary.machine()}-{pid}-{start}-"
     (Path(tempfile.mkdtemp(prefix=prefix)) / "block").write_bytes(b"z" * 3000)
 
-    # nothing to do: nothing is looked for
+    # if there is nothing to do, leftovers are not searched for
     again = lake_settings(f"raw.playlists={generated}", "split.seed=7")
     run_pipeline(again, jobs, session=session, on_note=notes.append)
     assert marker.exists()

@@ -1,4 +1,4 @@
-"""The whole line on 300 generated playlists: right, repeatable, resumable, and the same however it is cut."""
+"""The whole pipeline on 300 generated playlists: correct, repeatable, resumable, and independent of partitioning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ K = 100
 
 
 def line(config: Config, session: Session, **options: Any) -> list[str]:
-    """Run all jobs; the status of each."""
+    """Run all jobs; returns the status of each."""
     return [result.status for result in run_pipeline(config, plan(), session=session, **options)]
 
 
@@ -49,7 +49,7 @@ def configured(lake: Path, raw: Path, *more: str) -> Config:
 
 @pytest.fixture(scope="module")
 def made(session: Session, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    """A lake on which the line has run once."""
+    """A lake on which the pipeline has run once."""
     lake = tmp_path_factory.mktemp("line") / "lake"
     config = configured(lake, generated)
     assert line(config, session) == ["done"] * len(JOBS)
@@ -117,7 +117,7 @@ LOGS_READ = {
     "evaluate": 6,
     "report": 8,
 }
-"""A job with nothing to do opens the log of each table that it reads or writes once, and that of `job_runs`."""
+"""A job with nothing to do opens once the log of each table that it reads or writes, and that of `job_runs`."""
 
 
 def test_a_job_with_nothing_to_do_opens_each_log_once(
@@ -140,7 +140,7 @@ def test_a_job_with_nothing_to_do_opens_each_log_once(
 
 
 class TestCosts:
-    """What each job cost, as it is recorded: work that no noise of a machine changes."""
+    """The recorded cost of each job: amounts of work, which do not depend on the load of the machine."""
 
     @pytest.fixture(scope="class")
     def costs(self, made: tuple[Path, Config]) -> dict[str, dict[str, Any]]:
@@ -161,7 +161,7 @@ class TestCosts:
             assert (row["shuffled_rows"], row["shuffled_bytes"], row["spilled_bytes"]) == (0, 0, 0)
 
     def test_tasks(self, costs: dict[str, dict[str, Any]]) -> None:
-        # two cores: a task a core in both passes of ingest, then two a core and chunk, one chunk, three models
+        # two cores: one task per core in each pass of ingest, then two per core and chunk; one chunk, three models
         expected = {"ingest_playlists": 4, "split_holdout": 4, "build_centroids": 4, "recommend": 12, "evaluate": 4}
         assert {job: row["tasks"] for job, row in costs.items() if row["tasks"]} == expected
 
@@ -177,8 +177,9 @@ class TestCosts:
         assert size <= costs["ingest_playlists"]["read_bytes"]
         assert costs["ingest_playlists"]["read_rows"] == 300
         assert costs["split_holdout"]["read_rows"] == 2 * 300, "once for the pids, once for the lists"
-        # of two models an id and a score of four bytes each, K of them; the third says nearly the same of all
-        # artists of the tracks, pids, what was held out, three lists each, and the metrics again for their means
+        # rows read: artists of the tracks, pids, held-out tracks, three lists per playlist, the metrics for the means;
+        # bytes written: for two models, K ids and K scores of four bytes each; the third model's lists are almost
+        # the same for all playlists, so they compress well
         n_tracks = len(recompute.table(made[0], "tracks"))
         assert costs["evaluate"]["read_rows"] == n_tracks + 2 * 300 + 3 * 300 + 3 * 300
         assert costs["recommend"]["written_bytes"] < 300 * (2 * 1.1 * 8 * K + 100)
@@ -259,7 +260,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was_however_it_is_cut(
 
 
 class TestInputThatIsNotWhole:
-    """A cut slice, a reduced one, an empty file, bad playlists, half of the features: nothing stops."""
+    """A truncated slice, a reduced one, an empty file, bad playlists, half of the features: the run does not stop."""
 
     @pytest.fixture(scope="class")
     def mixed(self, session: Session, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -273,7 +274,7 @@ class TestInputThatIsNotWhole:
         write_slice(reduced, small)
         (raw / "mpd.slice.300-349.json").write_bytes(b"")
         playlists = json.loads(other.read_text())["playlists"]
-        # a pid of the first slice again, and a playlist whose only own track nobody else has
+        # a duplicate pid from the first slice, and a playlist whose only track is in no other playlist
         playlists.append({"pid": 3, "tracks": [{"track_uri": "spotify:track:" + "Z" * 22}]})
         playlists.append({"pid": 900, "tracks": [{"track_uri": "spotify:local:x"}]})
         write_slice(other, playlists)
@@ -322,7 +323,7 @@ class TestInputThatIsNotWhole:
         write_slice(first, playlists[:-1])
         config = configured(own_lake, own_raw)
         results = run_pipeline(config, plan(only=["ingest_playlists"]), session=session)
-        # of the others only those are read that hold tracks which the changed playlists had named
+        # of the other files, only those are read that contain tracks whose metadata came from the changed playlists
         assert results[0].facts["files_read"] > 2
         rows = {row["pid"]: row for row in recompute.table(own_lake, "playlists")}
         assert len(rows) == 299
@@ -397,7 +398,7 @@ def test_a_run_whose_lock_was_taken_over_commits_nothing_more(
 
 
 class TestForeignRows:
-    """Rows that another program has added and that break what jobs rely on: the job that reads them refuses."""
+    """Rows that another program added and that violate what jobs rely on: the job that reads them fails."""
 
     @staticmethod
     def append(lake: Path, table: Table, rows: pa.Table) -> None:

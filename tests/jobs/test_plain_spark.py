@@ -1,4 +1,4 @@
-"""The peer of the benchmarks makes the same tables as `ingest_playlists`: what is compared does the same work."""
+"""The baseline of the benchmarks makes the same tables as `ingest_playlists`, so that both do the same work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A race of each sort between two processes, with the lake's lock and without it; `tests.races` runs many."""
+"""One race of each kind between two processes, with and without the lake's lock; `tests.races` runs many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line with slices, features and lake on a real S3 server."""
+"""The pipeline with slices, features and lake on a real S3 server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_line_with_slices_features_and_lake_in_s3(
     settings += [f"lake.path=s3://{BUCKET}/lake", "s3.path_style=true"]
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
-        # what the workers have in their environment; others than those of other tests
+        # the environment of the Python workers; with different values, they are not the workers of other tests
         monkeypatch.setitem(session().sparkContext.environment, name, value)
     config = load_config("local", settings)
     done = run_pipeline(config, plan(last="evaluate"), session=session)

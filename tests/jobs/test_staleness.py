@@ -1,4 +1,4 @@
-"""What makes a result stale, and what does not: each change touches what follows from it, and nothing else."""
+"""What makes a result stale and what does not: each change affects what depends on it, and nothing else."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ DERIVED = ("track_vectors", "vector_parameters", "holdout", "playlist_centroids"
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Tasks run in this process: what they compute is tested elsewhere."""
+    """Runs tasks in this process, because what they compute is tested elsewhere."""
     folder = tmp_path_factory.mktemp("tasks")
     return LocalSession(settings(folder / "lake"), folder / "files")
 
 
 @pytest.fixture(scope="module")
 def made(session: Session, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake on which the line has run once, with two models."""
+    """A lake on which the pipeline has run once, with two models."""
     lake = tmp_path_factory.mktemp("stale") / "lake"
     run(session, configured(lake, generated, MODELS), "first")
     return lake
@@ -50,7 +50,7 @@ def made(session: Session, generated: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def lake(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, whose runs go to the same MLflow store."""
+    """A copy of `made`, whose runs are logged to the same MLflow store."""
     shutil.copytree(made, tmp_path / "lake")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made}-mlflow.db")
     return tmp_path / "lake"
@@ -77,7 +77,7 @@ def models_in(found: Sequence[Change]) -> set[str]:
 
 
 class TestModels:
-    """Adding, dropping or changing one model touches that one alone."""
+    """Adding, dropping or changing one model affects only that model."""
 
     def touched(self, session: Session, config: Config, run_id: str) -> list[set[str]]:
         run(session, config, run_id)
@@ -133,7 +133,7 @@ class TestDroppedTables:
     def test_versions_of_a_table_made_anew_are_not_those_of_the_old_one(
         self, session: Session, lake: Path, generated: Path
     ) -> None:
-        """The new holdout has the version numbers of the old one."""
+        """The new holdout has the same version numbers as the old one."""
         shutil.rmtree(lake / "holdout")
         statuses = run(session, configured(lake, generated, MODELS, "split.seed=1"), "other")
         assert statuses["recommend"] == statuses["evaluate"] == "done"
@@ -143,7 +143,7 @@ class TestDroppedTables:
 
 
 class TestInterleavedRuns:
-    """Runs of other settings on one lake at once: the table is of one of them, and the other one knows."""
+    """Concurrent runs with different settings on one lake: the table comes from one run, and the other detects it."""
 
     def test_a_run_whose_rows_another_one_replaced_is_refused(
         self, session: Session, lake: Path, generated: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +169,7 @@ class TestInterleavedRuns:
     def test_rows_of_other_work_make_a_table_stale(
         self, session: Session, lake: Path, generated: Path, rows_of: Callable[[Path], dict[int, Any]]
     ) -> None:
-        """However they came there: here by a commit of a range that the record of the last run does not know."""
+        """However they were written: here by a commit to a range that is not in the record of the last run."""
         one, two = (configured(lake, generated, MODELS, f"split.seed={n}") for n in (1, 2))
         assert run_job("split_holdout", one, session, Tracking(one, "one")).status == "done"
         expected = rows_of(lake)
