@@ -1,4 +1,4 @@
-"""Both passes of ingest on Spark: a task for each run of files, no shuffle, and little that is set aside."""
+"""Both passes of ingest on Spark: one task per run of files, no shuffle, and little staged data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_TRACKS = pa.schema(
 
 @pytest.fixture
 def stages(session: Session) -> Iterator[Callable[[], list[list[int]]]]:
-    """What Spark has done so far in this test: of each of its jobs, the number of tasks of each stage."""
+    """What Spark has run so far in this test: for each of its jobs, the number of tasks of each stage."""
     context = session().sparkContext
     context.setJobGroup("passes", "")
 

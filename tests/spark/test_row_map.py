@@ -1,4 +1,4 @@
-"""Row maps on Spark: any tasks and blocks, unique keys, arrays that every worker maps."""
+"""Row maps on Spark: any division into tasks and blocks, unique keys, arrays that every worker memory-maps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = pa.schema([("pid", pa.int64()), ("track_ids", pa.list_(pa.int32()))])
 
 
 def source(folder: Path, *files: range, group: int = 4) -> Scan:
-    """Playlists of three tracks, in files of small row groups."""
+    """Playlists of three tracks, in files with small row groups."""
     row_ranges = []
     for pids in files:
         rows = pa.table({"pid": list(pids), "track_ids": [[p, p + 1, p + 2] for p in pids]}, schema=SCHEMA)

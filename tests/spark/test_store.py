@@ -1,4 +1,4 @@
-"""A write is checked against its table's declaration, and leaves all of its rows or none."""
+"""A write is checked against its table's declaration, and writes all of its rows or none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SPECIAL = {"track_uri": "spotify:track:" + "0" * 22, "reason": "not_json", "stat
 
 
 def good_row(table: Table, number: int = 0) -> dict[str, Any]:
-    """A row that fits the declaration; another number, another key."""
+    """A row that conforms to the declaration; each number gives a different key."""
     row = {column.name: SPECIAL.get(column.name, SAMPLE[column.type]) for column in table.columns}
     for name in table.key:
         value = row[name]
@@ -62,7 +62,7 @@ def good_row(table: Table, number: int = 0) -> dict[str, Any]:
 
 
 def breaking(condition: str) -> dict[str, Any]:
-    """A value that breaks a declared check."""
+    """A value that violates a declared check."""
     name = condition.replace("size(", "").split()[0].rstrip(")")
     if "size(" in condition:
         return {"track_ids": [1, 2, 3]}
@@ -135,7 +135,7 @@ class TestEachTable:
 
 
 def test_rows_of_a_file_without_statistics_stay_where_others_are_replaced(store: Store) -> None:
-    """As another writer may leave one: nobody knows what is in it without a look."""
+    """As another writer may write one: its contents are unknown until it is read."""
     write(store, HOLDOUT, [good_row(HOLDOUT, number) for number in range(4)])
     found = DeltaTable(store.uri(HOLDOUT))
     (file,) = pa.table(found.get_add_actions(flatten=True)).to_pylist()
@@ -263,7 +263,7 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
         return [{"model": model, "pid": pid, "track_ids": [first, 2], "scores": [0.5, 0.25]} for pid in pids]
 
     table = RECOMMENDATIONS
-    # a file by another writer that holds rows of all pids: what is outside must stay
+    # a file from another writer with rows for all pids: rows outside the replaced range must stay
     everything = [*lists("a", range(10), 1), *lists("b", range(10), 1)]
     other = frame(session, table, everything).coalesce(1).write.format("delta").partitionBy("model")
     other.mode("overwrite").save(store.uri(table))
@@ -277,7 +277,7 @@ def test_files_that_workers_wrote_replace_a_range_in_one_commit(store: Store, se
     state = store.state(table)
     assert state is not None
     assert (state.rows, state.commit and state.commit.part) == (19, "a:3")
-    # the readers' way to skip files: the new one has pids 3 to 5 alone
+    # readers skip files by their statistics: the new file has only pids 3 to 5
     plan = store.read(table).where("model = 'a' AND pid = 8").inputFiles()
     assert len(plan) == 1
 

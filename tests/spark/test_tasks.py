@@ -1,4 +1,4 @@
-"""How errors of tasks reach the driver: as themselves, once, and without a stack of the JVM."""
+"""How task errors reach the driver: as the original exception, once, and without a JVM stack trace."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_defect_shows_the_workers_stack_and_not_the_jvms(session: Session) -> 
 
 
 class TwoArguments(Exception):
-    """Cannot be unpickled: its __init__ takes another number of arguments than its `args` has."""
+    """Cannot be unpickled, because its __init__ takes a different number of arguments than its `args` has."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(one + two)
