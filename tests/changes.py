@@ -1,4 +1,4 @@
-"""Folders of small slices that change, a lake that follows them, and what a fresh lake of the same folder would be."""
+"""Folders of small slices that change, a lake that follows them, and the contents of a fresh lake for comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import settings
 from tests.local_spark import LocalSession
 
 Track = tuple[int, int]
-"""Number of a track, and how many of its naming fields are there: 0 to 6."""
+"""Number of a track, and how many of its naming fields are present: 0 to 6."""
 Slice = dict[int, list[Track]]
 """Tracks by pid."""
 FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
@@ -35,7 +35,7 @@ def uri(track: int) -> str:
 
 
 def record(pid: int, track: Track) -> dict[str, Any]:
-    """A track's record in a playlist: its names say which playlist they are of."""
+    """A track's record in a playlist: its metadata shows which playlist it comes from."""
     number, n_fields = track
     names = {name: f"{name} of {number} in {pid}" for name in FIELDS[:n_fields]}
     names |= {name: f"spotify:artist:{number % 3}" for name in ("artist_uri",) if name in names}
@@ -43,30 +43,30 @@ def record(pid: int, track: Track) -> dict[str, Any]:
 
 
 def plain(tracks: Sequence[int]) -> list[Track]:
-    """Tracks with all of their names."""
+    """Tracks with complete metadata."""
     return [(number, len(FIELDS)) for number in tracks]
 
 
 @dataclass
 class Folder:
-    """A folder of slices. Each write has a later time than all before, as if hours lay between them."""
+    """A folder of slices. Each write gets a later modification time than all previous ones, as if hours lay between."""
 
     path: Path
 
     def write(self, name: str, playlists: Mapping[int, Sequence[Track]], *more: Any) -> None:
-        """A slice of these playlists, and of further records as they are."""
+        """Write a slice of these playlists, followed by any further records unchanged."""
         records = [{"pid": pid, "name": f"list {pid}", "tracks": [record(pid, t) for t in own]} for pid, own in
                    playlists.items()]  # fmt: skip
         self.put(name, json.dumps({"playlists": [*records, *more]}))
 
     def put(self, name: str, content: str) -> None:
-        """A file of any content."""
+        """Write a file with any content."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / name).write_text(content)
         self.touch(name)
 
     def touch(self, name: str) -> None:
-        """Give a file a new time of change."""
+        """Give a file a new modification time."""
         now = next(_CLOCK)
         os.utime(self.path / name, (now, now))
 
@@ -75,17 +75,17 @@ class Folder:
         (self.path / name).unlink()
 
     def rename(self, name: str, to: str) -> None:
-        """Rename a file, which keeps its time of change."""
+        """Rename a file, which keeps its modification time."""
         (self.path / name).rename(self.path / to)
 
 
-# reading the layers of settings takes longer than a job on so few playlists
+# loading the layered settings takes longer than a job on so few playlists
 _settings = lru_cache(maxsize=16)(settings)
 
 
 @dataclass
 class Lake:
-    """A lake of a folder, and the settings of its runs."""
+    """A lake with data from a folder, and the settings of its runs."""
 
     path: Path
     raw: Folder
@@ -98,11 +98,11 @@ class Lake:
         return _settings(self.path, *own)
 
     def ingest(self, *, force: bool = False) -> Any:
-        """Run ingest_playlists; its result."""
+        """Run ingest_playlists and return its result."""
         return self.run("ingest_playlists", force=force)
 
     def run(self, job: str, *, force: bool = False) -> Any:
-        """Run a job in this process, with nothing logged to MLflow."""
+        """Run a job in this process, without logging to MLflow."""
         config = self.config
         tracking = Tracking(config, f"run {next(_CLOCK)}")
         tracking.failed = "switched off"
@@ -110,7 +110,7 @@ class Lake:
         return run_job(job, config, session, tracking, force=force)
 
     def playlists(self) -> dict[int, dict[str, Any]]:
-        """Rows of `playlists` by pid, their tracks as URIs."""
+        """Rows of `playlists` by pid, with their tracks as URIs."""
         uris = {row["track_id"]: row["track_uri"] for row in recompute.table(self.path, "tracks")}
         rows = recompute.table(self.path, "playlists")
         found = {row["pid"]: {**row, "track_ids": [uris[i] for i in row["track_ids"]]} for row in rows}
@@ -118,7 +118,7 @@ class Lake:
         return found
 
     def tracks(self) -> dict[str, dict[str, Any]]:
-        """Rows of `tracks` by URI, without ids and without those that no playlist holds."""
+        """Rows of `tracks` by URI, without ids and without orphaned tracks."""
         rows = recompute.table(self.path, "tracks")
         assert sorted(row["track_id"] for row in rows) == list(range(len(rows))), "ids are dense"
         assert len({row["track_uri"] for row in rows}) == len(rows), "a URI repeats"
@@ -128,7 +128,7 @@ class Lake:
         }
 
     def ids(self) -> dict[str, int]:
-        """Ids by URI of all tracks."""
+        """Ids of all tracks by URI."""
         return {row["track_uri"]: row["track_id"] for row in recompute.table(self.path, "tracks")}
 
     def quarantine(self) -> list[tuple[Any, ...]]:
@@ -136,14 +136,14 @@ class Lake:
         return sorted(tuple(map(str, row.values())) for row in recompute.table(self.path, "quarantine"))
 
     def ledger(self) -> dict[str, dict[str, Any]]:
-        """Status and counts of each file that is in the ledger."""
+        """Status and counts of each file in the ledger."""
         names = ("status", "n_playlists", "n_quarantined", "longest", "vanished_at")
         return {
             row["slice"]: {name: row.get(name) for name in names} for row in recompute.table(self.path, "ingest_ledger")
         }
 
     def contents(self) -> dict[str, Any]:
-        """All that does not depend on what was in the folder before."""
+        """Everything that does not depend on what was in the folder before."""
         return {
             "playlists": self.playlists(),
             "tracks": self.tracks(),
@@ -156,19 +156,19 @@ _FRESH = count()
 
 
 def fresh(lake: Lake) -> dict[str, Any]:
-    """What a new lake of the same folder and settings has."""
+    """The contents of a new lake of the same folder and settings."""
     other = Lake(lake.path.parent / f"fresh-{next(_FRESH)}" / "lake", lake.raw, lake.overrides)
     other.ingest()
     return other.contents()
 
 
 class Killed(Exception):
-    """As if the process had ended."""
+    """Simulates the end of the process."""
 
 
 @contextmanager
 def killed_after(n_commits: int) -> Iterator[None]:
-    """Let so many commits of a run succeed: the next one ends it."""
+    """Let this many commits of a run succeed; the next one kills it."""
     commit, left = Transaction.commit, [n_commits]
 
     def breaks_off(self: Transaction, *args: Any, **named: Any) -> int:

@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses: a Spark session, settings for a fresh lake, generated slices."""
+"""Fixtures shared by several test packages: a Spark session, settings for a fresh lake, generated slices."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from encore.synthetic.generate import generate
 from tests.s3server import S3Server
 from tests.s3server import s3_server as started_s3_server
 
-# tests import mlflow themselves: it must find the settings that it finds in a run
+# tests import mlflow themselves, and it must find the same settings as in a run
 os.environ.update(MLFLOW_SETTINGS)
 
-# the first example of a property may compile what it tests, and no test asserts a time
+# the first example of a property may compile the code under test, and no test depends on timing
 hypothesis.settings.register_profile("encore", deadline=None)
 hypothesis.settings.load_profile("encore")
 
 ROOT = Path(__file__).resolve().parents[1]
 
 FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""Tests end before the optimising compiler would have paid for itself."""
+"""Tests are too short for the optimising compiler to pay off."""
 
 
 def settings(lake: Path | str, *overrides: str) -> Config:
-    """The local configuration with a lake and an MLflow store in a folder of the test's own."""
+    """The local configuration with a lake, and an MLflow store in a folder of the test."""
     lake = str(lake)
     own = [
         f"lake.path={lake}",
@@ -49,7 +49,7 @@ def settings(lake: Path | str, *overrides: str) -> Config:
 
 @pytest.fixture(scope="session")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """One Spark session for all tests: lakes differ, the session need not."""
+    """One Spark session for all tests, which have separate lakes but can share the session."""
     config = settings(tmp_path_factory.mktemp("session") / "lake")
     configure_logging(config.log)
     options = {**config.spark.settings, "spark.driver.extraJavaOptions": FAST_JVM, "spark.driver.memory": "2g"}
@@ -61,7 +61,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 @pytest.fixture
 def lake_settings(tmp_path: Path) -> Callable[..., Config]:
-    """Settings for a lake of this test's own: `lake_settings("a.b=value", ...)`."""
+    """Settings for a separate lake for this test: `lake_settings("a.b=value", ...)`."""
     return lambda *overrides: settings(tmp_path / "lake", *overrides)
 
 
@@ -78,21 +78,21 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_slice(path: Path, playlists: list[dict]) -> None:  # type: ignore[type-arg]
-    """Write playlists as the dataset writes them."""
+    """Write playlists in the format of the dataset."""
     info = {"generated_on": "2017-12-03 08:41:42.057563", "slice": path.name.split(".")[2], "version": "v1"}
     path.write_text(json.dumps({"info": info, "playlists": playlists}, indent=4, separators=(", ", ": ")))
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """One S3 server for all tests, each of which makes buckets of its own."""
+    """One S3 server for all tests, each of which creates its own buckets."""
     with started_s3_server() as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """A test may configure logging, as commands do: what it set is gone after it."""
+    """Restore the logging configuration after each test, because tests may change it as commands do."""
     root, before = logging.getLogger(), structlog.get_config()
     handlers, level = list(root.handlers), root.level
     yield

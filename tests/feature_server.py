@@ -27,7 +27,7 @@ class Mood:
     body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
-    """Announce the whole body and send half of it."""
+    """Announce the length of the whole body, but send only half of it."""
     slow: float = 0.0
     change: Callable[[Any], Any] | None = None
     """Applied to the response before it is sent."""
@@ -52,12 +52,12 @@ class FeatureServer:
     url: str = ""
 
     def spotify(self, ids: list[str]) -> Any:
-        """One entry per id, null for an unknown one."""
+        """One entry per id, null for unknown ids."""
         entries = [{"id": i, "type": "audio_features", **self.features[i]} if i in self.features else None for i in ids]
         return {"audio_features": entries}
 
     def reccobeats(self, ids: list[str]) -> Any:
-        """Entries in no particular order, without unknown ids; `id` is the service's own."""
+        """Entries in no particular order, without unknown ids; `id` is the service's own id."""
         return {
             "content": [
                 {

@@ -1,4 +1,4 @@
-"""Send signals to running commands at random moments and see how they end: `python -m tests.interrupting --help`."""
+"""Send signals to running commands at random times and check how they end: `python -m tests.interrupting --help`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "ENCORE_TEST_TRY"
 HANGS_AFTER = 30.0
-"""Seconds after which a process that got a signal counts as one that ignores it."""
+"""Seconds after which a process is considered to ignore the signal that it received."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one try ended: `code` is None where the process had to be killed, `left` the processes that it left behind,
-    `parents` the states of the pipeline's runs in MLflow."""
+    """How one try ended. `code`: None if the process had to be killed; `left`: processes that it left behind;
+    `parents`: statuses of the pipeline's runs in MLflow."""
 
     command: str
     moment: float
@@ -42,14 +42,14 @@ class Ending:
 
     @property
     def traceback(self) -> bool:
-        """Whether a person was shown a stack."""
+        """Whether the user was shown a stack trace."""
         return "Traceback (most recent call last)" in self.stderr or "\tat org.apache" in self.stderr
 
     def fault(self, wanted: int, within: float) -> str:
-        """What is wrong with it, empty where nothing is."""
+        """What is wrong with it; empty if nothing is."""
         if self.code is None:
             return "ignored"
-        # a signal that comes before Python has begun ends the process itself: a shell calls it the same
+        # a signal before Python has started terminates the process directly: a shell reports the same code for it
         if self.code not in (wanted, 128 - wanted):
             return f"code {self.code}"
         if self.traceback:
@@ -62,7 +62,7 @@ class Ending:
 
 
 def commands(data: Path, folder: Path) -> dict[str, list[str]]:
-    """The ways to run something, by name, with a lake and a store in `folder`."""
+    """The commands to run, by name, with a lake and a store in `folder`."""
     settings = [f"lake.path={folder}/lake", f"tracking.uri=sqlite:///{folder}/mlflow.db", "spark.master=local[2]"]
     settings += [f"tracking.artifacts={folder}/artifacts", f"report.path={folder}/report", "spark.driver_memory=1g"]
     settings += [f"raw.playlists={data}", f"raw.features={data}/features"]
@@ -95,7 +95,7 @@ def attempt(
     lake: Path | None = None,
     store: Path | None = None,
 ) -> Ending:
-    """Start a command, send it a signal after `moment` seconds, to its group as a terminal does or to it alone."""
+    """Start a command and after `moment` seconds send a signal to its group, as a terminal does, or only to itself."""
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="interrupting-") as text:
         folder = Path(text)
@@ -143,7 +143,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _left(mark: str, grace: float) -> list[psutil.Process]:
-    """Processes of a try that are still there after some seconds."""
+    """Processes of a try that are still running after `grace` seconds."""
     until = time.monotonic() + grace
     while True:
         found = []
@@ -165,7 +165,7 @@ def _parents(store: Path) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try it so many times and print a line for each, and the figures."""
+    """Run the requested number of tries, and print a line for each and a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder of generated slices")
     parser.add_argument("--command", default="run")
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number, draw, faults = signal.Signals[asked.signal], random.Random(asked.seed), Counter[str]()
     for i in range(asked.tries):
         low, high = asked.between
-        # one moment in each of as many equal parts of the time
+        # stratified: divide the time into as many equal parts as there are tries, with one random moment in each
         moment = low + (high - low) * (i + draw.random()) / asked.tries
         ended = attempt(
             asked.data,

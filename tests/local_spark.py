@@ -1,7 +1,7 @@
-"""A stand-in for the Spark session that runs tasks in this process, one after the other.
+"""A fake Spark session that runs tasks in this process, one after the other.
 
-Encore asks little of Spark: places to run Python tasks at, and files sent to them. With this in place of a session a
-whole pipeline run on some playlists takes a fraction of a second. It pickles nothing, retries nothing and has no SQL.
+Encore needs little from Spark: running Python tasks, and sending files to them. With this instead of a session, a whole
+pipeline run on a few playlists takes a fraction of a second. It does not pickle, does not retry, and has no SQL.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from encore.spark.session import Session
 
 
 class LocalSession(Session):
-    """In place of `Session`; `folder` is for the files that are sent to tasks."""
+    """A fake `Session`; `folder` is for the files that are sent to tasks."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         super().__init__(config)
         self._local: Any = LocalSpark(folder)
 
     def __call__(self) -> Any:
-        """The stand-in for the session."""
+        """The fake Spark session."""
         return self._local
 
     @property
     def started(self) -> bool:
-        """Never: there are no stages of Spark to count."""
+        """Always False, because there are no Spark stages to measure."""
         return False
 
 
 class LocalSpark:
-    """What Encore uses of a SparkSession."""
+    """The subset of SparkSession that Encore uses."""
 
     def __init__(self, folder: Path) -> None:
         self.sparkContext = LocalContext(folder)
 
 
 class LocalContext:
-    """What Encore uses of a SparkContext."""
+    """The subset of SparkContext that Encore uses."""
 
     defaultParallelism = 2
     master = "local[2]"
@@ -57,33 +57,33 @@ class LocalContext:
         self.listFiles.append(path)
 
     def parallelize(self, parts: list[Any], _: int) -> LocalParts:
-        """Parts of which each is a task's."""
+        """One task per part."""
         return LocalParts(parts, self._folder)
 
     def getConf(self) -> dict[str, str]:
-        """No setting."""
+        """No settings."""
         return {}
 
     def accumulator(self, value: Any, param: Any) -> LocalAccumulator:
-        """A value to which tasks add."""
+        """A value that tasks add to."""
         return LocalAccumulator(value, param)
 
     def addJobTag(self, tag: str) -> None:
-        """Name the jobs that follow, so that they can be cancelled: none is at work when someone asks for that."""
+        """Tag jobs for cancellation: does nothing, because no job can be running when cancellation is requested."""
 
     removeJobTag = cancelJobsWithTag = addJobTag
 
     def statusTracker(self) -> LocalContext:
-        """Progress: see getActiveStageIds."""
+        """For progress: see getActiveStageIds."""
         return self
 
     def getActiveStageIds(self) -> list[int]:
-        """No stage is ever seen at work."""
+        """Always empty."""
         return []
 
 
 class LocalAccumulator:
-    """What Encore uses of an Accumulator."""
+    """The subset of Accumulator that Encore uses."""
 
     def __init__(self, value: Any, param: Any) -> None:
         self.value, self._param = value, param
@@ -94,18 +94,18 @@ class LocalAccumulator:
 
 
 class LocalParts:
-    """What Encore uses of an RDD."""
+    """The subset of RDD that Encore uses."""
 
     def __init__(self, parts: list[Any], folder: Path) -> None:
         self._parts, self._folder = parts, folder
 
     def mapPartitions(self, work: Callable[[Iterable[Any]], Iterator[bytes]]) -> LocalParts:
-        """A task each."""
+        """Run `work` as one task per part."""
         self._work = work
         return self
 
     def collect(self) -> list[bytes]:
-        """Run the tasks, which find here what was sent to them."""
+        """Run the tasks, with access to the files that were sent to them."""
         from pyspark import SparkFiles
 
         before = SparkFiles._root_directory, SparkFiles._is_running_on_worker

