@@ -1,6 +1,6 @@
-"""What can go wrong on purpose: each error is one sentence, a remedy and an exit code.
+"""Expected failures: each error has a one-sentence message, a remedy and an exit code.
 
-Exit codes are part of the interface; a scheduler decides by them whether to try again:
+Exit codes are part of the interface; a scheduler uses them to decide whether to retry:
 
 | code | meaning | try again? |
 |---|---|---|
@@ -9,10 +9,10 @@ Exit codes are part of the interface; a scheduler decides by them whether to try
 | 2 | wrong usage or configuration | no |
 | 3 | bad input | no |
 | 4 | something that Encore needs is missing: Java, jars, memory, disk space, credentials | no |
-| 5 | the lake refuses: another schema, read-only, a write that breaks a table's declaration | no |
-| 75 | a transient failure: throttling, a service that does not answer | yes |
+| 5 | a lake error: wrong schema, read-only, a write that violates a table's declaration | no |
+| 75 | a transient failure: throttling, a service that does not respond | yes |
 | 130 | interrupted (Ctrl-C, SIGINT) | no |
-| 143 | terminated (SIGTERM), as by a scheduler that takes its machine back | yes |
+| 143 | terminated (SIGTERM), for example by a scheduler that reclaims the machine | yes |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 
 class EncoreError(Exception):
-    """An expected failure. `str(error)` is the sentence; `remedy` says what to do, where that is known."""
+    """An expected failure. `str(error)` is the message; `remedy` says what to do, if known."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class EncoreError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled with all that it holds, whatever its __init__ takes: workers send their errors to the driver."""
+        """Pickle all attributes, whatever the signature of __init__: workers send their errors to the driver."""
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -48,25 +48,25 @@ class ConfigError(EncoreError):
 
 
 class InputError(EncoreError):
-    """The data given to Encore is missing or not of a shape that it can use."""
+    """The input data is missing or malformed."""
 
     exit_code = 3
 
 
 class EnvironmentMissing(EncoreError):
-    """A thing outside Encore that it needs is not there: Java, jars, memory, credentials."""
+    """Something external that Encore needs is missing: Java, jars, memory, disk space, credentials."""
 
     exit_code = 4
 
 
 class LakeError(EncoreError):
-    """The lake cannot be read or written, or holds tables of another declaration."""
+    """The lake cannot be read or written, or its tables do not match their declarations."""
 
     exit_code = 5
 
 
 class WriteRefused(LakeError):
-    """Rows that break the declaration of their table. `differences` lists every one; nothing was written."""
+    """The rows violate their table's declaration. `differences` lists every violation; nothing was written."""
 
     def __init__(self, table: str, differences: list[str]) -> None:
         super().__init__(f"{table}: {len(differences)} difference(s) from its declaration: " + "; ".join(differences))
@@ -75,6 +75,6 @@ class WriteRefused(LakeError):
 
 
 class TransientError(EncoreError):
-    """Something that may work on the next try: throttling, a service that does not answer."""
+    """A failure that a retry may resolve: throttling, a service that does not respond."""
 
     exit_code = 75

@@ -1,10 +1,10 @@
-"""SIGINT and SIGTERM: a command that is told to stop ends soon, with one line and 128 + the signal's number.
+"""SIGINT and SIGTERM: an interrupted command exits promptly, with a one-line message and exit code 128 + the signal.
 
-The first signal raises `Interrupted` in the main thread, which unwinds as after any other error. That alone is not
-enough: a library may swallow the exception, and a call into compiled code or to the JVM may not return. So a thread of
-its own learns of every signal through a pipe, whatever handler is installed by then (pyspark replaces the one of
-SIGINT). At the first signal it tells child processes to end, Spark's JVM above all, whose end makes calls to it fail;
-where the process is still there after `GRACE_SECONDS`, or a second signal comes, it ends the process at once.
+The first signal raises `Interrupted` in the main thread, which unwinds as it does after any other error. That alone is
+not enough: a library may swallow the exception, and a call into compiled code or the JVM may not return. So a dedicated
+thread receives every signal through a pipe, whichever handler is installed at the time (pyspark replaces the one for
+SIGINT). At the first signal it terminates the child processes, above all Spark's JVM, so that calls to it fail. If the
+process is still running after `GRACE_SECONDS`, or a second signal arrives, the thread ends the process immediately.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any, NoReturn
 from encore import temporary
 
 GRACE_SECONDS = 3.5
-"""How long an orderly end may take; what is started after it must fit into the rest of five seconds."""
+"""How long an orderly shutdown may take; whatever follows it must fit into what is left of five seconds."""
 SAME_SIGNAL_SECONDS = 0.2
-"""A second signal this soon is the first one, sent to the process and to its group."""
+"""A second signal within this time is the first one again: it was sent to both the process and its group."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked the process to end. Like KeyboardInterrupt it is no Exception, so that few handlers take it
-    for an error of their own."""
+    """The process was signalled to end. Like KeyboardInterrupt this is not an Exception, so few handlers catch it by
+    mistake."""
 
     def __init__(self, number: int) -> None:
         super().__init__("interrupted" if number == signal.SIGINT else "terminated")
@@ -42,12 +42,12 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As a shell says it of a process that a signal ended: 130 or 143."""
+        """The exit code that a shell reports for a process ended by a signal: 130 or 143."""
         return 128 + self.number
 
 
 class _State:
-    """What is known of signals in this process."""
+    """The signal handling state of this process."""
 
     received: Interrupted | None = None
     deadline = float("inf")
@@ -59,12 +59,12 @@ class _State:
 
 
 def received() -> Interrupted | None:
-    """The first signal that this process was sent; None where there was none, or where nobody called `install`."""
+    """The first signal that this process received; None if it received none or `install` was not called."""
     return _state.received
 
 
 def install() -> None:
-    """Take over SIGINT and SIGTERM of this process. Call it in the main thread, once or more often."""
+    """Handle SIGINT and SIGTERM in this process. Must be called in the main thread; may be called repeatedly."""
     if _state.installed:
         restore_handlers()
         return
@@ -75,19 +75,19 @@ def install() -> None:
     before = threading.excepthook
 
     def quiet(args: threading.ExceptHookArgs) -> None:
-        # threads that were waiting for Spark fail once it has gone
+        # threads that were waiting for Spark fail once it is gone
         if _state.received is None:
             before(args)
 
     threading.excepthook = quiet
-    # both ends belong to the thread, which lives as long as the process
+    # the thread owns both ends and lives as long as the process
     parent = os.getppid() if "PYSPARK_GATEWAY_PORT" in os.environ else None
     threading.Thread(target=_watch, args=(reading, writing, parent), name="interrupts", daemon=True).start()
     restore_handlers()
 
 
 def restore_handlers() -> None:
-    """Make the handlers those of `install` again, where it was called and another library has replaced them."""
+    """Restore the handlers of `install`, if it was called, after another library has replaced them."""
     if _state.installed and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _handle)
@@ -95,7 +95,7 @@ def restore_handlers() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     _note(number)
-    # only once: a second exception would break off what the first one unwinds
+    # only once: a second exception would abort the cleanup triggered by the first
     if not _state.raised:
         _state.raised = True
         raise Interrupted(number)
@@ -109,8 +109,8 @@ def _note(number: int) -> None:
 
 
 def _watch(reading: socket.socket, writing: socket.socket, parent: int | None) -> None:
-    """Learn of signals by their numbers in a pipe. `parent`: the JVM that started this process, if one did: when it
-    has gone, no work can be done any more."""
+    """Receive signal numbers through a pipe. `parent`: the JVM that started this process, if any; once it is gone, no
+    more work can be done."""
     first: float | None = None
     while True:
         left = None if _state.received is None else max(0.0, _state.deadline - time.monotonic())
@@ -136,7 +136,7 @@ def _watch(reading: socket.socket, writing: socket.socket, parent: int | None) -
 
 
 def _end_now(how: str) -> NoReturn:
-    """End this process and its children without any more ado."""
+    """End this process and its children immediately."""
     found = _state.received or Interrupted(signal.SIGTERM)
     for child in _descendants():
         _send(child, signal.SIGKILL)
@@ -152,8 +152,8 @@ def _terminate_children(number: int) -> None:
 
 
 def _descendants() -> list[Any]:
-    """Processes that this one started, and what those started."""
-    # not at import: it is a hundredth of a second of every command
+    """The processes that this one started, and their descendants."""
+    # imported here because it would cost every command a hundredth of a second
     import psutil
 
     with suppress(psutil.Error):
@@ -170,7 +170,8 @@ def _send(process: Any, number: int) -> None:
 
 @contextmanager
 def forwarded_to(group: int) -> Iterator[None]:
-    """Within the block, the first signal is sent on as it is to a process group of children instead of ending them."""
+    """Within the block, forward the first signal unchanged to a process group of children instead of terminating
+    them."""
     before = _state.on_first
 
     def forward(number: int) -> None:
@@ -179,7 +180,7 @@ def forwarded_to(group: int) -> Iterator[None]:
 
     _state.on_first = forward
     if _state.received is not None:
-        # it came between the start of the children and now
+        # it arrived after the children were started
         forward(_state.received.number)
     try:
         yield
@@ -188,9 +189,9 @@ def forwarded_to(group: int) -> Iterator[None]:
 
 
 def wait_for_group(leader: subprocess.Popen[bytes]) -> None:
-    """After a signal, wait for a child and all of its process group to end, as long as there is time; then kill it."""
+    """After a signal, wait for a child and its whole process group to end; kill the group when time runs out."""
     while time.monotonic() < _state.deadline - 0.5:
-        # a child that has ended is part of its group until someone asks how
+        # a child that has ended stays in its group until it is reaped
         leader.poll()
         try:
             os.killpg(leader.pid, 0)
@@ -203,7 +204,7 @@ def wait_for_group(leader: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def children_ignore_sigint() -> Iterator[None]:
-    """Processes that are started within the block are not reached by a terminal's Ctrl-C: this one ends them."""
+    """Processes started within the block ignore a terminal's Ctrl-C; this process terminates them instead."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -213,7 +214,7 @@ def children_ignore_sigint() -> Iterator[None]:
 
 @contextmanager
 def patient(seconds: float) -> Iterator[None]:
-    """Within the block an orderly end may take longer, as where work elsewhere has to be cancelled."""
+    """Allow an orderly shutdown more time within the block, for example to cancel work on another system."""
     before, _state.grace = _state.grace, seconds
     try:
         yield
@@ -222,7 +223,7 @@ def patient(seconds: float) -> Iterator[None]:
 
 
 def run(command: Callable[[], None]) -> NoReturn:
-    """Run a command and end the process with its exit code, or with that of the signal that interrupted it."""
+    """Run a command and exit with its exit code, or with that of the signal that interrupted it."""
     install()
     code: str | int | None = 0
     try:
@@ -238,10 +239,10 @@ def run(command: Callable[[], None]) -> NoReturn:
 
 
 def _leave(found: Interrupted) -> NoReturn:
-    """End after a signal: children first, and without waiting for threads that will not end."""
+    """Exit after a signal: end the children first, and do not wait for threads that will not end."""
     import psutil
 
-    # those that a failure has left: they were told to end already
+    # children that are left after a failure: they have already been sent SIGTERM
     left = max(0.0, _state.deadline - time.monotonic())
     for child in psutil.wait_procs(_descendants(), timeout=left)[1]:
         _send(child, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Temporary folders of this process: one for all, whose name says who owns it, so that a later run can remove it.
+"""Temporary folders of this process, all inside one folder whose name identifies its owner.
 
-A process that is killed cannot clean up. Its folder, `encore-<machine>-<pid>-<start>-...` in TMPDIR, is then removed by
-the next run on this machine that has work to do.
+A process that is killed cannot clean up after itself. The next run on this machine that has work to do then removes its
+folder, `encore-<machine>-<pid>-<start>-...` in TMPDIR.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _NAME = re.compile(r"encore-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)
 
 @lru_cache(maxsize=1)
 def machine() -> str:
-    """What two processes have in common that see each other's process ids: a digest of host, boot and PID namespace."""
+    """A digest of host, boot and PID namespace, equal for processes that can see each other's process ids."""
     parts = [socket.gethostname()]
-    # on anything but Linux the host's name has to do
+    # on systems other than Linux, only the host name is used
     with suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return hashlib.blake2b(" ".join(parts).encode(), digest_size=4).hexdigest()
 
 
 def start_of(pid: int) -> int | None:
-    """When a process started, in hundredths of a second since 1970; None where there is none of that id."""
+    """When a process started, in hundredths of a second since 1970; None if no process has that id."""
     import psutil
 
     try:
@@ -41,13 +41,13 @@ def start_of(pid: int) -> int | None:
 
 
 def is_running(pid: int, start: int) -> bool:
-    """Whether a process of this machine is still there, and not another one that was given its id."""
+    """Whether a process of this machine is still running, as opposed to another process that reuses its id."""
     found = start_of(pid)
     return found is not None and abs(found - start) <= 100
 
 
 def new_folder(kind: str) -> str:
-    """An empty folder for files of one kind, which is gone when this process ends."""
+    """Create an empty folder for files of one kind; it is removed when this process ends."""
     return tempfile.mkdtemp(prefix=f"{kind}-", dir=_own())
 
 
@@ -60,19 +60,19 @@ def _own() -> str:
 
 
 def remove_own() -> None:
-    """Remove the temporary folders of this process, if it has any; called at its end."""
+    """Remove the temporary folders of this process, if it has any; called when the process ends."""
     if _own.cache_info().currsize and f"-{os.getpid()}-" in _own():
         shutil.rmtree(_own(), ignore_errors=True)
 
 
 def remove_abandoned() -> tuple[int, int]:
-    """Remove the folders of processes of this machine that have ended without doing so: how many, and their bytes."""
+    """Remove folders left by ended processes of this machine; returns how many there were and their total bytes."""
     count = size = 0
     for entry in os.scandir(tempfile.gettempdir()):
         found = _NAME.fullmatch(entry.name)
         if found is None or found["machine"] != machine() or not entry.is_dir(follow_symlinks=False):
             continue
-        # a folder of another user is that user's to remove
+        # leave the folders of other users alone
         if not is_running(int(found["pid"]), int(found["start"])) and entry.stat().st_uid == os.getuid():
             size += sum(_size(os.path.join(path, name)) for path, _, names in os.walk(entry.path) for name in names)
             shutil.rmtree(entry.path, ignore_errors=True)

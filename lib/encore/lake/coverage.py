@@ -1,9 +1,9 @@
-"""Which rows of a table a piece of work has written, by the table's own log.
+"""Determines from a table's own log which of its rows a given unit of work has written.
 
-Every commit of a long write records the range of keys that it replaced and the fingerprint of the work. Read from the
-newest commit back, the log therefore says for each range which work its rows are from. A run that was interrupted, cut
-into other chunks, or interleaved with a run of other settings is told apart from a finished one without any record
-beside the table.
+Every commit of a long write records the range of keys that it replaced and the fingerprint of the work. Reading the log
+backwards from the newest commit therefore shows which work wrote the rows of each range. This distinguishes a run that
+was interrupted, divided into other chunks, or interleaved with a run with other settings from a complete one, without
+any record outside the table.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _LEAST, _GREATEST = -(1 << 63), 1 << 63
 def remaining(
     changes: Iterable[Change], partition: tuple[tuple[str, str], ...], is_own: Callable[[Commit], bool]
 ) -> list[Interval]:
-    """The ranges of keys of a partition whose rows are not from commits that `is_own` accepts, in order.
+    """The key ranges of a partition, in order, whose rows were not written by commits that `is_own` accepts.
 
-    `changes`: newest first. Rows that were never written remain too; a commit that does not say which rows it replaced
-    may have replaced any. An empty list: the work is done.
+    `changes`: newest first. Ranges that were never written are included; a commit that does not record which rows it
+    replaced may have replaced any. If the list is empty, the work is done.
     """
     undecided = [(_LEAST, _GREATEST)]
     lost: list[tuple[int, int]] = []
@@ -44,7 +44,7 @@ def remaining(
 
 
 def complement(intervals: Iterable[Interval]) -> list[Interval]:
-    """The ranges between some ranges that are in order and do not overlap."""
+    """The complement of ranges that are sorted and do not overlap."""
     found, low = [], _LEAST
     for one, other in intervals:
         start = _LEAST if one is None else one

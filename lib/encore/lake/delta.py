@@ -1,4 +1,4 @@
-"""Where the tables of a lake are, and how delta-rs opens them. Reading, writing and maintenance build on it."""
+"""Locates the tables of a lake and opens them with delta-rs. Reading, writing and maintenance build on this module."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from encore.lake.tables import Table
 MAINTENANCE = frozenset(
     {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD CONSTRAINT", "ADD COLUMN", "CREATE TABLE"}
 )
-"""Operations that change no row: a table's data version is that of the last other one."""
+"""Operations that change no rows: a table's data version is the version of the last other operation."""
 
 Interval = tuple[int | None, int | None]
-"""Whole numbers from the first on and below the second; None: no bound."""
+"""A half-open range of integers, lower bound included and upper bound excluded; None: unbounded."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What a job records in a commit's metadata: what the rows were made from, and which rows of the table they are.
+    """What a job records in a commit's metadata: what the rows were computed from, and which rows were replaced.
 
-    `part` names the piece of work. `partition` and `rows` say what was replaced: all rows of some partition values
-    whose key lies in an interval. `rows` is None where the rows are not such a range, or an older release wrote them.
+    `part` names the unit of work. `partition` and `rows` identify the replaced rows: all rows with these partition
+    values whose key lies in the interval. `rows` is None if the replaced rows are not such a range, or if an older
+    release wrote the commit.
     """
 
     job: str
@@ -46,12 +47,12 @@ class Commit:
     rows: Interval | None = None
 
     def json(self) -> str:
-        """The form in which it is stored in the Delta log."""
+        """The JSON that is stored in the Delta log."""
         return json.dumps({"encore": self.__dict__}, sort_keys=True)
 
     @staticmethod
     def parse(text: str | None) -> Commit | None:
-        """The Commit in a log entry's userMetadata; None where another program wrote the entry."""
+        """Parse the Commit in a log entry's userMetadata; None if another program wrote the entry."""
         try:
             found = dict(json.loads(text or "")["encore"])
             partition = tuple((str(name), str(value)) for name, value in found.pop("partition", ()))
@@ -61,14 +62,14 @@ class Commit:
             return None
 
     def touches(self, partition: tuple[tuple[str, str], ...]) -> bool:
-        """Whether rows of a partition may be among those that were replaced."""
+        """Whether the commit may have replaced rows of a partition."""
         own = dict(self.partition)
         return all(own.get(name, value) == value for name, value in partition)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A commit that changed rows: its version, its time in ms since 1970, and who made it (None: another program)."""
+    """A commit that changed rows: its version, its time in ms since 1970, and its metadata (None: another program)."""
 
     version: int
     timestamp_ms: int
@@ -76,7 +77,7 @@ class Change:
 
 
 def changes(found: DeltaTable) -> Iterator[Change]:
-    """The commits of a table that changed rows, newest first; older entries of the log are read as they are needed."""
+    """The commits of a table that changed rows, newest first; older log entries are read on demand."""
     seen, limit = 0, 100
     while True:
         entries = found.history(limit)
@@ -87,7 +88,7 @@ def changes(found: DeltaTable) -> Iterator[Change]:
 
 
 def changes_of(entries: Iterable[dict[str, Any]]) -> Iterator[Change]:
-    """Of entries of a table's log, as delta-rs has them, those that changed rows."""
+    """The changes among a table's log entries, given as delta-rs returns them."""
     for entry in entries:
         if entry.get("operation") not in MAINTENANCE:
             commit = Commit.parse(entry.get("userMetadata"))
@@ -95,7 +96,7 @@ def changes_of(entries: Iterable[dict[str, Any]]) -> Iterator[Change]:
 
 
 class Tables:
-    """The tables of one lake: their places, and each as delta-rs opens it."""
+    """The tables of one lake: their locations, and how to open them with delta-rs."""
 
     def __init__(self, config: Config) -> None:
         self.path = config.lake.path.removeprefix("file://").rstrip("/")
@@ -103,7 +104,7 @@ class Tables:
 
     @cached_property
     def options(self) -> dict[str, str]:
-        """What delta-rs needs to reach S3; credentials it takes from the environment itself."""
+        """The storage options that delta-rs needs to access S3; it takes credentials from the environment itself."""
         if not is_s3(self.path):
             return {}
         s3 = self._config.s3
@@ -117,25 +118,25 @@ class Tables:
         return options
 
     def uri(self, table: Table) -> str:
-        """Where a table is, as Spark writes it (Hadoop's name of S3 is s3a)."""
+        """The location of a table in the form that Spark uses (Hadoop's scheme for S3 is s3a)."""
         return f"{self.root}/{table.name}".replace("s3://", "s3a://", 1)
 
     def url(self, table: Table) -> str:
-        """Where a table is, as the AWS tools and delta-rs write it."""
+        """The location of a table in the form that the AWS tools and delta-rs use."""
         return f"{self.root}/{table.name}".replace("s3a://", "s3://", 1)
 
     @property
     def s3(self) -> S3Config:
-        """How S3 is reached."""
+        """The settings for accessing S3."""
         return self._config.s3
 
     @property
     def root(self) -> str:
-        """The lake: an absolute path, or its prefix in S3."""
+        """The root of the lake: an absolute path, or its prefix in S3."""
         return self.path if is_s3(self.path) else os.path.abspath(self.path)
 
     def open(self, table: Table) -> DeltaTable | None:
-        """The newest version of a table, None where it does not exist. LakeError where it cannot be read."""
+        """Open the newest version of a table; None if it does not exist. Raises LakeError if it cannot be read."""
         try:
             return DeltaTable(self.url(table), storage_options=self.options)
         except TableNotFoundError:
@@ -144,27 +145,27 @@ class Tables:
             raise delta_error(f"{self.uri(table)}: cannot be read", error) from error
 
     def there(self, table: Table) -> DeltaTable:
-        """As `open`. Raises LakeError where the table is not there."""
+        """Like `open`, but raises LakeError if the table does not exist."""
         found = self.open(table)
         if found is None:
             raise LakeError(f"{self.uri(table)}: the table is not there")
         return found
 
     def at(self, table: Table, version: int) -> DeltaTable:
-        """A table at a version. LakeError where its log does not have it any more."""
+        """Open a table at a version. Raises LakeError if its log no longer has that version."""
         try:
             return DeltaTable(self.url(table), version=version, storage_options=self.options)
         except (DeltaError, OSError) as error:
             raise delta_error(f"{self.uri(table)}: version {version} cannot be read", error) from error
 
     def location(self, table: Table) -> TableLocation:
-        """Where workers write files of a table."""
+        """The location to which workers write a table's files."""
         return TableLocation(self.url(table), self._config.s3)
 
     def check_schema(self, table: Table, found: DeltaTable) -> None:
-        """Raise LakeError where a table has another schema than its declaration.
+        """Raise LakeError if a table's schema differs from its declaration.
 
-        A nullable column that the table lacks is none: it reads as null until a job that writes the table adds it.
+        A missing nullable column is not a difference: it reads as null until a job that writes the table adds it.
         """
         differences = schema_differences(table, found)
         if differences:
@@ -176,15 +177,15 @@ class Tables:
 
 
 def data_files(found: DeltaTable) -> list[dict[str, Any]]:
-    """The data files of the version that is loaded: path, size, rows, partition.<name>, min.<name>, max.<name>."""
+    """The data files of the loaded version: path, size, rows, partition.<name>, min.<name>, max.<name>."""
     return arrow_table(found.get_add_actions(flatten=True)).to_pylist()
 
 
 def arrow_table(rows: Any) -> pa.Table:
-    """What delta-rs answers, as pyarrow's table; pa.table would do the same, but imports pandas, for half a second."""
+    """Convert a result of delta-rs to a pyarrow table; pa.table would import pandas, which takes half a second."""
     return pa.RecordBatchReader.from_stream(rows).read_all()
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says something, else the name of the error."""
+    """The first non-blank line of an error's message, or the name of its class if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

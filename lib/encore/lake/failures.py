@@ -1,7 +1,7 @@
-"""Which of Encore's errors an error of a file system, of AWS, of Arrow or of delta-rs is: the only place that decides.
+"""Translates errors of file systems, AWS, Arrow and delta-rs into Encore's errors; no other module does this.
 
-The driver and the workers ask here, whatever library reached the file; deploy/docs/exit-codes.md shows the result as a
-table. A transient failure (75) may work on the next try; everything else needs someone to do something first.
+The driver and the workers both use it, whichever library accessed the file; deploy/docs/exit-codes.md shows the mapping
+as a table. A transient failure (75) may succeed on a retry; any other failure needs someone to act first.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _NETWORK = (
     errno.ETIMEDOUT,
 )
 
-# delta-rs says what its object store said, as text alone; the first pattern that is found decides
+# delta-rs reports errors of its object store only as text; the first pattern that matches decides
 _SPOKEN: tuple[tuple[str, str], ...] = (
     (r"os error 28\b|No space left on device|os error 122\b|Disk quota exceeded|os error 27\b|File too large", "full"),
     (r"os error 30\b|Read-only file system", "read-only"),
@@ -83,20 +83,20 @@ _ENDS = re.compile(r"\x1b\[[0-9;]*m|[↳]")
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line, without the colours and arrows of delta-rs; else the error's name."""
+    """An error's message on one line, without delta-rs's colours and arrows; the name of its class if it is empty."""
     return " ".join(_ENDS.sub(" ", str(error)).split())[:1000] or type(error).__name__
 
 
 def full(what: str) -> EnvironmentMissing:
-    """No space is left where `what` was to be written."""
+    """The error for a disk that has no space left for writing `what`."""
     return EnvironmentMissing(f"{what}: no space left on device", remedy="free some space, or choose another disk")
 
 
 def os_error(what: str, error: OSError, otherwise: type[EncoreError] = LakeError) -> EncoreError:
-    """Our error for one of the operating system's, or of delta-rs or Arrow in that form.
+    """Translate an OSError, raised by the operating system, delta-rs or Arrow, into one of our errors.
 
-    `otherwise`: the class where it is none of those that are the same everywhere: InputError for what is given to
-    Encore, LakeError for tables.
+    `otherwise`: the class for errors whose class depends on the context: InputError for Encore's input, LakeError for
+    tables.
     """
     number = error.errno
     if number in _FULL:
@@ -123,14 +123,14 @@ BROKEN_TABLE = (
 
 
 def delta_error(what: str, error: Exception) -> EncoreError:
-    """Our error for one of delta-rs, which raises its own class or OSError; LakeError where nothing else is known."""
+    """Translate an error of delta-rs, which raises DeltaError or OSError; LakeError if it is not recognised."""
     if isinstance(error, OSError) and error.errno is not None:
         return os_error(what, error)
     return _spoken(what, error) or LakeError(f"{what}: {one_line(error)[:500]}")
 
 
 def _spoken(what: str, error: Exception) -> EncoreError | None:
-    """What the text of an error means, where it is all that there is."""
+    """Translate an error by its text alone; None if no pattern matches."""
     text = one_line(error)
     kind = next((kind for pattern, kind in _SPOKEN if re.search(pattern, text)), None)
     short = text[:500]
@@ -156,7 +156,7 @@ _CHECK_CREDENTIALS = "check the credentials, their expiry and the bucket's polic
 
 
 def data_error(path: str, error: Exception) -> EncoreError:
-    """Our error for one of reading a table's data file: the file's name is in it, which Arrow does not say."""
+    """Translate an error raised while reading a table's data file; adds the file's name, which Arrow omits."""
     if isinstance(error, OSError) and error.errno is not None:
         return os_error(path, error)
     return LakeError(f"{path}: a damaged data file: {one_line(error)[:300]}", remedy=BROKEN_TABLE)
@@ -164,8 +164,8 @@ def data_error(path: str, error: Exception) -> EncoreError:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Name the data file that is read within the block in what goes wrong with it: see `data_error`."""
-    # not for those that only list files
+    """Translate errors of reading a data file within the block, and name the file in them: see `data_error`."""
+    # imported here because callers that only list files do not need it
     import pyarrow as pa
 
     try:
@@ -176,7 +176,7 @@ def reading(path: str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: str) -> Iterator[None]:
-    """Name the file that is written within the block in what goes wrong with it: see `os_error`."""
+    """Translate errors of writing a file within the block, and name the file in them: see `os_error`."""
     try:
         yield
     except OSError as error:
@@ -184,7 +184,7 @@ def writing(path: str) -> Iterator[None]:
 
 
 def known(error: BaseException) -> EncoreError | None:
-    """Our error for one that reached a task's or a job's end untranslated; None for what can only be a defect."""
+    """Translate an error that left a task or a job untranslated; None if it can only be a defect."""
     if isinstance(error, EncoreError):
         return error
     if isinstance(error, (BotoCoreError, ClientError)):
@@ -192,7 +192,7 @@ def known(error: BaseException) -> EncoreError | None:
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name]
         everywhere = (*_FULL, *_TOO_MANY, *_NETWORK, errno.EROFS, errno.EACCES, errno.EPERM)
-        # a missing file, say, is a defect where nobody has expected that it may be missing
+        # other errors, such as a missing file that no caller handled, are defects
         if error.errno in everywhere or isinstance(error, (ConnectionError, TimeoutError)):
             return os_error(names[0] if names else "a file", error)
         return _spoken("a file", error) if error.errno is None else None
@@ -201,7 +201,7 @@ def known(error: BaseException) -> EncoreError | None:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise what is `known` of the errors within the block as the error that it is."""
+    """Translate errors within the block that are `known`; others pass through unchanged."""
     try:
         yield
     except EncoreError:
@@ -220,7 +220,7 @@ def response_metadata(error: BotoCoreError | ClientError) -> dict[str, Any]:
 
 
 def aws_error(what: str, error: BotoCoreError | ClientError, *, server: str = "AWS") -> EncoreError:
-    """Our error for one of boto's. `what` was asked for; `server`: whom, for the sentence."""
+    """Translate an error of boto. `what` was requested; `server` is the name of the service in the message."""
     text = one_line(error)
     if isinstance(error, ClientError):
         return _answer_error(what, error, server)
@@ -250,7 +250,7 @@ def aws_error(what: str, error: BotoCoreError | ClientError, *, server: str = "A
 
 
 def _answer_error(what: str, error: ClientError, server: str) -> EncoreError:
-    """Our error for an answer that says no."""
+    """Translate an error response."""
     found = error.response.get("Error", {})
     code, message = str(found.get("Code", "")), str(found.get("Message", ""))
     said = f"{code}: {message}" if message else code

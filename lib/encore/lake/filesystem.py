@@ -1,4 +1,4 @@
-"""Source files, on a local disk or in S3, behind a few functions. What a table's files are store.py knows."""
+"""Access to files on a local disk or in S3. Which files belong to a table is decided in store.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from encore.lake.failures import aws_error, os_error
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as its listing shows it. `etag` only where it is in S3; `modified_ns` is ns since 1970."""
+    """A file as listed. `etag` is set only for files in S3; `modified_ns` is in ns since 1970."""
 
     url: str
     name: str
@@ -45,7 +45,7 @@ def split_s3(url: str) -> tuple[str, str]:
 
 def s3_client(s3: S3Config) -> Any:
     """A boto3 client with credentials from the environment or the machine's role. ConfigError for a bad endpoint."""
-    # half a second that no worker should wait whose files are local
+    # imported here because it takes half a second, which workers with local files should not pay
     import boto3
     from botocore.config import Config as BotoConfig
 
@@ -66,9 +66,10 @@ def s3_client(s3: S3Config) -> Any:
 
 
 def list_files(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
-    """Files that `url` names, sorted by name: a file, a glob, or those in a folder or prefix that match `pattern`.
+    """The files at `url`, sorted by name: one file, the matches of a glob, or the files directly in a folder or prefix
+    that match `pattern`.
 
-    Raises InputError where there is no such folder or file. An empty folder gives an empty list.
+    Raises InputError if the folder or file does not exist. For an empty folder the list is empty.
     """
     found = _list_s3(url, pattern, s3) if is_s3(url) else _list_local(url, pattern)
     return sorted(found, key=lambda file: (file.name, file.url))
@@ -113,12 +114,12 @@ def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
                 elif item["Key"] == key:
                     wanted = is_there = True
                 else:
-                    # the prefix mp is not the folder of mpd/1.json
+                    # the prefix "mp" must not match mpd/1.json
                     rest = item["Key"].removeprefix(folder)
                     is_below = item["Key"].startswith(folder)
                     is_there = is_there or is_below
                     wanted = is_below and "/" not in rest and _matches(rest, pattern)
-                # the empty object mpd/, with which some tools make a folder, is no file
+                # an empty object such as mpd/, which some tools create as a folder, is not a file
                 if wanted and not item["Key"].endswith("/"):
                     files.append(
                         SourceFile(
@@ -153,11 +154,11 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
 
 
 def open_file(url: str, s3: S3Config) -> Any:
-    """A file for random access, as pyarrow reads it; of an object in S3 only what is asked for is fetched.
+    """Open a file for random access by pyarrow; of an object in S3, only the requested ranges are fetched.
 
     Raises InputError or TransientError with the URL.
     """
-    # not for those that only list files
+    # imported here because callers that only list files do not need it
     import pyarrow as pa
 
     if is_s3(url):
@@ -169,7 +170,7 @@ def open_file(url: str, s3: S3Config) -> Any:
 
 
 class _S3Object(io.RawIOBase):
-    """An object in S3 that is read by ranges."""
+    """An object in S3, read with range requests."""
 
     def __init__(self, url: str, s3: S3Config) -> None:
         self._url, self._client, self._at = url, s3_client(s3), 0
@@ -207,11 +208,12 @@ class _S3Object(io.RawIOBase):
 
 
 def files_below(prefix: str, s3: S3Config) -> list[SourceFile]:
-    """All files whose paths begin with a prefix, which may end within a name, at any depth; `url` keeps its form."""
+    """All files, at any depth, whose paths start with a prefix, which may end within a name; `url` keeps the prefix's
+    form."""
     if not is_s3(prefix):
         parent, found = os.path.dirname(prefix), []
         for folder, _, names in os.walk(parent):
-            # of the folders beside the one that is meant only the names are read
+            # in folders that do not match, only the names are read
             for name in names:
                 path = os.path.join(folder, name)
                 if path.startswith(prefix):
@@ -238,7 +240,7 @@ def files_below(prefix: str, s3: S3Config) -> list[SourceFile]:
 
 
 def delete_files(urls: Sequence[str], s3: S3Config) -> None:
-    """Delete files, each by its URL; one that is gone already is no error."""
+    """Delete files by URL; a file that no longer exists is not an error."""
     for url in urls:
         if not is_s3(url):
             try:
@@ -257,7 +259,7 @@ def delete_files(urls: Sequence[str], s3: S3Config) -> None:
 
 
 def file_sizes(url: str, s3: S3Config) -> dict[str, int]:
-    """The size in bytes of every file below a folder or a prefix, by its path in it; nothing where nothing is there."""
+    """The size in bytes of every file below a folder or a prefix, by relative path; empty if there is none."""
     found: dict[str, int] = {}
     if not is_s3(url):
         for folder, _, names in os.walk(url):
@@ -276,7 +278,7 @@ def file_sizes(url: str, s3: S3Config) -> dict[str, int]:
 
 
 def delete_folder(url: str, s3: S3Config) -> None:
-    """Delete a folder with all that is in it, or all objects of a prefix; nothing where nothing is there."""
+    """Delete a folder with its contents, or all objects under a prefix; does nothing if there are none."""
     if not is_s3(url):
         shutil.rmtree(url, ignore_errors=True)
         return
@@ -292,9 +294,9 @@ def delete_folder(url: str, s3: S3Config) -> None:
 
 
 def write_bytes(url: str, data: Any, s3: S3Config) -> None:
-    """Write a file with its folders, or an object into S3, of which a reader sees all or nothing.
+    """Write a file, creating its folders, or an object in S3, which readers see completely or not at all.
 
-    Raises what `failures` makes of the error, with the URL.
+    Errors are translated by `failures` and name the URL.
     """
     if not is_s3(url):
         try:
@@ -312,7 +314,8 @@ def write_bytes(url: str, data: Any, s3: S3Config) -> None:
 
 
 def read_versioned(client: Any, url: str) -> tuple[bytes, str, float]:
-    """An object's content, its entity tag, and the server's time in seconds since 1970; empty where there is none."""
+    """An object's content, its ETag, and the server's time in seconds since 1970; the first two are empty if the object
+    does not exist."""
     bucket, key = split_s3(url)
     try:
         found = client.get_object(Bucket=bucket, Key=key)
@@ -331,9 +334,9 @@ def _server_time(answer: dict[str, Any]) -> float:
 
 
 def write_if(client: Any, url: str, data: bytes, etag: str) -> bool:
-    """Replace the object of an entity tag, or make one where the tag is empty; False where it is another one by now.
+    """Replace the object that has an ETag, or create it if `etag` is empty; returns False if it has changed meanwhile.
 
-    Raises LakeError where the server has no conditional puts.
+    Raises LakeError if the server does not support conditional puts.
     """
     bucket, key = split_s3(url)
     condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
@@ -342,7 +345,7 @@ def write_if(client: Any, url: str, data: bytes, etag: str) -> bool:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        # 409: another put is under way; NoSuchKey: the object of that tag has been deleted
+        # 409: another put is in progress; NoSuchKey: the object with that ETag has been deleted
         if status in (409, 412) or code == "NoSuchKey":
             return False
         if status == 501 or code in ("NotImplemented", "InvalidArgument", "InvalidRequest"):
@@ -354,7 +357,7 @@ def write_if(client: Any, url: str, data: bytes, etag: str) -> bool:
 
 
 def no_conditional_puts(url: str, why: str) -> LakeError:
-    """The error for a server on which neither the lock nor a commit would be safe."""
+    """The error for a server without conditional puts, on which neither the lock nor commits would be safe."""
     return LakeError(
         f"{url}: this S3 server has no conditional puts (If-None-Match, If-Match): {why}. Without them neither the "
         "lake's lock nor a commit is safe against another run",

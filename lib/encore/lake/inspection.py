@@ -1,7 +1,7 @@
-"""Is a lake whole? Logs, data files, schemas, checks, keys, and references between tables, without Spark.
+"""Checks the integrity of a lake without Spark: logs, data files, schemas, checks, keys and references between tables.
 
-Each table is read once, a few thousand rows at a time. What is kept is its keys: of a million playlists and their two
-million tracks some hundreds of megabytes.
+Each table is read once, a few thousand rows at a time. Only its keys are kept in memory: for a million playlists and
+their two million tracks, a few hundred megabytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from encore.lake.tables import (
 )
 
 BLOCK_ROWS = 8192
-"""Rows that are looked at together: with 500 ids and scores each, 33 MB."""
+"""Rows that are checked at a time: with 500 ids and scores each, 33 MB."""
 
 REFERENCES: dict[Table, tuple[tuple[str, Table], ...]] = {
     PLAYLISTS: (("track_ids", TRACKS), ("slice", INGEST_LEDGER)),
@@ -53,16 +53,16 @@ REFERENCES: dict[Table, tuple[tuple[str, Table], ...]] = {
 """Columns, or the elements of array columns, whose values are keys of another table."""
 
 UNIQUE: dict[Table, tuple[str, ...]] = {TRACKS: ("track_uri",)}
-"""Columns that are unique besides the key."""
+"""Columns that are unique in addition to the key."""
 
 Broken = dict[str, tuple[int, str]]
-"""By rule, which says what holds of a table that is well: how often it is broken, and an example."""
+"""By violated rule (worded as what holds for an intact table): the number of violations and an example."""
 
 
 def inspect(tables: Tables) -> Iterator[Finding]:
-    """Look at every table that is there: a finding that says so, or one for each rule that it breaks, with a remedy.
+    """Check every existing table: yields one finding if it is intact, else one with a remedy per violated rule.
 
-    Raises LakeError where the lake has no table.
+    Raises LakeError if the lake has no tables.
     """
     first = (TRACKS, INGEST_LEDGER, PLAYLISTS)
     known: dict[Table, NDArray[Any] | pa.Array | None] = {}
@@ -79,7 +79,7 @@ def _inspect_table(
     tables: Tables, table: Table, known: dict[Table, NDArray[Any] | pa.Array | None]
 ) -> Iterator[Finding]:
     remedy = _remedy(tables, table)
-    # until its keys are known, nothing can be said of what refers to them
+    # references to this table cannot be checked until its keys are known
     known[table] = None
     try:
         found = tables.open(table)
@@ -120,7 +120,7 @@ def _remedy(tables: Tables, table: Table) -> str:
 
 @dataclass
 class _Look:
-    """One table as it is read: rules that it breaks, and its keys."""
+    """The state of checking one table: the rules that it violates, and its keys."""
 
     tables: Tables
     table: Table
@@ -132,7 +132,7 @@ class _Look:
     unread: bool = False
 
     def read(self, found: DeltaTable, sizes: dict[str, int]) -> None:
-        """Look at all files of the newest version; `sizes` are those of the files that are there."""
+        """Check all files of the newest version; `sizes` has the sizes of the files that exist."""
         for file in data_files(found):
             path, self.files = unquote(file["path"]), self.files + 1
             if path not in sizes:
@@ -145,7 +145,7 @@ class _Look:
         self._look_at_keys()
 
     def _break(self, rule: str, example: str) -> None:
-        # what such a file holds is not known
+        # the contents of such a file are unknown
         self.unread = True
         merge_broken(self.broken, {rule: (1, example)})
 
@@ -199,7 +199,7 @@ class _Look:
 
 
 def _blocks(source: Any, table: Table, partition: dict[str, str]) -> Iterator[pa.Table]:
-    """The rows of a data file in the declared columns and types; of a nullable column that it lacks, nulls."""
+    """The rows of a data file with the declared columns and types; nullable columns that it lacks are null."""
     file = pq.ParquetFile(source)
     names = [name for name in table.names if name in file.schema_arrow.names]
     for group in range(file.num_row_groups):
@@ -218,7 +218,7 @@ def _numbers(parts: Sequence[pa.Table], column: str) -> NDArray[np.int64]:
 
 
 def _repeated(parts: Sequence[pa.Table], columns: Sequence[str]) -> pa.Table:
-    """The values of some columns that more than one row has."""
+    """The combinations of values in some columns that occur in more than one row."""
     if not parts:
         return pa.table({name: [] for name in columns})
     counted = (
@@ -228,7 +228,7 @@ def _repeated(parts: Sequence[pa.Table], columns: Sequence[str]) -> pa.Table:
 
 
 def _keys(table: Table, parts: Sequence[pa.Table]) -> NDArray[Any] | pa.Array | None:
-    """What others refer to: sorted numbers, or distinct texts; None where nothing does."""
+    """The keys that other tables refer to: sorted numbers, or distinct strings; None if no table refers to this one."""
     if all(table != target for targets in REFERENCES.values() for _, target in targets):
         return None
     (name,) = table.key
@@ -239,7 +239,7 @@ def _keys(table: Table, parts: Sequence[pa.Table]) -> NDArray[Any] | pa.Array | 
 
 
 def _are_in(values: pa.Array, keys: NDArray[Any] | pa.Array) -> NDArray[np.bool_]:
-    """Which values are among keys; null is not."""
+    """Which values are among the keys; null is not."""
     if isinstance(keys, pa.Array):
         known: NDArray[np.bool_] = pc.is_in(values, value_set=keys).to_numpy(zero_copy_only=False)
         return known

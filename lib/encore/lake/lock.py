@@ -1,14 +1,14 @@
-"""The lock of a lake: one pipeline run writes at a time, and says who it is.
+"""The lock of a lake: only one pipeline run writes at a time, and the lock identifies it.
 
-The lock is one small file, `_lock`, beside the tables. It lists the processes that hold it. All of them belong to one
-pipeline run, so jobs that a scheduler starts side by side share the lock of their run. Each process renews its own
-entry while it lives and removes it at the end; an entry whose lease has ended counts for nothing. The file itself
-stays, with an empty list, so that every change is a compare-and-swap: on S3 a conditional put (If-None-Match,
-If-Match), locally a rewrite of the file under `flock`. A holder that died on this machine is noticed at once, one that
-died elsewhere when its lease ends.
+The lock is one small file, `_lock`, next to the tables. It lists the processes that hold it. All of them belong to one
+pipeline run, so jobs that a scheduler runs in parallel share the lock of their run. Each process renews its own entry
+while it runs and removes it at the end; an entry whose lease has expired is ignored. The file itself remains, with an
+empty list, so that every change is a compare-and-swap: on S3 a conditional put (If-None-Match, If-Match), locally a
+rewrite of the file under `flock`. A holder that died on this machine is detected immediately, one that died elsewhere
+when its lease expires.
 
-The lock keeps runs from getting in each other's way. What keeps rows right even without it is that every commit names
-the version it was planned on (transaction.py).
+The lock keeps runs from interfering with each other. Rows stay correct even without it, because every commit names the
+version it was planned on (transaction.py).
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from encore.lake.filesystem import is_s3, no_conditional_puts, read_versioned, s
 from encore.log import redact
 
 NAME = "_lock"
-"""The lock's file in the lake. No table has a name that begins with an underscore."""
+"""The name of the lock file in the lake. No table name begins with an underscore."""
 
 LEASE_SECONDS = 120.0
 """How long a process that no longer renews its entry still counts as a holder."""
 
 RENEW_SECONDS = 30.0
-"""How often an entry is renewed: three attempts may fail before the lease ends."""
+"""The interval between renewals of an entry: three attempts may fail before the lease expires."""
 
 _ATTEMPTS = 20
-"""How often a swap that another process got ahead of is tried again."""
+"""How often a swap is attempted if other processes change the lock first."""
 
 _GUARD_SECONDS = 10.0
-"""How long to wait for another process of this machine that is rewriting the file, which takes it a millisecond."""
+"""How long to wait while another process of this machine rewrites the file, which takes about a millisecond."""
 
 log = structlog.get_logger("encore.lake.lock")
 
 
 def _machine() -> str:
-    """What two processes have in common that see each other's process ids: host, boot and PID namespace."""
+    """Host, boot and PID namespace: the same for processes that can see each other's process ids."""
     parts = [socket.gethostname()]
-    # on anything but Linux the host's name has to do
+    # on systems other than Linux, only the host name is used
     with suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return " ".join(parts)
@@ -68,8 +68,8 @@ def _machine() -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds the lock. Times are seconds since 1970, by the clock of the server where the lake is in S3;
-    `token` is the process's own, `machine` says whose process ids `pid` is one of."""
+    """A process that holds the lock. Times are in seconds since 1970, by the server's clock if the lake is in S3;
+    `token` is unique to the process, and `pid` is a process id on `machine`."""
 
     run_id: str
     token: str
@@ -81,11 +81,11 @@ class Holder:
     command: str
 
     def is_live(self, now: float) -> bool:
-        """Whether its lease has not ended and its process, where that can be seen from here, is there."""
+        """Whether its lease has not expired and, if this can be checked from here, its process is still running."""
         return now < self.until and not (self.machine == _machine() and not _is_running(self.pid))
 
     def __str__(self) -> str:
-        """Who it is, for a message."""
+        """A description for messages."""
         return (
             f"run {self.run_id} on {self.host} (process {self.pid}) since {_when(self.since)}, "
             f"lease until {_when(self.until)}: {self.command}"
@@ -107,25 +107,25 @@ def _when(seconds: float) -> str:
 
 
 class Cell(Protocol):
-    """A place for a short text that is only ever changed by compare-and-swap."""
+    """Storage for a short text that is only changed by compare-and-swap."""
 
     where: str
 
     def read(self) -> tuple[str, str, float]:
-        """The text, empty where there is none; its version, empty where there is none; the time, seconds since 1970."""
+        """The text and its version, both empty if there is no text, and the time in seconds since 1970."""
 
     def swap(self, version: str, text: str) -> bool:
-        """Replace the text of a version; False, and nothing is changed, where it is another one by now."""
+        """Replace the text if it still has this version; otherwise return False and change nothing."""
 
 
 class LocalCell:
-    """A file that is rewritten under `flock`, for a lake on a file system of this machine's."""
+    """A file that is rewritten under `flock`, for a lake on a file system of this machine."""
 
     def __init__(self, path: str) -> None:
         self.where = path
 
     def read(self) -> tuple[str, str, float]:
-        """See Cell. LakeError where it cannot be read."""
+        """See Cell. Raises LakeError if the file cannot be read."""
         try:
             with self._guarded(os.O_RDONLY) as handle:
                 text = _read_all(handle)
@@ -134,12 +134,12 @@ class LocalCell:
         return text, text, time.time()
 
     def swap(self, version: str, text: str) -> bool:
-        """See Cell. LakeError where it cannot be written."""
+        """See Cell. Raises LakeError if the file cannot be written."""
         with self._guarded(os.O_RDWR | os.O_CREAT) as handle:
             if _read_all(handle) != version:
                 return False
             try:
-                # a process that is killed in between leaves the new text and the end of the old one: see `_holders`
+                # if the process is killed in between, the end of the old text follows the new one: see `_holders`
                 os.pwrite(handle, text.encode(), 0)
                 os.ftruncate(handle, len(text.encode()))
             except OSError as error:
@@ -160,7 +160,7 @@ class LocalCell:
             self._flock(handle, exclusive=bool(flags & os.O_RDWR))
             yield handle
         finally:
-            # which lets the guard go, too
+            # this also releases the flock
             os.close(handle)
 
     def _flock(self, handle: int, *, exclusive: bool) -> None:
@@ -197,7 +197,7 @@ def _read_all(handle: int) -> str:
 
 
 class S3Cell:
-    """An object in S3 that is replaced by conditional puts; its version is the entity tag."""
+    """An object in S3 that is replaced by conditional puts; its version is its ETag."""
 
     def __init__(self, url: str, s3: S3Config) -> None:
         self.where, self._s3 = url, s3
@@ -207,14 +207,14 @@ class S3Cell:
         return s3_client(self._s3)
 
     def read(self) -> tuple[str, str, float]:
-        """See Cell: the time is the server's, which all machines share."""
+        """See Cell. The time is the server's, so all machines agree on it."""
         data, etag, now = read_versioned(self._client, self.where)
         return data.decode(errors="replace"), etag, now
 
     def swap(self, version: str, text: str) -> bool:
-        """See Cell. LakeError where the server has no conditional puts."""
+        """See Cell. Raises LakeError if the server does not support conditional puts."""
         done = write_if(self._client, self.where, text.encode(), version)
-        # once in a lake's life, when the object is made: a server that ignores conditions would lock nothing
+        # checked once per lake, when the object is created: a server that ignores the conditions provides no locking
         if done and not version and any(self._put_anyway(text, wrong) for wrong in ("", f'"{uuid.uuid4().hex}"')):
             raise no_conditional_puts(self.where, "it ignores their conditions")
         return done
@@ -224,10 +224,10 @@ class S3Cell:
 
 
 class LakeLock:
-    """The lock of one lake as one process of a pipeline run sees it: taken on first need, renewed by a thread of its
-    own, released at the end.
+    """The lock of one lake, for one process of a pipeline run: acquired when first needed, renewed by a background
+    thread, released at the end.
 
-    Processes with the same run id share it. `take_over` takes it from whoever holds it.
+    Processes with the same run id share it. With `take_over`, it is taken from any current holder.
     """
 
     def __init__(self, config: Config, run_id: str, *, take_over: bool = False) -> None:
@@ -244,10 +244,10 @@ class LakeLock:
         self._renewer: threading.Thread | None = None
 
     def take(self) -> bool:
-        """Take the lock; False where this process has it already.
+        """Acquire the lock; returns False if this process already has it.
 
-        What was read of the lake before may be out of date once this returns True. Raises TransientError, at once,
-        where another run holds it, and LakeError where the lake cannot hold a lock.
+        If this returns True, anything read from the lake before may be out of date. Raises TransientError immediately
+        if another run holds the lock, and LakeError if the lake does not support locking.
         """
         if self._renewer is not None:
             self.check()
@@ -264,7 +264,7 @@ class LakeLock:
         return True
 
     def _joined(self, holders: Sequence[Holder], now: float) -> tuple[list[Holder], list[Holder]]:
-        """Those that hold the lock with this process among them, and those that it was taken from."""
+        """The holders including this process, and the holders that the lock was taken from."""
         own = [holder for holder in holders if holder.run_id == self._run_id and holder.is_live(now)]
         others = [holder for holder in holders if holder.run_id != self._run_id]
         live = [holder for holder in others if holder.is_live(now)]
@@ -286,9 +286,9 @@ class LakeLock:
         return [*(holder for holder in own if holder.token != self._token), mine], others
 
     def check(self) -> None:
-        """Raise TransientError unless this process still holds the lock, which it asks the lake: before each commit.
+        """Raise TransientError if the lake shows that this process no longer holds the lock; called before each commit.
 
-        Nothing where the lock was never taken.
+        Does nothing if the lock was never acquired.
         """
         if self._renewer is None:
             return
@@ -298,17 +298,17 @@ class LakeLock:
             if not mine:
                 self._lose(text)
             elif now >= mine[0].until:
-                # nobody has taken it yet: a laptop that slept, or a network that was away
+                # the lease expired but nobody has taken the lock: the machine slept, or the network was down
                 self._renew()
         if self._lost is not None:
             raise TransientError(self._lost, remedy="wait until that run has ended, then run this one again")
 
     def release(self) -> None:
-        """Give the lock back, where this process has it; what cannot be given back ends with its lease."""
+        """Release the lock if this process has it; if releasing it fails, the lease expires by itself."""
         if self._renewer is None:
             return
         self._over.set()
-        # a renewal that is under way no longer finds the entry, and does no harm
+        # a renewal still in progress no longer finds the entry and does nothing
         self._renewer.join(timeout=1)
         self._renewer = None
         if self._lost is not None:
@@ -316,7 +316,7 @@ class LakeLock:
         try:
             self._swap(self._left)
         except EncoreError as error:
-            # the run's own ending counts
+            # this must not change how the run ends
             log.warning("lock_not_released", lease_ends=True, error=str(error))
 
     def _left(self, holders: Sequence[Holder], _: float) -> tuple[list[Holder], list[Holder]]:
@@ -327,7 +327,7 @@ class LakeLock:
             try:
                 self._renew()
             except EncoreError as error:
-                # three more attempts before the lease ends, and `check` asks again
+                # there are more attempts before the lease expires, and `check` reads the lock again
                 log.warning("lock_not_renewed", error=str(error))
             if self._lost is not None:
                 log.warning("lock_lost", error=self._lost)
@@ -351,7 +351,7 @@ class LakeLock:
     def _swap(
         self, change: Callable[[Sequence[Holder], float], tuple[list[Holder], list[Holder]] | None]
     ) -> list[Holder]:
-        """Change the list of holders, again where another process was faster; what `change` gives besides it."""
+        """Change the list of holders, retrying if another process was faster; returns the second result of `change`."""
         for attempt in range(_ATTEMPTS):
             text, version, now = self._cell.read()
             changed = change(_holders(self._cell.where, text), now)
@@ -368,12 +368,12 @@ def _text(holders: Sequence[Holder]) -> str:
 
 
 def _holders(where: str, text: str) -> list[Holder]:
-    """The holders that a lock's text lists. LakeError where it is no such text."""
+    """Parse the holders listed in a lock's text. Raises LakeError if the text is not valid."""
     if not text.strip(" \0\n"):
-        # nothing, or what a power failure leaves of a file: no process has survived that
+        # empty, or zeroed by a power failure, which no process has survived
         return []
     try:
-        # what may follow is the end of a longer text that a process did not live to cut off
+        # the end of a longer old text may follow if a process was killed before it truncated the file
         found, _ = json.JSONDecoder().raw_decode(text)
         return [Holder(**holder) for holder in found["holders"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -384,7 +384,7 @@ def _holders(where: str, text: str) -> list[Holder]:
 
 
 def _command() -> str:
-    """The command line of this process without its settings, of which some may be secret."""
+    """The command line of this process without its settings, some of which may be secret."""
     words = [os.path.basename(word) if i == 0 else word for i, word in enumerate(sys.argv)]
     kept = [
         word

@@ -1,4 +1,4 @@
-"""Declarations as Delta writes them, and what differs between a declaration and a table that is there."""
+"""Converts declarations to Delta schemas, and compares declarations with existing tables."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from deltalake import DeltaTable, Field, Schema
 from encore.lake.tables import Column, Table, arrow_type
 
 LOG_RETENTION = ("delta.logRetentionDuration", "interval 3650 days")
-"""Entries of the log are small. Without them an old version cannot be read though its files exist, and it is not
-known any more which work wrote which rows (coverage.py)."""
+"""Log entries are small. Without them, an old version cannot be read even if its files exist, and it can no longer be
+determined which work wrote which rows (coverage.py)."""
 
 
 def delta_schema(table: Table) -> Schema:
-    """The declaration as Delta writes it in its log, comments included."""
+    """The declaration as a Delta schema, including comments."""
     return Schema.from_json(json.dumps({"type": "struct", "fields": [_field(column) for column in table.columns]}))
 
 
@@ -45,10 +45,10 @@ def _delta_type(ddl: str) -> str | dict[str, Any]:
 
 
 def properties(table: Table) -> dict[str, str | None]:
-    """Checks, layout and meaning of a table."""
+    """The Delta table properties for a table's checks, layout, grain and layer."""
     found: dict[str, str | None] = {f"delta.constraints.{name}": check.sql for name, check in table.checks.items()}
     if table.checks:
-        # the first protocol that makes every writer enforce them
+        # the first protocol version that requires every writer to enforce them
         found["delta.minWriterVersion"] = "3"
     found["delta.dataSkippingNumIndexedCols"] = str(table.stats_columns)
     found[LOG_RETENTION[0]] = LOG_RETENTION[1]
@@ -56,7 +56,7 @@ def properties(table: Table) -> dict[str, str | None]:
 
 
 def schema_differences(table: Table, found: DeltaTable) -> list[str]:
-    """What differs between a declaration and an existing table, beside nullable columns that it lacks."""
+    """The differences between a declaration and an existing table, except for missing nullable columns."""
     fields = {field.name: field for field in pa.schema(found.schema().to_arrow())}
     differences = []
     for column in table.columns:
@@ -80,17 +80,17 @@ def missing_columns(table: Table, found: DeltaTable) -> list[Column]:
 
 
 def delta_field(column: Column) -> Field:
-    """A column as Delta writes it in its log, comment included."""
+    """A column as a Delta field, including its comment."""
     return Field.from_json(json.dumps(_field(column)))
 
 
 def ddl_of(table: Table) -> str:
-    """The columns of a declaration in one line."""
+    """The columns of a declaration on one line."""
     return ", ".join(f"{c.name} {c.type}{'' if c.nullable else ' not null'}" for c in table.columns)
 
 
 def ddl_found(found: DeltaTable) -> str:
-    """The columns of an existing table in one line."""
+    """The columns of an existing table on one line."""
     fields = pa.schema(found.schema().to_arrow())
     return ", ".join(f"{f.name} {_ddl_type(f.type)}{'' if f.nullable else ' not null'}" for f in fields)
 
@@ -100,7 +100,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _ddl_type(found: pa.DataType) -> str:
-    """The Spark SQL type of an Arrow type, where tables.py has one, else Arrow's name."""
+    """The Spark SQL type for an Arrow type if tables.py has one, otherwise Arrow's name."""
     if pa.types.is_list(found):
         return f"array<{_ddl_type(found.value_type)}>"
     if pa.types.is_map(found):
@@ -110,7 +110,8 @@ def _ddl_type(found: pa.DataType) -> str:
 
 
 def _same_type(found: pa.DataType, declared: pa.DataType) -> bool:
-    """Equal but for the names of a list's or map's inner fields, which writers choose differently."""
+    """Whether two types are equal, ignoring the names of inner fields of lists and maps, which differ between
+    writers."""
     if pa.types.is_list(declared):
         return bool(pa.types.is_list(found)) and _same_type(found.value_type, declared.value_type)
     if pa.types.is_map(declared):

@@ -1,8 +1,8 @@
-"""Delta tables of a lake: the only place that knows paths. Reads at a version; writes whole or not at all.
+"""The Delta tables of a lake: their state, reading them at a version, and creating them.
 
-What a table is (version, history, rows, size, files) is read by delta-rs from the log alone: it needs no JVM and takes
-milliseconds, so that a run with nothing to do starts no session. Rows are read (scan.py) and written (datafiles.py) as
-data files, which are committed here. Spark reads tables where people ask for them in SQL.
+The state of a table (version, history, rows, size, files) is read by delta-rs from the log alone: this needs no JVM and
+takes milliseconds, so a run with nothing to do starts no session. Rows are read (scan.py) and written (parquet.py) as
+data files, which are committed by transaction.py. Spark reads tables only for SQL queries by users.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _ENTRIES = 100
-"""How many entries of a table's log are read at first."""
+"""How many entries of a table's log are read initially."""
 
 
 @dataclass(frozen=True)
 class TableState:
-    """What the log says about a table: its id, version, rows, files, bytes, its last commit, and the newest
+    """The state of a table according to its log: its id, version, rows, files, bytes, its last commit, and the newest
     commits that changed rows, newest first.
 
-    A table that was dropped and made again has another `id`, and its versions count from 0 again: neither says
-    anything without the other.
+    A table that was dropped and recreated has a new `id`, and its versions start at 0 again: id and version are only
+    meaningful together.
     """
 
     id: str
@@ -56,14 +56,14 @@ class TableState:
     log: DeltaTable = field(repr=False, compare=False)
 
     def changes(self) -> Iterator[Change]:
-        """The commits that changed rows, newest first; those that are not in `newest` are read when they are needed."""
+        """The commits that changed rows, newest first; those that are not in `newest` are read on demand."""
         yield from self.newest
         if self.version >= _ENTRIES:
             yield from islice(changes(self.log), len(self.newest), None)
 
     @property
     def data_version(self) -> int:
-        """The last version that changed rows: optimizing a table does not make what was derived from it stale."""
+        """The last version that changed rows: optimizing a table does not make data derived from it stale."""
         return self.newest[0].version if self.newest else 0
 
     @property
@@ -72,38 +72,38 @@ class TableState:
         return f"{self.id}@{self.data_version}"
 
     def version_for(self, job: str) -> int:
-        """Like `data_version`, without what other jobs did to a table that several jobs write."""
+        """Like `data_version`, but ignores commits of other jobs to a table that several jobs write."""
         own = (c.version for c in self.changes() if c.commit is None or c.commit.job == job)
         return next(own, 0)
 
     def data_id_of(self, partition: tuple[tuple[str, str], ...]) -> str:
-        """Like `data_id`, for the rows of a partition alone."""
+        """Like `data_id`, but only for the rows of a partition."""
         own = (c.version for c in self.changes() if c.commit is None or c.commit.touches(partition))
         return f"{self.id}@{next(own, 0)}"
 
 
 class Store(Tables):
-    """The tables of one lake: their state and their rows. `spark` is called where Spark itself has to read a table."""
+    """The tables of one lake: their state and their rows. `spark` is called only when Spark itself reads a table."""
 
     def __init__(self, config: Config, spark: Callable[[], SparkSession]) -> None:
         super().__init__(config)
         self._spark = spark
         self.workplace: str | None = None
-        """The folder of a job at work, for `scratch`; None: places of their own."""
+        """The folder of the running job, for `scratch`; None: each scratch folder gets its own location."""
 
-    # what is there -------------------------------------------------------------------------------------------------
+    # state ---------------------------------------------------------------------------------------------------------
 
     def exists(self, table: Table) -> bool:
         """Whether the table exists."""
         return self.open(table) is not None
 
     def state(self, table: Table) -> TableState | None:
-        """What the log says about a table; None where it does not exist."""
+        """The state of a table according to its log; None if it does not exist."""
         found = self.open(table)
         return None if found is None else state_of(found)
 
     def partitions(self, table: Table, column: str) -> set[str]:
-        """The values of a partition column that have rows; none if the table does not exist."""
+        """The values of a partition column for which the table has data files; empty if the table does not exist."""
         found = self.open(table)
         return {file[f"partition.{column}"] for file in data_files(found)} if found else set()
 
@@ -123,7 +123,7 @@ class Store(Tables):
     # reading -------------------------------------------------------------------------------------------------------
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
-        """The rows of a table, at a version or the newest. LakeError if it does not exist."""
+        """The rows of a table at a version, by default the newest. Raises LakeError if it does not exist."""
         with _spark_errors(table.name):
             reader = self._spark().read.format("delta")
             if version is not None:
@@ -138,7 +138,7 @@ class Store(Tables):
         self.check_schema(table, found)
         lacking = {column.name for column in missing_columns(table, found)}
         wanted = ", ".join(f'"{name}"' for name in schema.names if name not in lacking)
-        # by delta-rs's own engine: its bridge to a pyarrow data set now and then aborts the process as it ends
+        # with delta-rs's own engine: its bridge to pyarrow datasets sometimes aborts the process at exit
         try:
             rows = arrow_table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
         except (DeltaError, OSError, pa.ArrowInvalid) as error:
@@ -150,9 +150,10 @@ class Store(Tables):
     def scan(
         self, table: Table, columns: Sequence[str], at: DeltaTable | None = None, where: KeyRange | None = None
     ) -> Scan:
-        """Some columns of a table's rows, at an opened version or the newest, to be read from its files without Spark.
+        """A scan of some columns of a table at an opened version, by default the newest, which reads its files without
+        Spark.
 
-        Raises LakeError where the table does not exist, or where its files alone do not say what its rows are.
+        Raises LakeError if the table does not exist, or if its rows cannot be determined from its data files alone.
         """
         found = at or self.there(table)
         self.check_schema(table, found)
@@ -182,10 +183,10 @@ class Store(Tables):
     # writing -------------------------------------------------------------------------------------------------------
 
     def ensure(self, table: Table) -> DeltaTable:
-        """The newest version of a table, which is made where it does not exist; nullable columns that it lacks are
-        added in place, and are null in its rows.
+        """The newest version of a table. Creates the table if it does not exist, and adds missing nullable columns in
+        place, which are null in existing rows.
 
-        Raises LakeError where it has another schema than its declaration.
+        Raises LakeError if its schema differs from its declaration.
         """
         found = self.open(table)
         if found is None:
@@ -215,7 +216,7 @@ class Store(Tables):
             )
         except (DeltaError, OSError) as error:
             raise delta_error(f"{uri}: cannot be made", error) from error
-        # another run may have made it at the same time: what counts is what the log says
+        # another run may have created it at the same time: the log is authoritative
         return self.there(table)
 
     @contextmanager
@@ -233,7 +234,7 @@ def _no_spark() -> NoReturn:
 
 
 def open_store(config: Config) -> Store:
-    """The lake of a configuration, for reading. LakeError if it has no tables."""
+    """Open the lake of a configuration for reading. Raises LakeError if it has no tables."""
     store = Store(config, _no_spark)
     if not any(store.exists(table) for table in ALL):
         raise LakeError(f"no tables in the lake {config.lake.path}", remedy="call `encore run`, or set lake.path")
@@ -241,7 +242,7 @@ def open_store(config: Config) -> Store:
 
 
 def state_of(found: DeltaTable) -> TableState:
-    """What the log of an open table says about it."""
+    """The state of an open table according to its log."""
     actions = arrow_table(found.get_add_actions(flatten=True))
     entries = found.history(_ENTRIES)
     newest = tuple(changes_of(entries))
@@ -260,7 +261,7 @@ def state_of(found: DeltaTable) -> TableState:
 
 @contextmanager
 def _spark_errors(what: str) -> Iterator[None]:
-    """Turn errors of Spark and Delta into LakeError, with their first line; those of Python workers pass through."""
+    """Convert errors of Spark and Delta to LakeError with their first line; errors of Python workers pass through."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException, PythonException
 

@@ -1,7 +1,8 @@
-"""Every table once: name, layer, columns with their meaning, key, checks and layout.
+"""The declaration of every table: name, layer, columns with their meaning, key, checks and layout.
 
-The declarations make the Delta tables, check each write, render the SQL views and the documentation. Types are
-Spark SQL's; a column that is not nullable and each check become Delta constraints, so that no writer gets past them.
+The declarations are used to create the Delta tables, to check each write, and to render the SQL views and the
+documentation. Types are those of Spark SQL; non-nullable columns and checks become Delta constraints, so that no writer
+can bypass them.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ REASONS = (
     "feature_duplicate",
     "features_unreadable",
 )
-"""The closed set of `quarantine.reason`: the first four refuse a file, the next ones a playlist, the last a track's
-features or a file of them."""
+"""The closed set of values of `quarantine.reason`: the first four are for files, the next ones for playlists, the last
+ones for a track's features or a file of features."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Check:
-    """A condition that holds for every row; null does not hold.
+    """A condition that every row must satisfy; null does not satisfy it.
 
-    `sql` is what Delta enforces on every writer, `holds` the same on Arrow rows, for files that workers write
-    themselves. The functions below make both of one declaration.
+    `sql` is the constraint that Delta enforces on every writer; `holds` is the same condition on Arrow rows, for files
+    that workers write themselves. The functions below derive both from one declaration.
     """
 
     sql: str
@@ -63,12 +64,12 @@ class Check:
 
 
 def at_least(name: str, least: int) -> Check:
-    """A number of at least `least`."""
+    """The column is at least `least`."""
     return Check(f"{name} >= {least}", lambda rows: pc.greater_equal(rows[name], least))
 
 
 def between(name: str, low: float, high: float) -> Check:
-    """A number from `low` to `high`, both allowed."""
+    """The column lies between `low` and `high`, both included."""
     return Check(
         f"{name} BETWEEN {low} AND {high}",
         lambda rows: pc.and_(pc.greater_equal(rows[name], low), pc.less_equal(rows[name], high)),
@@ -76,19 +77,19 @@ def between(name: str, low: float, high: float) -> Check:
 
 
 def one_of(name: str, values: tuple[str, ...]) -> Check:
-    """One text of a closed set."""
+    """The column is one of a closed set of strings."""
     listed = ", ".join(f"'{value}'" for value in values)
-    # an array is made of them for each check: pa.array of a list imports pandas, which takes longer than that
+    # the array is built at each check, not here: pa.array of a list imports pandas, which takes longer
     return Check(f"{name} IN ({listed})", lambda rows: pc.is_in(rows[name], pa.array(values)))
 
 
 def starts_with(name: str, prefix: str) -> Check:
-    """A text that begins with `prefix`, which has no wildcard of SQL in it."""
+    """The column is a string that starts with `prefix`, which must not contain SQL wildcards."""
     return Check(f"{name} LIKE '{prefix}%'", lambda rows: pc.starts_with(rows[name], prefix))
 
 
 def same_size(one: str, other: str) -> Check:
-    """Two arrays of one length."""
+    """The two array columns have the same length."""
     return Check(
         f"size({one}) = size({other})",
         lambda rows: pc.equal(pc.list_value_length(rows[one]), pc.list_value_length(rows[other])),
@@ -97,7 +98,7 @@ def same_size(one: str, other: str) -> Check:
 
 @dataclass(frozen=True)
 class Table:
-    """A Delta table's declaration. `key` is unique; `checks` hold for every row, by name."""
+    """The declaration of a Delta table. `key` is unique; `checks`, by name, hold for every row."""
 
     name: str
     layer: Layer
@@ -107,10 +108,11 @@ class Table:
     checks: dict[str, Check] = field(default_factory=dict, hash=False)
     partition_by: tuple[str, ...] = ()
     stats_columns: int = 1
-    """Delta keeps minimum and maximum of the first so many columns; arrays and payloads are not worth it."""
+    """The number of leading columns for which Delta keeps minimum and maximum; not worthwhile for arrays and
+    payloads."""
 
     def column(self, name: str) -> Column:
-        """The column of that name; KeyError if the table has none."""
+        """The column with that name. Raises KeyError if there is none."""
         for column in self.columns:
             if column.name == name:
                 return column
@@ -128,13 +130,13 @@ class Table:
 
     @property
     def number_key(self) -> str | None:
-        """The column of a key that is one whole number besides the partition; None for other keys."""
+        """The key column, if the key apart from the partition columns is a single integer column; otherwise None."""
         names = [name for name in self.key if name not in self.partition_by]
         return names[0] if len(names) == 1 and self.column(names[0]).type in ("int", "bigint") else None
 
 
 def arrow_type(ddl: str) -> pa.DataType:
-    """The Arrow type of a Spark SQL type of tables.py."""
+    """The Arrow type for a Spark SQL type used in this module."""
     simple = {
         "bigint": pa.int64(),
         "int": pa.int32(),
@@ -153,7 +155,7 @@ def arrow_type(ddl: str) -> pa.DataType:
 
 
 def arrow_schema(table: Table, names: Iterable[str] | None = None) -> pa.Schema:
-    """The Arrow schema of a declared table, or of some columns of it in the order of `names`."""
+    """The Arrow schema of a declared table, or of some of its columns in the order of `names`."""
     columns = table.columns if names is None else [table.column(name) for name in names]
     return pa.schema([pa.field(c.name, arrow_type(c.type), nullable=True) for c in columns])
 
@@ -455,7 +457,7 @@ JOB_COSTS = Table(
 )
 
 FRAMEWORK: tuple[Table, ...] = (JOB_RUNS, JOB_COSTS)
-"""Tables in which every job records itself, and which it reads to see whether it has anything to do."""
+"""Tables in which every job records its runs, and which it reads to determine whether it has work to do."""
 
 ALL: tuple[Table, ...] = (
     INGEST_LEDGER,
@@ -473,7 +475,7 @@ ALL: tuple[Table, ...] = (
     JOB_RUNS,
     JOB_COSTS,
 )
-"""All tables, in the order of the flow."""
+"""All tables, in the order of the data flow."""
 
 BY_NAME: dict[str, Table] = {table.name: table for table in ALL}
 
@@ -496,4 +498,4 @@ VIEWS: dict[str, str] = {
         JOIN tracks t USING (track_id)
         LEFT JOIN holdout h ON h.pid = r.pid""",
 }
-"""Views that unfold the arrays for people: rank counts from 1, pos from 0."""
+"""Views that explode the arrays for readability: rank starts at 1, pos at 0."""

@@ -1,7 +1,7 @@
-"""What every model and report needs of the tables as arrays on the driver, with a bounded size: one entry a track.
+"""Arrays on the driver that models and reports build from the tables; their size is bounded: one entry per track.
 
-Rows that another program has added are not trusted: an id outside the tracks would be a wrong place in every array,
-and a key that repeats would shift what follows. Each is a LakeError that names the table.
+Rows that another program has added are not trusted: an id outside the range of the tracks would be a wrong index into
+every array, and a duplicate key would shift the entries after it. Both raise LakeError with the table's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from encore.vocabulary import FEATURES
 
 
 def damaged(table: Table, rule: str, example: object) -> LakeError:
-    """The error for a table whose rows break a rule, such as `example`."""
+    """The error for a table with rows, such as `example`, that violate a rule."""
     return LakeError(
         f"{table.name}: {rule}: broken, such as by {example}",
         remedy="`encore doctor --lake` names all that is wrong; drop the table and call `encore run` to make it anew",
@@ -29,16 +29,16 @@ def damaged(table: Table, rule: str, example: object) -> LakeError:
 
 
 def check_track_ids(table: Table, column: str, ids: np.ndarray, n_tracks: int) -> None:
-    """LakeError where one of the ids, whole numbers, in a table's column is not one of the tracks 0..n_tracks - 1."""
-    # read as unsigned, a negative id is a large one: one pass finds both
+    """Raise LakeError if one of the integer ids in a table's column is not a track id from 0 to n_tracks - 1."""
+    # viewed as unsigned, a negative id is a large one, so one pass finds both
     if len(ids) and int(ids.view(f"u{ids.itemsize}").max()) >= n_tracks:
         wrong = ids[(ids < 0) | (ids >= n_tracks)]
         raise damaged(table, f"{column} from 0 to {n_tracks - 1}, the ids of the tracks", wrong[0])
 
 
 def checked_tracks(parts: Iterable[pa.Table], n_tracks: int) -> Iterator[pa.Table]:
-    """Parts of `tracks` with `track_id`, as they are. LakeError where an id repeats or is not below n_tracks: if there
-    are as many rows, none is missing then."""
+    """Yield parts of `tracks`, which have `track_id`, unchanged. Raises LakeError if an id is repeated or is not below
+    n_tracks; so if there are n_tracks rows, no id is missing."""
     seen, n = np.zeros(n_tracks, np.bool_), 0
     for part in parts:
         ids = part["track_id"].to_numpy()
@@ -54,7 +54,7 @@ def checked_tracks(parts: Iterable[pa.Table], n_tracks: int) -> Iterator[pa.Tabl
 
 
 def add_unique(keys: KeyTable, table: Table, uris: pa.ChunkedArray) -> None:
-    """Add the ids in URIs of tracks that a table has each once. LakeError where one repeats or is no URI of a track."""
+    """Add the ids in a table's unique track URIs. Raises LakeError if a URI is repeated or is not a track URI."""
     before = len(keys)
     codes = keys.add(track_words(table, uris))
     wrong = np.flatnonzero(codes != np.arange(before, before + len(codes)))
@@ -63,9 +63,9 @@ def add_unique(keys: KeyTable, table: Table, uris: pa.ChunkedArray) -> None:
 
 
 def vector_matrix(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 (V,), ascending, and vectors float32 (V, d), of parts of `track_id` and `vector`; d is 0 if empty.
+    """Ids int32 (V,), ascending, and vectors float32 (V, d), from parts with `track_id` and `vector`; d is 0 if empty.
 
-    LakeError where an id repeats or is not below n_tracks, or where vectors differ in length.
+    Raises LakeError if an id is repeated or is not below n_tracks, or if vectors differ in length.
     """
     ids: list[np.ndarray] = [np.empty(0, np.int32)]
     vectors: list[np.ndarray] = []
@@ -90,7 +90,7 @@ def vector_matrix(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray,
 
 
 def track_words(table: Table, uris: pa.ChunkedArray) -> U64:
-    """The ids in URIs of tracks that stand in a table, uint64 (n, 3). LakeError where one is no URI of a track."""
+    """The ids in track URIs of a table: uint64 (n, 3). Raises LakeError if one is not a track URI."""
     words = id_words(uris)
     if words is None:
         raise LakeError(
@@ -100,14 +100,17 @@ def track_words(table: Table, uris: pa.ChunkedArray) -> U64:
 
 
 def row_numbers(ids: np.ndarray, n_tracks: int) -> np.ndarray:
-    """The row of each track in a matrix whose rows are of `ids`, -1 where it has none: int32 (n_tracks,)."""
+    """The row of each track in a matrix whose rows belong to `ids`, -1 if it has none: int32 (n_tracks,)."""
     rows = np.full(n_tracks, -1, np.int32)
     rows[ids] = np.arange(len(ids), dtype=np.int32)
     return rows
 
 
 def count_tracks(parts: Iterable[pa.Table], table: Table, column: str, n_tracks: int) -> np.ndarray:
-    """How often each track occurs in an array column of a table: int64 (n_tracks,). LakeError for another id."""
+    """How often each track occurs in an array column of a table: int64 (n_tracks,).
+
+    Raises LakeError if an id is not that of a track.
+    """
     counts = np.zeros(n_tracks, np.int64)
     for part in parts:
         ids = Ragged.from_arrow(part[column]).values
@@ -117,9 +120,9 @@ def count_tracks(parts: Iterable[pa.Table], table: Table, column: str, n_tracks:
 
 
 def listed_tracks(parts: Iterable[pa.Table], n_tracks: int) -> np.ndarray:
-    """Which tracks at least one playlist holds: bool (n_tracks,), from parts of `track_id` and `orphaned`.
+    """Which tracks occur in at least one playlist: bool (n_tracks,), from parts with `track_id` and `orphaned`.
 
-    The others keep their ids and are left out of every count, model and metric.
+    The others keep their ids but are left out of all counts, models and metrics.
     """
     listed = np.zeros(n_tracks, np.bool_)
     for part in parts:
@@ -129,17 +132,17 @@ def listed_tracks(parts: Iterable[pa.Table], n_tracks: int) -> np.ndarray:
 
 
 def without_orphans(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Parts of `tracks` without the rows that are marked in their column `orphaned`, and without that column."""
+    """Parts of `tracks` without the rows marked as `orphaned`, and without that column."""
     for part in parts:
         orphaned, rows = pc.fill_null(part["orphaned"], False), part.drop_columns(["orphaned"])
         yield rows.filter(pc.invert(orphaned)) if pc.any(orphaned).as_py() else rows
 
 
 def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, pa.Array]:
-    """For each track the number of its artist, int32 (n_tracks,), -1 where it has none, and the artists' URIs.
+    """The number of each track's artist, int32 (n_tracks,), -1 if it has none, and the artists' URIs.
 
-    `parts` are of `track_id` and `artist_uri`. Artists are numbered in the order of their first tracks. LakeError where
-    an id repeats or is not below n_tracks.
+    `parts` have `track_id` and `artist_uri`. Artists are numbered in the order of their first tracks. Raises LakeError
+    if an id is repeated or is not below n_tracks.
     """
     schema = pa.schema([("track_id", pa.int32()), ("artist_uri", pa.string())])
     rows = pa.concat_tables([schema.empty_table(), *checked_tracks(parts, n_tracks)])
@@ -155,11 +158,12 @@ def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray
 def features_by_track(
     tracks: Iterable[pa.Table], features: Iterable[pa.Table], n_tracks: int, dtype: DTypeLike
 ) -> np.ndarray:
-    """(n_tracks, 11) of a type of floats: the features of each track, NaN where it has none.
+    """The features of each track: (n_tracks, 11) of float type `dtype`, NaN if a track has none.
 
-    `tracks` are parts of `track_id` and `track_uri`, `features` of `track_uri` and FEATURES. Each is read once into
-    arrays of its size, and a track's features are found in a table of ids. Spark would shuffle both by URI, which takes
-    ten times as long. LakeError where a track's id or URI repeats, or an id is not below n_tracks.
+    Parts of `tracks` have `track_id` and `track_uri`, parts of `features` have `track_uri` and FEATURES. Each is read
+    once into arrays of its size, and a track's features are looked up in a hash table of ids. Spark would shuffle both
+    by URI, which takes ten times as long. Raises LakeError if a track's id or URI is repeated, or an id is not below
+    n_tracks.
     """
     keys, found = KeyTable(), [np.empty((0, len(FEATURES)), dtype)]
     for part in features:

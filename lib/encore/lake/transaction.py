@@ -1,4 +1,4 @@
-"""Writes to the tables of a lake: files that tasks have written become rows in one commit, or not at all."""
+"""Atomic writes to the tables of a lake: files that tasks have written are added in one commit, or not at all."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _RUN_AGAIN = "run it again: it goes on from what the table holds now"
 
 
 class Transaction:
-    """The commits of one run of a job to one table, planned on the version that was the newest when the job began.
+    """The commits of one run of a job to one table, planned on the version that was the newest when the job started.
 
-    A commit replaces rows with those of files that tasks have written, all of them or none. It succeeds only on the
-    version for which it was made: delta-rs by itself repeats an append on top of whatever was committed in between.
-    Where another writer has committed since the plan, the commit is made anew on the newest version if that left the
-    rows alone that it replaces and adds; otherwise it is refused as a transient failure, and nothing is written.
+    A commit atomically replaces rows with those of files that tasks have written. It succeeds only on the version for
+    which it was prepared, whereas delta-rs by default retries an append on top of whatever was committed in between. If
+    another writer has committed since the planned version, the commit is prepared again on the newest version, provided
+    that the other commit did not affect the rows that this one replaces and adds; otherwise it fails with a
+    TransientError, and nothing is written.
     """
 
     def __init__(self, tables: Tables, table: Table, planned: DeltaTable) -> None:
@@ -47,11 +48,11 @@ class Transaction:
         self._removed: set[str] = set()
 
     def commit(self, reports: pa.Table, commit: Commit, where: KeyRange | KeyIn, *, exclusive: bool = False) -> int:
-        """Replace the rows `where` by those of the files in `reports` (`parquet.REPORT`); returns the new version.
+        """Replace the rows in `where` with those of the files in `reports` (`parquet.REPORT`); returns the new version.
 
-        Rows outside of `where` that share a file with rows inside are written again. `exclusive`: any other commit to
-        the partition since the plan is a conflict, for work that depends on all rows of it.
-        Raises WriteRefused where a task found rows that break the declaration, TransientError for a conflict.
+        Rows outside `where` that share a file with rows inside it are rewritten. `exclusive`: any other commit to the
+        partition since the planned version is a conflict, for work that depends on all of its rows.
+        Raises WriteRefused if a task found rows that violate the declaration, TransientError on a conflict.
         """
         files = reports.filter(reports["path"].is_valid()).to_pylist()
         _check_broken(self._table, reports)
@@ -80,7 +81,7 @@ class Transaction:
                 )
             except (DeltaError, OSError) as error:
                 if isinstance(error, CommitFailedError) and self._tables.there(self._table).version() > found.version():
-                    # another writer was faster: its commit is checked before the next try
+                    # another writer was faster: its commit is checked before the next attempt
                     continue
                 raise delta_error(f"{self._table.name}: cannot be committed", error) from error
             self._added |= {action.path for action in added}
@@ -91,7 +92,7 @@ class Transaction:
     def _check_conflicts(
         self, found: DeltaTable, files: list[dict[str, Any]], where: KeyRange | KeyIn, exclusive: bool
     ) -> None:
-        """Raise TransientError where another writer has changed rows, since the plan, on which this commit depends."""
+        """Raise TransientError if another writer changed rows that this commit depends on since the planned version."""
         name, newest = self._table.name, found.version()
         if str(found.metadata().id) != self.id or newest < max(self.committed, default=self.planned):
             raise TransientError(f"{name}: the table was dropped and made again meanwhile", remedy=_RUN_AGAIN)
@@ -114,7 +115,7 @@ class Transaction:
             raise self._conflict((own or others)[0])
 
     def _shares_keys(self, changed: list[dict[str, Any]], files: list[dict[str, Any]]) -> bool:
-        """Whether files that others have changed may hold keys of new files, by the ends of both."""
+        """Whether files changed by other writers may share keys with new files, judged by minimum and maximum."""
         key = self._table.number_key
         for file in files:
             values, stats = json.loads(file["partition"]), json.loads(file["stats"])
@@ -140,7 +141,7 @@ class Transaction:
 
 
 def _replaced(commit: Commit | None, where: KeyRange | KeyIn) -> bool:
-    """Whether a commit says that it replaced rows of a range, even if it left none there."""
+    """Whether a commit's metadata says that it replaced rows in a range, even if it left no rows there."""
     if commit is None or commit.rows is None or not isinstance(where, KeyRange):
         return False
     low, high = commit.rows
@@ -150,7 +151,7 @@ def _replaced(commit: Commit | None, where: KeyRange | KeyIn) -> bool:
 
 
 def _check_broken(table: Table, reports: pa.Table) -> None:
-    """Raise WriteRefused where tasks found rows that break the declaration."""
+    """Raise WriteRefused if tasks found rows that violate the declaration."""
     broken: dict[str, tuple[int, str]] = {}
     for text in reports["broken"].drop_null().to_pylist():
         merge_broken(broken, json.loads(text))
@@ -164,11 +165,11 @@ def _check_broken(table: Table, reports: pa.Table) -> None:
 def _rewritten(
     tables: Tables, table: Table, found: DeltaTable, where: KeyRange | KeyIn
 ) -> tuple[list[RemoveAction], list[dict[str, Any]]]:
-    """The files of a version that hold rows `where`, to be removed, and files with their other rows, to be added."""
+    """The files of a version with rows in `where`, to be removed, and new files with their other rows, to be added."""
     removed, now = [], int(time.time() * 1000)
     kept = Writer(table, tables.location(table))
     for file, partition, inside, outside in touched(data_files(found), where, table.partition_by):
-        # another writer may have left a file without statistics, whose rows are not known and may be any
+        # a file from another writer may have no statistics, so it may contain any rows
         empty = file["num_records"] == 0
         if inside or empty:
             if outside and not empty:
@@ -181,8 +182,8 @@ def _rewritten(
 
 
 def _check_keys(tables: Tables, table: Table, files: list[dict[str, Any]], where: KeyRange | KeyIn) -> None:
-    """That new files have no key twice, and no row outside of what they replace. Each file for itself was checked
-    as it was written, so keys are read of those alone whose ends overlap. For keys of one whole number."""
+    """Raise WriteRefused if new files contain a duplicate key or a row outside `where`. Each file was checked on its
+    own when it was written, so keys are read only from files whose key ranges overlap. For single-integer keys."""
     name = table.number_key
     if name is None:
         return
@@ -215,7 +216,7 @@ def _keys_in(tables: Tables, table: Table, name: str, paths: list[str]) -> NDArr
 def _rows_outside(
     tables: Tables, table: Table, path: str, partition: dict[str, str], where: KeyRange | KeyIn
 ) -> pa.Table | None:
-    """The rows of a file that are outside; None where all are, and the file may stay as it is."""
+    """The rows of a file outside `where`; None if all of them are, so that the file can stay unchanged."""
     with reading(tables.location(table).url(path)), tables.location(table).open(path) as source:
         file = pq.ParquetFile(source, pre_buffer=True)
         outside = where.outside(file.read([where.column])[where.column])
@@ -223,7 +224,7 @@ def _rows_outside(
             return None
         rows = file.read().filter(outside)
     for column in table.columns:
-        # a file that was written before a column was declared has nulls in it
+        # a file that was written before a column was declared has null for it
         if column.name not in rows.column_names and column.name not in partition:
             rows = rows.append_column(column.name, pa.nulls(rows.num_rows, arrow_type(column.type)))
     for name, value in partition.items():
@@ -232,7 +233,7 @@ def _rows_outside(
 
 
 def append_small(tables: Tables, table: Table, rows: list[dict[str, Any]]) -> None:
-    """Add a few rows without Spark, making the table where it is not there. For the framework's own ledger."""
+    """Append a few rows without Spark, creating the table if it does not exist. For the framework's own tables."""
     data = pa.Table.from_pylist(rows, schema=arrow_schema(table))
     uri = tables.url(table)
     try:
@@ -244,7 +245,7 @@ def append_small(tables: Tables, table: Table, rows: list[dict[str, Any]]) -> No
 
 
 def overlapping(files: list[tuple[int, int, str]]) -> set[str]:
-    """Names of files, of least and greatest value and name, that may share a value with another."""
+    """The names of the files that may share a value with another file; `files` are (minimum, maximum, name)."""
     found: set[str] = set()
     reach: tuple[int, str] | None = None
     for low, high, path in sorted(files):

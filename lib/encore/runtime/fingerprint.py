@@ -1,7 +1,7 @@
-"""What makes the result of a job stale: its inputs, its settings, what it depends on outside of the lake, and its code.
+"""Fingerprints, which determine whether a job's result is stale, from its inputs, settings, external state and code.
 
-The code is compared by what it says, not by its bytes: a comment, a docstring or a line break changes nothing. What
-only shows, starts or records a job is left out, and so is the configuration, whose values are compared by themselves.
+Code is compared by its syntax tree, not by its bytes: comments, docstrings and line breaks do not matter. Modules that
+only display, start or record jobs are left out, and so is the configuration, whose values are compared separately.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ PRESENTATION = frozenset(
         "encore.temporary",
     }
 )
-"""Modules that do not decide what rows are: messages, logs, records, how a session starts, where tables are, cleaning
-up. Settings and declarations of tables are compared by their values."""
+"""Modules that do not affect the contents of rows: messages, logs, records, starting a session, locating tables,
+cleaning up. Settings and table declarations are compared by value."""
 
 
 def digest(value: Any) -> str:
-    """A digest of plain values: equal for equal ones."""
+    """A digest of plain values; equal values have equal digests."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def code_digest(module: str, left_out: Collection[str] = ()) -> str:
-    """Digest of what a module and all of Encore's own modules that it imports say, docstrings and comments aside.
+    """A digest of the code, without docstrings and comments, of a module and all modules of Encore that it imports,
+    directly or indirectly.
 
-    `left_out`: modules, and packages with all that is in them, that do not count either, nor what they alone import.
+    `left_out`: further modules, or packages with their contents, to leave out along with what only they import.
     """
     return _closure_digest(module, frozenset(left_out))
 
@@ -80,7 +81,7 @@ def _closure_digest(module: str, left_out: frozenset[str]) -> str:
 
 
 def _path(name: str) -> Path | None:
-    """The file of a module or package of Encore; None where the name is not one."""
+    """The file of a module or package of Encore; None if the name is not one."""
     parts = name.split(".")
     if parts[0] != "encore":
         return None
@@ -100,7 +101,7 @@ def _tree(name: str) -> ast.Module:
 
 @cache
 def _imports(name: str) -> tuple[str, ...]:
-    """What a module imports, wherever the statement stands, but for type checkers alone."""
+    """The names that a module imports anywhere in its code, except for imports only for type checkers."""
     found: list[str] = []
     for statement in _statements(_tree(name)):
         if isinstance(statement, ast.ImportFrom) and statement.module:
@@ -128,7 +129,7 @@ def _module_digest(name: str) -> str:
 
 
 def syntax(source: bytes) -> str:
-    """The syntax tree of Python code as text, without positions and without texts that stand alone: docstrings."""
+    """The syntax tree of Python code as text, without positions and without docstrings (all bare string statements)."""
     return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
 
 
@@ -139,7 +140,7 @@ class _WithoutDocstrings(ast.NodeTransformer):
 
 
 def declaration(table: Table) -> dict[str, Any]:
-    """What a declaration says about rows: names and types of columns, key, checks and partitions, no comments."""
+    """The parts of a declaration that affect rows: column names and types, key, checks and partitions, no comments."""
     return {
         "name": table.name,
         "columns": [[column.name, column.type, column.nullable] for column in table.columns],
@@ -158,9 +159,9 @@ def fingerprint(
     writes: Sequence[Table],
     state: str = "",
 ) -> str:
-    """The fingerprint of a job's result, or of a part of it, as for one model.
+    """The fingerprint of a job's result, or of a part of it, for example for one model.
 
-    `inputs`: by name of the table, its id and data version; `state`: what the result depends on outside of the lake.
+    `inputs`: by table name, the table's id and data version; `state`: the external state that the result depends on.
     """
     tables = [declaration(table) for table in writes]
     return digest({"job": job, "code": code, "settings": settings, "inputs": inputs, "writes": tables, "state": state})

@@ -1,11 +1,12 @@
-"""What runs have left behind that did not end: killed, or on a machine that was lost. The next run removes it.
+"""Cleanup after runs that did not finish because they were killed or their machine was lost.
 
-A job that has work makes a folder of its own in the lake, `_scratch/<job>-<id>`, with a file that says who it is and on
-which versions of its tables it began; what it sets aside goes there too. A job that ends well removes the folder. Where
-one is there from before, its job has left it: the next run of that job removes it, and of the files that were put
-into the job's tables since those that no version of the table has ever referred to. Files of older versions stay.
+A job that has work to do creates a folder in the lake, `_scratch/<job>-<id>`, for its intermediate files and for a file
+that identifies the process and the versions of its tables at the start. A job that succeeds removes the folder. If a
+folder from an earlier run exists, that run did not finish: the next run of the same job removes the folder and, of the
+data files added to the job's tables since then, those that no version of the table has ever referenced. Files of older
+versions are kept.
 
-Only a job that has work looks, and only after its own folders, so a run with nothing to do pays nothing for it.
+Only a job that has work to do cleans up, and only its own folders, so a run with nothing to do has no overhead.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ log = structlog.get_logger("encore.runtime.leftovers")
 
 @dataclass
 class Cleaned:
-    """What was removed of earlier runs: temporary folders of this machine, files set aside in the lake, data files that
-    no version of a table refers to, and how many runs in MLflow were ended."""
+    """What was cleaned up after earlier runs: temporary folders of this machine, scratch files in the lake, data files
+    that no version of a table references, and the number of MLflow runs that were marked as killed."""
 
     folders: int = 0
     folder_bytes: int = 0
@@ -47,7 +48,7 @@ class Cleaned:
     mlflow_runs: int = 0
 
     def line(self) -> str | None:
-        """It in one line; None where nothing was removed."""
+        """A one-line summary; None if nothing was cleaned up."""
         parts = [
             f"{count:,} {what} ({_megabytes(size)})"
             for count, what, size in (
@@ -68,9 +69,9 @@ def _megabytes(size: int) -> str:
 
 @contextmanager
 def working(store: Store, job: str, run_id: str, tables: Sequence[Table], cleaned: Cleaned) -> Iterator[None]:
-    """Mark in the lake that a job is at work on its tables, having removed what earlier tries of it left behind.
+    """Clean up after earlier attempts of a job, and mark in the lake that it is working on its tables.
 
-    The caller holds the lock of the lake, or accepts that a run of the same job on another machine loses its files.
+    The caller must hold the lake's lock, or accept that a run of the same job on another machine loses its files.
     """
     s3, prefix = store.s3, f"{store.root}/_scratch/{job}-"
     folder = f"{prefix}{uuid.uuid4().hex[:12]}"
@@ -87,14 +88,14 @@ def working(store: Store, job: str, run_id: str, tables: Sequence[Table], cleane
     store.workplace = folder
     try:
         yield
-        # not after a failure: tasks have left files in the tables that are in no commit
+        # not after a failure: tasks may have left uncommitted files in the tables, which the next run cleans up
         delete_folder(folder, s3)
     finally:
         store.workplace = None
 
 
 def _clean(store: Store, prefix: str, tables: Sequence[Table], cleaned: Cleaned) -> None:
-    """Remove the folders of earlier tries of a job, and what these have left in its tables."""
+    """Remove the folders of earlier attempts of a job, and the files that these left in its tables."""
     folders: dict[str, list[SourceFile]] = {}
     for file in files_below(prefix, store.s3):
         folders.setdefault(file.url[len(prefix) :].split("/", 1)[0], []).append(file)
@@ -114,7 +115,7 @@ def _clean(store: Store, prefix: str, tables: Sequence[Table], cleaned: Cleaned)
 
 
 def _read(marker: SourceFile | None, s3: S3Config) -> dict[str, Any]:
-    """What a marker says; nothing where it was cut off or is not there."""
+    """The contents of a marker file; empty if it is truncated or does not exist."""
     if marker is None:
         return {}
     try:
@@ -125,10 +126,10 @@ def _read(marker: SourceFile | None, s3: S3Config) -> dict[str, Any]:
 
 
 def _clean_table(store: Store, table: Table, since_ns: int, began: Any, cleaned: Cleaned) -> None:
-    """Remove the data files of a table that are from after a time and in no entry of its log.
+    """Remove the data files of a table that are newer than `since_ns` and that no entry of its log references.
 
-    `began`: id and version of the table at that time; None where it was not there. What was written since can only be
-    referred to by a later version, whose entries are all read: where one is missing, nothing is removed.
+    `began`: id and version of the table at that time; None if it did not exist. Files written since then can only be
+    referenced by later versions. The log entries of all of these are read; if one is missing, nothing is removed.
     """
     found = store.open(table)
     if found is None:
@@ -144,7 +145,8 @@ def _clean_table(store: Store, table: Table, since_ns: int, began: Any, cleaned:
         for line in text.splitlines():
             action = json.loads(line)
             known |= {unquote(action[kind]["path"]) for kind in ("add", "remove") if kind in action}
-    # files are listed after the log is read, so a commit since then is of this run: it has not begun to write yet
+    # the log is read before the files are listed; a commit in between could only be this run's, which has not started
+    # writing
     unknown = [
         file
         for file in files_below(f"{root}/", store.s3)

@@ -1,8 +1,8 @@
 """Records how a job failed, as a small JSON object that a scheduler reads.
 
-A service that runs jobs says that one failed, but of the exit code no more than a line of text, if that. Whether to try
-again depends on it, so the job itself writes it down: `code` (encore.errors), `reason`, the sentence a person is shown,
-and `remedy`. Where no outcome stands, the driver was killed before it could write one.
+A service that runs jobs reports that one failed, but the exit code at most within a line of text. Since the exit code
+decides whether to retry, the job records it itself: `code` (encore.errors), `reason`, the message for the user, and
+`remedy`. If there is no outcome, the driver was killed before it could write one.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def read_outcome(text: str) -> Outcome | None:
 
 @contextmanager
 def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None]:
-    """Write to `place`, a file or an object in S3, how the block failed; nothing where it did not, or `place` is None.
+    """If the block fails, write how to `place`, a file or an object in S3. Writes nothing if `place` is None.
 
-    What the block raises is raised on. A place that cannot be written is said in the log and changes nothing else: the
-    job's own ending counts.
+    Errors of the block are re-raised. If `place` cannot be written, this is only logged, so that it does not change how
+    the job ends.
     """
     code, reason, remedy = 0, "", ""
     try:
@@ -65,14 +65,14 @@ def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None
         raise
     finally:
         if code and place is not None:
-            # a message of at most 256 KB has to carry it
+            # it has to fit into a message of at most 256 KB
             told = {"reason": redact(reason)[:2000], "remedy": remedy[:2000]}
             _write(place, json.dumps({"job": job, "run_id": run_id, "code": code, **told}))
 
 
 def _write(place: str, text: str) -> None:
     try:
-        # the settings may be what is wrong: endpoint and region are the environment's
+        # the configuration may be invalid, so endpoint and region come from the environment
         write_bytes(place, text.encode(), S3Config(endpoint=None, region=None, path_style=False))
     except EncoreError as error:
         log.warning("outcome_not_written", place=place, error=str(error))

@@ -1,4 +1,4 @@
-"""Runs a pipeline on one machine: the selected jobs, in the order of the graph, in one process and session."""
+"""Runs a pipeline on one machine: the selected jobs, in the order of the graph, in one process and one session."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def new_run_id() -> str:
 
 
 def check(config: Config) -> None:
-    """Refuse settings that would otherwise fail late, with each job's own `check`."""
+    """Reject settings that would otherwise fail late, using each job's own `check`."""
     for name in JOBS:
         own = getattr(job_module(name), "check", None)
         if own is not None:
@@ -51,11 +51,11 @@ def run_pipeline(
     on_result: Callable[[JobResult], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[JobResult]:
-    """Run jobs one after the other. The first failure ends the run, is recorded, and is raised.
+    """Run jobs one after the other. The first failure ends the run; it is recorded and raised.
 
-    A `session` that is given is used and left running; without one, one is started where a job needs it. The first job
-    with work to do takes the lake's lock, which is released at the end; `take_over` takes it from a run that holds it.
-    `on_note` is given, at the end, one line each about what was cleaned up after runs that did not end, rejected
+    If `session` is given, it is used and left running; otherwise one is started when a job needs it. The first job with
+    work to do acquires the lake's lock, which is released at the end; `take_over` takes it from a run that holds it.
+    At the end, `on_note` is called with one line each about cleaning up after runs that did not finish, rejected
     records, and MLflow. Raises TransientError if another run holds the lock.
     """
     check(config)
@@ -83,7 +83,7 @@ def run_pipeline(
             if session is None:
                 own.stop()
         finally:
-            # last: until then tasks of a job that failed may still write files
+            # last, because tasks of a failed job may still be writing files until then
             lock.release()
         for note in _notes(cleaned, results, tracking):
             log.info("note", text=note)
@@ -93,7 +93,7 @@ def run_pipeline(
 
 
 def _notes(cleaned: Cleaned, results: Sequence[JobResult], tracking: Tracking) -> Iterator[str]:
-    """What a person should know at the end of a run."""
+    """The messages to show to the user at the end of a run."""
     worked = [result for result in results if result.status != "up_to_date"]
     if interrupts.received() is not None:
         return

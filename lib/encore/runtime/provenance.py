@@ -1,4 +1,4 @@
-"""The git commit of the code, in a checkout or in the application archive."""
+"""The git commit of the code, from a checkout or from the application archive."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import subprocess
 from pathlib import Path
 
 SOURCES = ("lib", "jobs", "conf", "deploy/requirements-emr.txt", "deploy/package.py")
-"""What a run and the archive consist of: changes to other files do not make the commit dirty."""
+"""The files that runs and the archive use: changes to other files do not make the commit dirty."""
 
 PACKED = Path(__file__).parents[1] / "COMMIT"
-"""The file with the commit in the archive, which is not a git checkout."""
+"""The file that stores the commit in the archive, which is not a git checkout."""
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-"""The root of the checkout that this module is in."""
+"""The root of the checkout that contains this module."""
 
 
 def commit_of(root: Path = CHECKOUT) -> str:
-    """The commit of the code in a checkout at `root`, or of the archive that this module was packed into.
+    """The commit of the code in a checkout at `root`, or in the archive that contains this module.
 
-    ENCORE_GIT_COMMIT where it is set, else what the archive says, else git's HEAD, with `-dirty` where SOURCES differ
-    from it or hold new files; `unknown` without git.
+    This is ENCORE_GIT_COMMIT if it is set, else the commit stored in the archive, else git's HEAD, with `-dirty` if
+    SOURCES differ from it or contain new files; `unknown` without git.
     """
     given = os.environ.get("ENCORE_GIT_COMMIT")
     if given:
@@ -29,7 +29,7 @@ def commit_of(root: Path = CHECKOUT) -> str:
         return PACKED.read_text().strip()
     try:
         head = _git(root, "rev-parse", "HEAD")
-        # a user's own settings may hide new files
+        # a user's git configuration may hide untracked files
         changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *SOURCES)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -37,7 +37,7 @@ def commit_of(root: Path = CHECKOUT) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # a question takes no lock, at which somebody's own git would fail
+    # read without taking a lock, which could make a git command of the user fail
     command = ["git", "--no-optional-locks", *arguments]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=30)
     return done.stdout.strip()

@@ -1,19 +1,20 @@
-"""The jobs, and the shape that every one of them has.
+"""The jobs, and the interface that each of them implements.
 
 A job is a module of `encore.jobs` with
 
-    READS: tuple[Table, ...]      what it reads; with WRITES, the graph
-    WRITES: tuple[Table, ...]     what it alone writes
-    SETTINGS: tuple[str, ...]     the sections of the configuration on which its result depends
+    READS: tuple[Table, ...]      the tables that it reads; READS and WRITES define the graph
+    WRITES: tuple[Table, ...]     the tables that it writes and no other job does (quarantine: one partition per job)
+    SETTINGS: tuple[str, ...]     the sections of the configuration that its result depends on
     def run(ctx: JobContext) -> None
-    def check(config: Config) -> None             optional: refuses settings (ConfigError) before any job starts
-    def state(ctx: JobContext) -> str             optional: digest of what it depends on outside of the lake
-    def model_fingerprints(ctx: JobContext) -> dict[str, str]     optional: by model, that of the model's rows
-    DERIVED: tuple[Table, ...]    optional: tables whose every row is made from the inputs, and so has one fingerprint
-    UPKEEP: tuple[Table, ...]     optional: tables whose files, but no rows, it changes
+    def check(config: Config) -> None             optional: rejects settings (ConfigError) before any job starts
+    def state(ctx: JobContext) -> str             optional: digest of the state outside the lake that it depends on
+    def model_fingerprints(ctx: JobContext) -> dict[str, str]     optional: the fingerprint of each model's rows
+    DERIVED: tuple[Table, ...]    optional: tables computed entirely from the inputs, so all rows have one fingerprint
+    UPKEEP: tuple[Table, ...]     optional: tables whose files it changes, but not their rows
 
-The result of a job is a function of its input tables, those settings, that state and the code. Their digest, the
-fingerprint, is kept with each run and in each commit, so that a job with nothing to do says so without starting Spark.
+The result of a job is a function of its input tables, these settings, this state and the code. Their digest, the
+fingerprint, is stored with each run and in each commit, so that a job with nothing to do is detected without starting
+Spark.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ JOBS: tuple[str, ...] = (
     "evaluate",
     "report",
 )
-"""Every job. The order of running is not this one but that of the graph."""
+"""The jobs of the pipeline. They run in the order of the graph, not in this order."""
 
 EXTRA_JOBS: tuple[str, ...] = ("maintain",)
-"""Jobs that are not of the line: they run when they are asked for by name, and change no row."""
+"""Jobs outside the pipeline: they run only when requested by name, and change no rows."""
 
 
 def job_module(name: str) -> ModuleType:
@@ -46,22 +47,22 @@ def job_module(name: str) -> ModuleType:
 
 
 def node(name: str) -> Node:
-    """A job as the graph sees it."""
+    """A job as a node of the graph."""
     module = job_module(name)
     return Node(name, module.READS, module.WRITES)
 
 
 def upkeep(name: str) -> tuple[Table, ...]:
-    """Tables whose files, but no rows, a job changes."""
+    """The tables whose files, but not rows, a job changes."""
     found: tuple[Table, ...] = getattr(job_module(name), "UPKEEP", ())
     return found
 
 
 def nodes() -> list[Node]:
-    """All jobs of the line as the graph sees them."""
+    """The jobs of the pipeline as nodes of the graph."""
     return [node(name) for name in JOBS]
 
 
 def extra_nodes() -> list[Node]:
-    """The jobs that are not of the line, as the graph sees them."""
+    """The jobs outside the pipeline as nodes of the graph."""
     return [node(name) for name in EXTRA_JOBS]

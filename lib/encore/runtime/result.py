@@ -1,4 +1,4 @@
-"""How a job ended."""
+"""The result of a job."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `status` done or up_to_date, seconds, rows of each table that it wrote, what it cost.
+    """The result of a job: `status` (done or up_to_date), seconds, rows of each table that it wrote, facts and cost.
 
-    Of `quarantine`, which several jobs write, `rows` counts the records that this run refused.
+    For `quarantine`, which several jobs write, `rows` counts the records that this run rejected.
     """
 
     name: str

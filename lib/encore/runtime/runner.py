@@ -1,4 +1,4 @@
-"""Runs one job: skips it where nothing has changed, else makes its tables, runs it, and records how it ended."""
+"""Runs one job: skips it if nothing has changed, otherwise creates its tables, runs it, and records how it ended."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def run_job(
     lock: LakeLock | None = None,
     cleaned: Cleaned | None = None,
 ) -> JobResult:
-    """Run one job: skip it where nothing changed, else make its tables, run it, and record how it ended.
+    """Run one job: skip it if nothing has changed, otherwise create its tables, run it, and record how it ended.
 
-    A job with work to do takes the `lock` first; TransientError where another run holds it.
+    A job with work to do acquires the `lock` first. Raises TransientError if another run holds it.
     """
     module = job_module(name)
     store = Store(config, session)
@@ -56,7 +56,7 @@ def run_job(
     if lock is not None:
         store.check_writable()
         if lock.take():
-            # another run may have changed the tables since they were looked at
+            # another run may have changed the tables since they were read
             return run_job(name, config, session, tracking, force=force, lock=lock, cleaned=cleaned)
     row: dict[str, Any] = {
         "run_id": ctx.run_id,
@@ -82,7 +82,7 @@ def run_job(
     finally:
         seconds = time.monotonic() - clock
         after = {table.name: state for table in module.WRITES if (state := _state_or_none(store, table))}
-        # what this run committed, not what another run may have left there since
+        # the versions that this run committed, not later ones from other runs
         outputs |= {table: max(done) for table in outputs if (done := ctx.committed(table))}
         ids = {table: state.id for table, state in {**ctx.inputs, **after}.items()}
         rows = {table: ctx.n_refused if table == QUARANTINE.name else state.rows for table, state in after.items()}
@@ -140,16 +140,16 @@ def _record(store: Store, table: Table, row: dict[str, Any], *, failed: bool) ->
         store.ensure(table)
         append_small(store, table, [row])
     except EncoreError:
-        # a job that failed because the lake cannot be written must end with its own error, not with this one
+        # a job that failed because the lake is not writable must end with its own error, not with this one
         if not failed:
             raise
 
 
 def _up_to_date(ctx: JobContext, module: ModuleType) -> dict[str, int] | None:
-    """Rows of the job's tables where its last run was of this fingerprint and nothing has changed them since.
+    """The rows of the job's tables if its last run had this fingerprint and nothing has changed them since, else None.
 
-    What the run recorded is not taken on trust: the tables must be the same ones, with the versions that the run itself
-    committed, and every row of a derived table must be of this fingerprint by the table's own log.
+    The run's record is verified: the tables must be the same ones, at the versions that the run itself committed, and
+    according to the table's own log every row of a derived table must have this fingerprint.
     """
     runs = ctx.store.read_small(JOB_RUNS).to_pylist()
     mine = [run for run in runs if run["job"] == ctx.name and run["status"] == "done"]
@@ -164,12 +164,12 @@ def _up_to_date(ctx: JobContext, module: ModuleType) -> dict[str, int] | None:
         derived = table in getattr(module, "DERIVED", ())
         if not (_is_derived(ctx, state) if derived else state.version_for(ctx.name) == outputs.get(table.name)):
             return None
-        # what is in quarantine was refused by earlier runs and by other jobs
+        # the rows in quarantine are from earlier runs and from other jobs
         if table is not QUARANTINE:
             rows[table.name] = state.rows
     return rows
 
 
 def _is_derived(ctx: JobContext, state: TableState) -> bool:
-    """Whether the newest commit of every row is of this job's fingerprint, or of its model's."""
+    """Whether the last commit of every row has the fingerprint of this job, or of the row's model."""
     return not any(ctx.remaining(state.changes(), model) for model in ctx.models or ("",))

@@ -1,8 +1,8 @@
 """MLflow: the only module outside serving/ that imports it.
 
-A pipeline run is a parent run, found again by the tag `encore.run_id`, so that jobs in separate processes share it;
-each evaluated model is a child run with the tag `model`. Where the server does not answer, jobs go on: what they
-measure stands in the Delta tables, and a warning says that it is not in MLflow.
+A pipeline run is a parent run, identified by the tag `encore.run_id`, so that jobs in separate processes share it; each
+evaluated model is a child run with the tag `model`. If the server does not respond, jobs continue: their metrics are in
+the Delta tables, and a warning says that they are not in MLflow.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("encore.runtime.tracking")
 
-# MLflow reads these as it is imported, which happens below, on first use
+# MLflow reads these when it is imported, which happens below on first use
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    # its records go the way of all others: log.py
+    # its log records are handled like all others: log.py
     "MLFLOW_CONFIGURE_LOGGING": "false",
-    # nor are addresses of runs printed: where the server is may be told by a secret alone
+    # do not print the URLs of runs either: the server's address may come from a secret
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # a server that is away is reported within seconds; the metrics are in Delta
+    # report an unreachable server within seconds; the metrics are in Delta
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
 SERVERS = ("http", "https", "databricks", "arn")
-"""Schemes of stores that are servers; `arn`: one that SageMaker manages. Others are opened here."""
+"""Schemes of stores that are servers; `arn`: a server managed by SageMaker. Other stores are opened directly."""
 MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+")
 
 OWNER, LAKE = "encore.owner", "encore.lake"
-"""Tags of a parent run: the process that made it, as `temporary` names it, and the lake that it works on."""
+"""Tags of a parent run: the process that created it, identified as in `temporary`, and the lake that it works on."""
 
 KILLED_SECONDS = 2.0
-"""How long a run that was interrupted waits for its parent run to be made, to say that it was killed."""
+"""How long an interrupted run waits for its parent run to be created, in order to mark it as killed."""
 
 FAILED = "encore.failed."
-"""Tags of a parent run: which job has failed in it, `true` until a later try of it ends well."""
+"""Prefix of the tags of a parent run that name its failed jobs: `true` until a later attempt of the job succeeds."""
 
 
 EXPERIMENT_TAGS = {
-    # decides which page the experiment opens on, except in newer versions of the open-source UI: there a switch in the
-    # browser decides, GenAI until it is set, whose page shows no runs but this description
+    # determines on which page the experiment opens, except in newer versions of the open-source UI: there a switch in
+    # the browser does, which defaults to GenAI, whose page shows no runs, only this description
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "The runs are under **Model training** (top left). Encore continues playlists. Each run "
     "without a parent is a run of the pipeline, with its settings, what each job took and the tables that were read. "
@@ -75,7 +75,7 @@ EXPERIMENT_TAGS = {
 
 @dataclass(frozen=True)
 class InputTable:
-    """A table as a job read it: where it is, its id and version in Delta, its number of rows."""
+    """A table as a job read it: its URL, its Delta id and version, and its number of rows."""
 
     table: Table
     url: str
@@ -85,24 +85,24 @@ class InputTable:
 
 
 def folder_of(name: str) -> str | None:
-    """The folder part of an artefact's name; None where it has none."""
+    """The folder part of an artefact's name; None if it has none."""
     return str(Path(name).parent) if "/" in name else None
 
 
 def read_secret(name: str, region: str | None) -> dict[str, str]:
-    """The texts of a secret in AWS Secrets Manager: `uri`, and `username` and `password` where there is a login.
+    """The values of a secret in AWS Secrets Manager: `uri`, and `username` and `password` if a login is needed.
 
-    `uri` is an address, or the ARN of a server that SageMaker manages, whose sign-on is the role of who calls.
-    Raises boto's errors where it cannot be read, ValueError where it is not such an object.
+    `uri` is an address, or the ARN of a server managed by SageMaker, which authenticates with the caller's role.
+    Raises boto's errors if the secret cannot be read, ValueError if it does not have this form.
     """
     import boto3
     from botocore.config import Config as BotoConfig
 
     quick = BotoConfig(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 3})
-    # an ARN says where it is
+    # an ARN contains the region
     own = name.split(":")[3] if name.startswith("arn:") and name.count(":") > 3 else None
     client = boto3.client("secretsmanager", region_name=own or region, config=quick)
-    # what a secret says that is not as expected is not shown: it may be a password
+    # an unexpected value is not shown in the message, since it may be a password
     try:
         found = json.loads(client.get_secret_value(SecretId=name).get("SecretString", ""))
     except ValueError:
@@ -126,7 +126,7 @@ def _is_address(uri: str) -> bool:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a store that fails raises, of the kinds of stores that can be spoken to with what is installed here."""
+    """The exceptions that a failing store may raise, for all kinds of stores that the installed packages support."""
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -140,16 +140,16 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 class Tracking:
-    """The MLflow runs of one pipeline run. Nothing is created before something is logged."""
+    """The MLflow runs of one pipeline run. They are created when first needed."""
 
     def __init__(self, config: Config, run_id: str, *, times: tuple[int, int] | None = None) -> None:
-        """`times`: when a run that is over began and ended, in ms since 1970; None: now."""
+        """`times`: when a past run started and ended, in ms since 1970; None: now."""
         self.run_id = run_id
         self._began = times[0] if times else None
         self._ended = times[1] if times else None
         self.failed: str | None = None
         self.abandoned = 0
-        """Parent runs of this lake that were marked as killed, since the processes that made them did not end them."""
+        """The number of parent runs of this lake marked as killed because their processes did not end them."""
         self._config = config
         self._parent: str | None = None
         self._preparing: threading.Thread | None = None
@@ -163,7 +163,7 @@ class Tracking:
         if scheme not in SERVERS and find_spec("sqlalchemy") is None:
             raise ValueError("only a server can be spoken to from here: mlflow-skinny is installed, and mlflow is not")
         if scheme == "arn":
-            # what signs requests to SageMaker looks for the server there, and nowhere else
+            # the code that signs requests to SageMaker takes the server only from there
             set_tracking_uri(uri)
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -171,8 +171,8 @@ class Tracking:
 
     @cached_property
     def _uri(self) -> str:
-        """Address of the store. User and password, where a secret has them, go where MLflow looks: into variables of
-        this process, which no command line, log or plan of Spark shows."""
+        """The address of the store. User and password, if a secret has them, are set where MLflow reads them: in
+        environment variables of this process, which no command line, log or Spark plan shows."""
         login = self._config.tracking.login
         if login is None:
             return self._config.tracking.uri
@@ -184,12 +184,13 @@ class Tracking:
 
     @property
     def place(self) -> str:
-        """The store as it may be shown: its address without a login, or the secret that holds both."""
+        """A description of the store that may be shown: its address without login, or the name of the secret that
+        contains both."""
         tracking = self._config.tracking
         return redact(tracking.uri) if tracking.login is None else f"of the secret {tracking.login}"
 
     def _without_address(self, text: str) -> str:
-        """A text without the address that the secret holds, where one does."""
+        """Mask the address of the store in a text if it comes from a secret."""
         uri = self.__dict__.get("_uri")
         if uri is None or self._config.tracking.login is None:
             return text
@@ -200,7 +201,7 @@ class Tracking:
         return text
 
     def _try(self, what: str, work: Callable[[], Any]) -> Any:
-        """Do something with MLflow; a failure is said once and remembered, and never ends a job."""
+        """Call MLflow; a failure is logged once and remembered, never ends a job, and prevents further calls."""
         if self.failed is not None:
             return None
         for name, value in MLFLOW_SETTINGS.items():
@@ -213,7 +214,7 @@ class Tracking:
             return None
 
     def check(self) -> str | None:
-        """None where the store answers, else why not."""
+        """None if the store responds, otherwise the reason why not."""
         self._try("check", lambda: self._client.search_experiments(max_results=1))
         return self.failed
 
@@ -234,14 +235,15 @@ class Tracking:
         try:
             return str(self._client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except MlflowException as error:
-            # a job that started at the same time has made it meanwhile
+            # a job that started at the same time may have created it
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise error
             return str(found.experiment_id)
 
     def prepare(self) -> None:
-        """Make the parent run in the background: a new store takes seconds, in which the first job can start."""
+        """Create the parent run in the background: creating a store takes seconds, during which the first job can
+        start."""
         if self._parent is None and self._preparing is None:
             self._preparing = threading.Thread(target=self._prepare, daemon=True)
             self._preparing.start()
@@ -253,7 +255,7 @@ class Tracking:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of this run is in MLflow."""
+        """Whether nothing of this run has been logged to MLflow."""
         return self._parent is None
 
     @property
@@ -262,7 +264,7 @@ class Tracking:
         return self._config.tracking.experiment
 
     def _end_abandoned(self) -> None:
-        """Mark parent runs as killed whose processes were of this machine, worked on this lake, and are gone."""
+        """Mark as killed those parent runs of this lake whose processes ran on this machine and are gone."""
         found = self._client.search_runs(
             [self._experiment()],
             f"attributes.status = 'RUNNING' AND tags.`encore.kind` = 'pipeline' AND tags.`{LAKE}` = '{self._lake}'",
@@ -282,7 +284,7 @@ class Tracking:
         return path if "://" in path else str(Path(path).absolute())
 
     def parent(self) -> str | None:
-        """The id of the parent run, made on first use; None where MLflow fails."""
+        """The id of the parent run, created on first use; None if MLflow fails."""
         if self._preparing is not None:
             self._preparing.join()
         if self._parent is None:
@@ -290,7 +292,7 @@ class Tracking:
         return self._parent
 
     def _find_or_make_parent(self) -> str:
-        """The parent run. Jobs that start at the same time make one each: the oldest is it, for all of them."""
+        """The id of the parent run. Jobs that start at the same time create one each; all of them use the oldest."""
         experiment = self._experiment()
         found = self._oldest_parent(experiment)
         if found is not None:
@@ -344,7 +346,7 @@ class Tracking:
             self._client.log_batch(run, metrics=items[i : i + 500])
 
     def _log_inputs(self, run: str, inputs: Sequence[InputTable], context: str) -> None:
-        """Tables that were read, as MLflow's datasets: made of its entities, since mlflow.data imports pandas."""
+        """Log the tables that were read as MLflow datasets, built from entities since mlflow.data imports pandas."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         datasets = []
@@ -352,7 +354,7 @@ class Tracking:
             source = {"path": read.url, "delta_table_version": read.version, "delta_table_id": read.id}
             dataset = Dataset(
                 name=read.table.name,
-                # MLflow allows 36 characters; the id alone has as many, and stands in the source
+                # MLflow allows 36 characters, the length of the id alone; the full id is in the source
                 digest=f"{read.id[:8]}@{read.version}",
                 source_type="delta_table",
                 source=json.dumps(source),
@@ -364,12 +366,12 @@ class Tracking:
             self._client.log_inputs(run, datasets)
 
     def log_job(self, result: JobResult, versions: Mapping[str, int], inputs: Sequence[InputTable]) -> None:
-        """Seconds and rows of a job, the tables that it read with their versions, and what else it had to say."""
+        """Log a job's seconds, rows, cost and facts, and the tables that it read with their versions."""
         parent = self.parent()
         if parent is None:
             return
         metrics = {f"seconds.{result.name}": result.seconds}
-        # several jobs of a run write quarantine: each has a metric of its own
+        # several jobs of a run write quarantine, so each has its own metric
         metrics |= {
             f"refused.{result.name}" if table == QUARANTINE.name else f"rows.{table}": float(n)
             for table, n in result.rows.items()
@@ -400,7 +402,8 @@ class Tracking:
         inputs: Sequence[InputTable],
         figures: Mapping[str, Figure],
     ) -> str | None:
-        """A model's evaluation as a child run; the same run again where the same pipeline run evaluates it again."""
+        """Log a model's evaluation as a child run, which is reused if the same pipeline run evaluates it again; returns
+        the child run's id, None if MLflow fails."""
         parent = self.parent()
         if parent is None:
             return None
@@ -427,7 +430,7 @@ class Tracking:
                     tags={**own, **self._common_tags()},
                 )
                 run = str(made.info.run_id)
-                # the settings stand here too: a comparison of two models' runs then shows what differs between them
+                # the settings are logged here too, so that comparing the runs of two models shows their differences
                 self._log_params(run, {"model": model, **self._config.flat()})
                 self._log_params(run, {f"version.{table}": version for table, version in versions.items()})
             self._log_metrics(run, metrics)
@@ -441,7 +444,7 @@ class Tracking:
         return found
 
     def versions(self) -> dict[str, set[int]] | None:
-        """By table, the Delta versions that runs refer to, of pipelines and of models; None where MLflow fails."""
+        """By table, the Delta versions that pipeline and model runs refer to; None if MLflow fails."""
         if self.parent() is None:
             return None
 
@@ -462,13 +465,13 @@ class Tracking:
         return versions
 
     def log_file(self, path: str, folder: str | None = None) -> None:
-        """A file as an artefact of the parent run."""
+        """Log a file as an artefact of the parent run."""
         parent = self.parent()
         if parent is not None:
             self._try("artefact", lambda: self._client.log_artifact(parent, path, folder))
 
     def log_text(self, text: str, name: str) -> None:
-        """A text as an artefact of the parent run."""
+        """Log a text as an artefact of the parent run."""
         parent = self.parent()
         if parent is not None:
             with tempfile.TemporaryDirectory(prefix="encore-") as folder:
@@ -479,10 +482,10 @@ class Tracking:
     def finish(
         self, done: Sequence[str], failed: str | None, seconds: float | None = None, *, killed: bool = False
     ) -> None:
-        """Say how jobs of the parent run ended, if there is one: those that are `done`, and one that has `failed`.
+        """Record how jobs of the parent run ended, if there is one: those that are `done`, and one that `failed`.
 
-        The run is FAILED as long as one of its jobs is, which other processes may have said; `seconds` is of all.
-        `killed`: a signal has interrupted it, and there is little time.
+        The run is FAILED as long as any of its jobs is, including jobs of other processes; `seconds` is the total time.
+        `killed`: a signal has interrupted the run, and there is little time left.
         """
         if killed and self._preparing is not None:
             self._preparing.join(KILLED_SECONDS)
@@ -510,6 +513,6 @@ class Tracking:
 
 
 def _colspec(column: Column) -> dict[str, Any]:
-    """A column as MLflow writes it in the schema of a dataset; types that MLflow lacks are shown by Spark's name."""
+    """A column in the form of MLflow's dataset schemas; types that MLflow lacks are given by Spark's name."""
     types = {"bigint": "long", "int": "integer", "timestamp": "datetime"}
     return {"name": column.name, "type": types.get(column.type, column.type), "required": not column.nullable}

@@ -110,7 +110,7 @@ def start_session(config: Config, app: str) -> Any:
     quiet = Path(__file__).with_name("log4j2.properties")
     if not submitted:
         given = conf.get("spark.driver.extraJavaOptions", "") or ""
-        # libraries that the JVM unpacks, and what Spark makes before it has read its settings
+        # for libraries that the JVM unpacks, and files that Spark creates before it has read its settings
         place = f"-Djava.io.tmpdir={own}" if own and "java.io.tmpdir" not in given else ""
         options = f"-Dlog4j2.configurationFile=file:{quiet} {place} {given}"
         conf.set("spark.driver.extraJavaOptions", " ".join(options.split()))
@@ -121,15 +121,15 @@ def start_session(config: Config, app: str) -> Any:
         raise EnvironmentMissing(
             f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="run `encore doctor`"
         ) from error
-    # pyspark has put a handler of its own in the place of ours, which asks the JVM to cancel jobs, if it still can
+    # pyspark has replaced our SIGINT handler with its own, which asks the JVM to cancel jobs
     interrupts.restore_handlers()
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 
 
 def _temporary_files(conf: SparkConf) -> str | None:
-    """Have a local Spark put its temporary files into a folder of this process, which a later run can remove where this
-    one is killed; None where something else says where they go."""
+    """Make a local Spark put its temporary files into a folder of this process, so that a later run can remove them if
+    this process is killed; None if the location is set elsewhere or Spark is not local."""
     is_elsewhere = "SPARK_LOCAL_DIRS" in os.environ or conf.contains("spark.local.dir")
     if is_elsewhere or not (conf.get("spark.master", "") or "").startswith("local"):
         return None

@@ -1,7 +1,7 @@
 """Python tasks on Spark, which Encore uses for scheduling, retries and distributing files.
 
 Tasks read and write files themselves (lake/scan.py, lake/parquet.py), so only the description of the work and a short
-answer go through Spark. The RDD API does that without the ten seconds that a new JVM takes to prepare its first query.
+result go through Spark. The RDD API does that without the ten seconds that a new JVM takes to prepare its first query.
 
 An error of a task reaches the driver as itself, with its class, remedy and exit code, and not as text in a Java stack
 trace. If no retry can help, the task ends as if it had succeeded and returns its error, so that Spark does not retry
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 JVM_GONE_SECONDS = 3.0
-"""How long to wait for the signal that may have ended the JVM: it was sent to this process too, or will be."""
+"""How long to wait for the signal that may have ended the JVM, since this process usually receives it too."""
 
 
 class WorkerTraceback(Exception):
-    """Where in a worker an error was raised; the cause of the error that the driver raises."""
+    """The worker's traceback of an error; the cause of the error that the driver raises."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
@@ -44,17 +44,17 @@ class WorkerTraceback(Exception):
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """How a task failed: its error, or the text of one that cannot be pickled, and the worker's stack."""
+    """How a task failed: its error, or its text if the error cannot be pickled, and the worker's stack trace."""
 
     error: BaseException | str
     stack: str
 
     @classmethod
     def of(cls, error: BaseException) -> TaskFailure:
-        """The failure of an error that is being handled."""
+        """The failure for an error that is being handled."""
         stack = "".join(traceback.format_exception(error)).rstrip()
         try:
-            # what cannot be read again is no help either
+            # an error that cannot be unpickled is of no use either
             pickle.loads(pickle.dumps(error))
         except Exception:  # noqa: BLE001 - an error's own __reduce__ or __init__ may raise anything
             return cls(f"{type(error).__name__}: {error}", stack)
@@ -62,11 +62,11 @@ class TaskFailure:
 
     @property
     def is_transient(self) -> bool:
-        """Whether it may be gone on the next try."""
+        """Whether a retry may succeed."""
         return isinstance(self.error, TransientError)
 
     def throw(self) -> None:
-        """Raise it: an expected failure as it is, a defect with the worker's stack."""
+        """Raise the error: an expected failure as it is, a defect with the worker's stack trace."""
         if isinstance(self.error, EncoreError):
             raise self.error
         error = self.error if isinstance(self.error, BaseException) else RuntimeError(self.error)
@@ -94,7 +94,7 @@ def run_tasks(spark: SparkSession, parts: Sequence[Any], work: Callable[[Any], p
                 answer = pack(work(part)).to_pybytes()
             except Exception as error:
                 found = known(error)
-                # what is not known may be the machine's fault as well as a defect: Spark tries it elsewhere
+                # an unknown error may be caused by the machine as well as by a defect, so Spark retries the task
                 is_final = found is not None and not isinstance(found, TransientError)
                 if not is_final and now is not None and now.attemptNumber() + 1 < tries:
                     raise
@@ -109,27 +109,27 @@ def run_tasks(spark: SparkSession, parts: Sequence[Any], work: Callable[[Any], p
         if not failed.value:
             raise spark_error(error) from error
     failures = [pickle.loads(failure) for failure in failed.value]
-    # a final failure says more of what to do than a transient one beside it
+    # a permanent failure is more informative than a transient one that occurred with it
     for failure in sorted(failures, key=lambda failure: failure.is_transient):
         failure.throw()
     return [unpack(answer) for answer in answers]
 
 
 class Failures:
-    """How Spark adds up what tasks say of their failures, pickled: one list after the other."""
+    """The accumulator parameter for the pickled failures of tasks: concatenates lists."""
 
     def zero(self, value: list[bytes]) -> list[bytes]:
-        """Nothing failed."""
+        """No failures."""
         return []
 
     def addInPlace(self, value1: list[bytes], value2: list[bytes]) -> list[bytes]:
-        """Both."""
+        """The concatenation of both lists."""
         return [*value1, *value2]
 
 
 def tries_of(master: str, most: str) -> int:
-    """How often Spark tries a task: `most` of spark.task.maxFailures; a local master has a number of its own, or one
-    try."""
+    """How often Spark attempts a task: `most`, the value of spark.task.maxFailures; on a local master, the number in
+    its URL, or once."""
     if master.startswith("local"):
         found = re.fullmatch(r"local\[[^,]+,\s*(\d+)\]", master)
         return int(found[1]) if found else 1
@@ -163,10 +163,10 @@ _JVM_GONE = ("SparkContext was shut down", "stopped SparkContext", "Answer from 
 
 
 def spark_error(error: Exception) -> Exception:
-    """What an error of a job is that no task has raised: of Spark itself, of a worker that died, or of a lost JVM."""
+    """Translate a job's error that no task raised: from Spark itself, a worker that died, or a lost JVM."""
     text = str(error)
     if type(error).__name__ in ("Py4JNetworkError", "Py4JError") or any(part in text for part in _JVM_GONE):
-        # a signal that reached the JVM first: this process is told soon, and raises in here
+        # a signal may have reached the JVM first: this process receives it soon, which raises Interrupted here
         time.sleep(JVM_GONE_SECONDS)
         return EnvironmentMissing(
             "Spark's JVM has ended", remedy="was it killed for want of memory? Lower spark.driver_memory, or free some"
