@@ -30,7 +30,9 @@ TRACKING = (
     "GetExperimentByName",
     "GetRun",
     "LogBatch",
+    "LogInputs",
     "SearchRuns",
+    "SetExperimentTag",
     "SetTag",
     "UpdateRun",
 )

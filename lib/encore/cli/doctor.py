@@ -125,7 +125,7 @@ def _credentials(config: Config) -> Iterator[Finding]:
         try:
             found = boto3.Session().get_credentials()
         except BotoCoreError as error:
-            yield Finding("AWS credentials", str(error), "mend the profile in AWS_PROFILE")
+            yield Finding("AWS credentials", str(error), "fix the profile in AWS_PROFILE")
             return
         yield Finding(
             "AWS credentials",

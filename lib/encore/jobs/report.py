@@ -173,7 +173,7 @@ def write_page(path: Path, text: str) -> None:
         if partial:
             Path(partial).unlink(missing_ok=True)
         raise EnvironmentMissing(
-            f"{path}: cannot be written: {error.strerror}", remedy="choose another report.path or mend its rights"
+            f"{path}: cannot be written: {error.strerror}", remedy="choose another report.path, or fix its permissions"
         ) from error
 
 

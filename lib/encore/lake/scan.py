@@ -1,7 +1,7 @@
 """Reads rows of Delta tables from their data files. The driver gets the list of files from the log, once.
 
 Tasks are given stretches of rows of these files and read them column by column with pyarrow, so that rows of arrays
-never pass through the JVM, where each costs ten times as much. See datafiles.py for the way back.
+never pass through the JVM, where each costs ten times as much. See parquet.py for the way back.
 """
 
 from __future__ import annotations
