@@ -25,7 +25,7 @@ from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
 from encore.lake.track_arrays import count_tracks, listed_tracks
 from encore.mpd import ingest
-from encore.mpd.held import Held
+from encore.mpd.held import Held, count_values
 from encore.mpd.parse import Limits
 from encore.mpd.reading import Reading
 from encore.progress import meter
@@ -157,14 +157,14 @@ class Gone:
         staying = reading.staying
         slices = held.playlists["slice"]
         theirs = pc.is_in(slices, value_set=pa.array(held.gone, pa.string())).to_numpy()
-        kept = _count(slices.filter(pa.array(theirs & staying)))
+        kept = count_values(slices.filter(pa.array(theirs & staying)))
         alone = np.isin(held.playlists["pid"].to_numpy(), reading.claimed, invert=True)
         return cls(
             names=held.gone,
             staying=staying,
             kept=kept,
             removed=int((theirs & alone & ~staying).sum()),
-            rewritten=sorted(_count(slices.filter(pa.array(theirs & ~staying)))),
+            rewritten=sorted(count_values(slices.filter(pa.array(theirs & ~staying)))),
             dropped=[name for name in held.gone if not kept[name]],
         )
 
@@ -198,10 +198,6 @@ class Gone:
 
 def _alone(n: int, one: str, many: str) -> str:
     return f"{n:,} {'playlist' if n == 1 else 'playlists'} that no other file has {one if n == 1 else many}"
-
-
-def _count(column: pa.ChunkedArray) -> Counter[str]:
-    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
 
 
 def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:

@@ -25,11 +25,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -38,6 +37,7 @@ from encore.config import Config, S3Config
 from encore.errors import EncoreError, LakeError, TransientError
 from encore.lake.filesystem import is_s3, no_conditional_puts, read_versioned, s3_client, write_if
 from encore.log import redact
+from encore.temporary import machine
 
 NAME = "_lock"
 """The name of the lock file in the lake. No table name begins with an underscore."""
@@ -57,15 +57,6 @@ _GUARD_SECONDS = 10.0
 log = structlog.get_logger("encore.lake.lock")
 
 
-def _machine() -> str:
-    """Host, boot and PID namespace: the same for processes that can see each other's process ids."""
-    parts = [socket.gethostname()]
-    # on systems other than Linux, only the host name is used
-    with suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(parts)
-
-
 @dataclass(frozen=True)
 class Holder:
     """A process that holds the lock. Times are in seconds since 1970, by the server's clock if the lake is in S3;
@@ -82,7 +73,7 @@ class Holder:
 
     def is_live(self, now: float) -> bool:
         """Whether its lease has not expired and, if this can be checked from here, its process is still running."""
-        return now < self.until and not (self.machine == _machine() and not _is_running(self.pid))
+        return now < self.until and not (self.machine == machine() and not _is_running(self.pid))
 
     def __str__(self) -> str:
         """A description for messages."""
@@ -277,7 +268,7 @@ class LakeLock:
             self._run_id,
             self._token,
             socket.gethostname(),
-            _machine(),
+            machine(),
             os.getpid(),
             now,
             now + LEASE_SECONDS,

@@ -42,12 +42,12 @@ class Held:
     @cached_property
     def n_playlists(self) -> Counter[str]:
         """Number of playlists in the lake by file."""
-        return _count(self.playlists["slice"])
+        return count_values(self.playlists["slice"])
 
     @cached_property
     def n_refused(self) -> Counter[str]:
         """Number of rejected records in the lake by file."""
-        return _count(self.refused["source"])
+        return count_values(self.refused["source"])
 
     @property
     def is_empty(self) -> bool:
@@ -103,5 +103,6 @@ def text(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays([pa.array([], pa.string()), *column.chunks])
 
 
-def _count(column: pa.ChunkedArray) -> Counter[str]:
+def count_values(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value of a column of text occurs."""
     return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})

@@ -20,6 +20,7 @@ from encore.errors import LakeError, TransientError
 from encore.lake import lock as module
 from encore.lake.lock import NAME, Cell, Holder, LakeLock, LocalCell, S3Cell
 from encore.log import configure_logging
+from encore.temporary import machine
 from tests.conftest import settings
 from tests.s3server import S3Server
 
@@ -141,7 +142,7 @@ def test_a_process_that_is_gone_holds_nothing(config: Config, lock: Named) -> No
     rewrite(config, pid=gone.pid, machine="another")
     with pytest.raises(TransientError):
         lock("run-2").take()
-    rewrite(config, machine=module._machine())
+    rewrite(config, machine=machine())
     assert lock("run-2").take()
 
 
