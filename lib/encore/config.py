@@ -91,6 +91,10 @@ class IngestConfig(Section):
     max_tracks: int = Field(
         ge=1, description="Playlists with more tracks are rejected; the dataset's own limit is 250."
     )
+    bad_items: Literal["drop", "refuse"] = Field(
+        description="What to do with an item of a playlist that is not a track of Spotify, such as a local file, a "
+        "podcast episode or null: drop the item, or refuse the playlist. Either way it is recorded in quarantine."
+    )
     payload_bytes: int = Field(ge=0, description="How many bytes of a rejected record are kept in quarantine.")
     trust_timestamps: bool = Field(
         description="Treat files with the same size and modification time as unchanged; false: read and hash all files."
@@ -136,9 +140,18 @@ class VectorsConfig(Section):
 class SplitConfig(Section):
     """The holdout split."""
 
+    protocol: Literal["random", "challenge"] = Field(
+        description="random: hold out random tracks of every playlist; challenge: take whole playlists out of training "
+        "and evaluate them as the ten kinds of the RecSys Challenge 2018, from title only to 100 tracks."
+    )
     seed: int = Field(ge=0, description="Seed of the hash that decides which tracks are held out.")
     fraction: float = Field(
-        gt=0, lt=1, description="Share of each playlist's distinct tracks that is held out, rounded up."
+        gt=0, lt=1, description="Share of each playlist's distinct tracks that is held out, rounded up (random)."
+    )
+    challenge_playlists: int | float = Field(
+        gt=0,
+        description="Playlists to evaluate, a tenth of them for each kind: a number, or below 1 a share of all "
+        "playlists (challenge).",
     )
 
 

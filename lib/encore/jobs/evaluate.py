@@ -224,7 +224,8 @@ def _unserved(model: str, missing: np.ndarray, pids: np.ndarray, test: Ragged, n
 
 def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -> dict[str, Any]:
     sizes = {"n_train": n_train, "n_recommended": n_recommended.astype(np.int32)}
-    return {**{name: getattr(metrics, name) for name in Metrics._fields}, **sizes}
+    kinds = {"kind": pa.nulls(len(n_train), pa.string())}
+    return {**{name: getattr(metrics, name) for name in Metrics._fields}, **sizes, **kinds}
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:

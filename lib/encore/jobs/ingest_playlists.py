@@ -22,7 +22,7 @@ from encore.errors import InputError
 from encore.lake.filesystem import SourceFile, list_files
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyIn, KeyRange
-from encore.lake.tables import INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
+from encore.lake.tables import CHALLENGE_PLAYLISTS, INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
 from encore.lake.track_arrays import count_tracks, listed_tracks
 from encore.mpd import ingest
 from encore.mpd.held import Held, count_values
@@ -32,8 +32,8 @@ from encore.progress import meter
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest
 
-READS = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
-WRITES = (PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
+READS = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
+WRITES = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
 PARSER = "encore.mpd.tracks"

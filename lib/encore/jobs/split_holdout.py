@@ -26,13 +26,14 @@ def run(ctx: JobContext) -> None:
         def kernel(playlists: pa.Table) -> tuple[None, dict[str, Any]]:
             pids = playlists["pid"].to_numpy()
             train, test = split(pids, Ragged.from_arrow(playlists["track_ids"]), seed=seed, fraction=fraction)
-            return None, {"train": train.to_arrow(), "test": test.to_arrow()}
+            parts = {"train": train.to_arrow(), "test": test.to_arrow()}
+            return None, {**parts, "title": playlists["name"], "kind": pa.nulls(len(playlists), pa.string())}
 
         return kernel
 
     ctx.chunked(
         PLAYLISTS,
         HOLDOUT,
-        ("pid", "track_ids"),
+        ("pid", "name", "track_ids"),
         lambda playlists, *_: RowMap(playlists, start, block=20_000),
     )

@@ -30,6 +30,9 @@ REASONS = (
     "track_uri_malformed",
     "too_many_tracks",
     "field_malformed",
+    "item_missing",
+    "item_local",
+    "item_episode",
     "feature_id_malformed",
     "feature_missing",
     "feature_not_a_number",
@@ -37,8 +40,8 @@ REASONS = (
     "feature_duplicate",
     "features_unreadable",
 )
-"""The closed set of values of `quarantine.reason`: the first four are for files, the next ones for playlists, the last
-ones for a track's features or a file of features."""
+"""The closed set of values of `quarantine.reason`: the first four are for files, the next ones for playlists and their
+items, the last ones for a track's features or a file of features."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,27 @@ PLAYLISTS = Table(
     checks={"pid_not_negative": at_least("pid", 0)},
 )
 
+CHALLENGE_PLAYLISTS = Table(
+    name="challenge_playlists",
+    layer="primary",
+    grain="a playlist of a challenge set",
+    key=("pid",),
+    columns=(
+        Column("pid", "bigint", "The playlist's id in the challenge set; no playlist of `playlists` has it"),
+        Column("name", "string", "Title; null if the challenge withholds it", True),
+        Column("num_tracks", "int", "Number of tracks of the whole playlist, as the file states it", True),
+        Column("num_holdouts", "int", "Number of tracks that the challenge withholds"),
+        Column("num_samples", "int", "Number of tracks that the challenge gives, as the file states it", True),
+        Column("track_ids", "array<int>", "tracks.track_id of the tracks that are given, in playlist order"),
+        Column("positions", "array<int>", "Position of each of these tracks in the whole playlist, from 0"),
+        Column("slice", "string", "Name of the source file"),
+    ),
+    checks={
+        "pid_not_negative": at_least("pid", 0),
+        "a_position_for_each_track": same_size("track_ids", "positions"),
+    },
+)
+
 TRACKS = Table(
     name="tracks",
     layer="primary",
@@ -239,6 +263,7 @@ INGEST_LEDGER = Table(
         Column("parser", "string", "Digest of the code that parsed it; null: read again", True),
         Column("max_tracks", "bigint", "ingest.max_tracks when it was read", True),
         Column("payload_bytes", "bigint", "ingest.payload_bytes when it was read", True),
+        Column("bad_items", "string", "ingest.bad_items when it was read", True),
         Column("longest", "int", "Length of its longest playlist, refused ones included", True),
         Column("tracks_table", "string", "Id of the Delta table that its playlists' track ids refer to", True),
         Column("vanished_at", "timestamp", "When a run first found it gone; null: it exists", True),
@@ -323,6 +348,13 @@ HOLDOUT = Table(
         Column("pid", "bigint", "playlists.pid"),
         Column("train", "array<int>", "Distinct tracks to recommend from, in playlist order"),
         Column("test", "array<int>", "Distinct tracks held out, in playlist order"),
+        Column("title", "string", "Title that models may use; null: none", True),
+        Column(
+            "kind",
+            "string",
+            "Kind of the challenge protocol: the playlist is only evaluated, never trained on; null: trained on",
+            True,
+        ),
     ),
 )
 
@@ -371,6 +403,7 @@ PLAYLIST_METRICS = Table(
         Column("r_precision_artist", "double", "r_precision with .25 for each artist met without its track"),
         Column("n_train", "int", "Train tracks"),
         Column("n_recommended", "int", "Recommended tracks; 0: the model had nothing to say"),
+        Column("kind", "string", "holdout.kind", True),
     ),
     checks={
         "r_precision_in_range": between("r_precision", 0, 1),
@@ -388,7 +421,11 @@ MODEL_METRICS = Table(
     columns=(
         Column("run_id", "string", "The pipeline run that evaluated the model"),
         Column("model", "string", "Name in the registry of models"),
-        Column("bucket", "string", "all, or train_<least>_<most>: playlists by their number of train tracks"),
+        Column(
+            "bucket",
+            "string",
+            "all; train_<least>_<most>: by number of train tracks; kind_<kind>: by kind of the challenge protocol",
+        ),
         Column("metric", "string", "r_precision, r_precision_artist, ndcg, clicks; of all: share_unserved, coverage"),
         Column("value", "double", "Mean over the playlists, or share"),
         Column("n_playlists", "bigint", "Playlists in the bucket"),
@@ -463,6 +500,7 @@ ALL: tuple[Table, ...] = (
     INGEST_LEDGER,
     QUARANTINE,
     PLAYLISTS,
+    CHALLENGE_PLAYLISTS,
     TRACKS,
     AUDIO_FEATURES,
     VECTOR_PARAMETERS,
