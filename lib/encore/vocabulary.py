@@ -1,6 +1,8 @@
-"""Names and ranges of the audio features, shared by settings, tables and providers."""
+"""Names that several parts share: the audio features with their ranges, and the kinds of the challenge protocol."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 FEATURES = (
     "danceability",
@@ -24,3 +26,34 @@ RANGES: dict[str, tuple[float, float]] = {
     "tempo": (0, 400),
 }
 """Minimum and maximum of each feature, both inclusive; units as in the table audio_features."""
+
+
+class Kind(NamedTuple):
+    """A kind of playlist in the RecSys Challenge 2018: what is known of it, and how long such playlists are.
+
+    `n_seeds` tracks are known, the first ones or random ones, and the title if `has_title`. The whole playlist has
+    `low` to `high` tracks.
+    """
+
+    name: str
+    has_title: bool
+    n_seeds: int
+    is_random: bool
+    low: int
+    high: int
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("title", True, 0, False, 10, 50),
+    Kind("title_first_1", True, 1, False, 10, 50),
+    Kind("title_first_5", True, 5, False, 10, 100),
+    Kind("first_5", False, 5, False, 10, 100),
+    Kind("title_first_10", True, 10, False, 40, 100),
+    Kind("first_10", False, 10, False, 40, 100),
+    Kind("title_first_25", True, 25, False, 101, 250),
+    Kind("title_random_25", True, 25, True, 101, 250),
+    Kind("title_first_100", True, 100, False, 150, 250),
+    Kind("title_random_100", True, 100, True, 150, 250),
+)
+"""The ten kinds of the official challenge set, with the lengths of its playlists (the mean of the first two kinds is
+29 and 24)."""

@@ -13,7 +13,8 @@ from rich.console import Console
 from encore.cli.show import last_run
 from encore.config import Config
 from encore.errors import InputError, LakeError, TransientError
-from encore.evaluation.metrics import Metrics, Summary
+from encore.evaluation.metrics import Summary
+from encore.evaluation.rows import COLUMNS, summary
 from encore.lake.scan import KeyRange
 from encore.lake.store import Store, open_store, state_of
 from encore.lake.tables import BY_NAME, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS
@@ -121,11 +122,9 @@ def _summary(store: Store, model: str, evaluated: dict[str, Any] | None) -> Summ
     version = dict(evaluated["outputs"]).get(PLAYLIST_METRICS.name) if evaluated else None
     if version is None:
         return None
-    columns = (*Metrics._fields, "n_train", "n_recommended")
     try:
         at = store.at(PLAYLIST_METRICS, version)
-        rows = store.scan(PLAYLIST_METRICS, columns, at, KeyRange((("model", model),))).whole()
+        rows = store.scan(PLAYLIST_METRICS, COLUMNS, at, KeyRange((("model", model),))).whole()
     except LakeError:
         return None
-    found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    return Summary.from_counts(found, rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy(), _NO_TRACKS)
+    return summary(rows, _NO_TRACKS)

@@ -25,7 +25,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from encore.arrays.kinds import NO_KIND
 from encore.arrays.ragged import Ragged
+from encore.vocabulary import KINDS
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
@@ -138,6 +140,10 @@ BUCKETS: Final = (
 )
 """Every number of training tracks belongs to exactly one bucket."""
 
+GROUPS: Final = (*(bucket.label for bucket in BUCKETS), *(f"kind_{kind.name}" for kind in KINDS))
+"""Names of all groups of playlists that have means of their own: the buckets, then the kinds of the challenge protocol.
+A playlist is in one bucket and in at most one kind."""
+
 _ONE: Final = 2**40
 """1.0 as a fixed-point integer: values are rounded to multiples of 1 / _ONE, so that sums are exact in any order."""
 _MAX_ROWS: Final = 2**16
@@ -149,7 +155,7 @@ class Summary:
     """Metrics aggregated over many playlists; merging gives the same result for any order and partition.
 
     Sums are integers: each value is first rounded to a multiple of 2**-40, so a mean is off by less than 1e-12.
-    `counts[b]`: playlists in BUCKETS[b]; `sums[b][m]`: the sum of MEAN_METRICS[m] over them, in units of 2**-40;
+    `counts[g]`: playlists in GROUPS[g]; `sums[g][m]`: the sum of MEAN_METRICS[m] over them, in units of 2**-40;
     `clicks[c]`: playlists with c clicks, c = 0..51; `n_unserved`: playlists without any recommendation;
     `covered` bool (M,): which tracks of the catalogue were recommended for at least one playlist.
     """
@@ -164,8 +170,8 @@ class Summary:
     def empty(cls, n_tracks: int) -> Summary:
         """The summary of no playlists over a catalogue of `n_tracks`: the identity of `merge`."""
         return cls(
-            counts=(0,) * len(BUCKETS),
-            sums=((0,) * len(MEAN_METRICS),) * len(BUCKETS),
+            counts=(0,) * len(GROUPS),
+            sums=((0,) * len(MEAN_METRICS),) * len(GROUPS),
             clicks=(0,) * (NO_HIT + 1),
             n_unserved=0,
             covered=np.zeros(n_tracks, dtype=np.bool_),
@@ -178,20 +184,28 @@ class Summary:
         n_train: NDArray[np.integer],
         n_recommended: NDArray[np.integer],
         covered: NDArray[np.bool_],
+        kinds: NDArray[np.integer] | None = None,
     ) -> Summary:
         """Like `from_metrics`, but from counts of recommended tracks (n,) and their coverage (M,) instead of lists."""
         # `from_metrics` only looks at whether a list is empty
         served = np.minimum(n_recommended, 1)
         lists = Ragged.from_lengths(served, np.zeros(int(served.sum()), np.int32))
-        return replace(cls.from_metrics(metrics, n_train, lists, n_tracks=1), covered=covered)
+        return replace(cls.from_metrics(metrics, n_train, lists, n_tracks=1, kinds=kinds), covered=covered)
 
     @classmethod
     def from_metrics(
-        cls, metrics: Metrics, n_train: NDArray[np.integer], recommended: Ragged, *, n_tracks: int
+        cls,
+        metrics: Metrics,
+        n_train: NDArray[np.integer],
+        recommended: Ragged,
+        *,
+        n_tracks: int,
+        kinds: NDArray[np.integer] | None = None,
     ) -> Summary:
         """Summarise playlists by their metrics, numbers of training tracks (n,) and recommended tracks (n rows).
 
-        Raises ValueError if the lengths differ or a recommended id is outside the catalogue of `n_tracks`.
+        `kinds` (n,): numbers as in arrays.kinds; None if no playlist has a kind. Raises ValueError if the lengths
+        differ or a recommended id is outside the catalogue of `n_tracks`.
         """
         n = len(metrics.clicks)
         if len(n_train) != n or len(recommended) != n:
@@ -202,16 +216,20 @@ class Summary:
         covered = np.zeros(n_tracks, dtype=np.bool_)
         covered[ids] = True
         bucket = np.searchsorted([b.low for b in BUCKETS], n_train, side="right") - 1
+        # a playlist without a kind counts in a group of its own, which is dropped
+        kind = np.full(n, NO_KIND) if kinds is None else kinds
+        kind = np.where(kind == NO_KIND, len(GROUPS), len(BUCKETS) + kind)
         units = np.stack(
             [np.rint(getattr(metrics, name) * float(_ONE)).astype(np.int64) for name in MEAN_METRICS], axis=1
         )
-        sums = [[0] * len(MEAN_METRICS) for _ in BUCKETS]
+        sums = [[0] * len(MEAN_METRICS) for _ in GROUPS]
         for start in range(0, n, _MAX_ROWS):
-            piece = np.zeros((len(BUCKETS), len(MEAN_METRICS)), dtype=np.int64)
-            np.add.at(piece, bucket[start : start + _MAX_ROWS], units[start : start + _MAX_ROWS])
-            sums = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(sums, piece.tolist(), strict=True)]
+            piece = np.zeros((len(GROUPS) + 1, len(MEAN_METRICS)), dtype=np.int64)
+            for group in (bucket, kind):
+                np.add.at(piece, group[start : start + _MAX_ROWS], units[start : start + _MAX_ROWS])
+            sums = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(sums, piece[:-1].tolist(), strict=True)]
         return cls(
-            counts=tuple(np.bincount(bucket, minlength=len(BUCKETS)).tolist()),
+            counts=tuple(np.bincount(np.concatenate([bucket, kind]), minlength=len(GROUPS))[: len(GROUPS)].tolist()),
             sums=tuple(map(tuple, sums)),
             clicks=tuple(np.bincount(metrics.clicks, minlength=NO_HIT + 1).tolist()),
             n_unserved=int((recommended.lengths == 0).sum()),
@@ -233,7 +251,7 @@ class Summary:
     @property
     def n_playlists(self) -> int:
         """Number of playlists."""
-        return sum(self.counts)
+        return sum(self.counts[: len(BUCKETS)])
 
     @property
     def share_unserved(self) -> float:
@@ -248,11 +266,11 @@ class Summary:
     def figures(self) -> dict[str, float]:
         """All figures by name.
 
-        n_playlists, share_unserved, coverage and the means over all playlists; for each bucket <label>/n_playlists and
-        <label>/<metric>. Means over no playlists are left out.
+        n_playlists, share_unserved, coverage and the means over all playlists; for each group <name>/n_playlists and
+        <name>/<metric>. Means over no playlists are left out.
         """
         total = self.sums[0]
-        for row in self.sums[1:]:
+        for row in self.sums[1 : len(BUCKETS)]:
             total = _added(total, row)
         found: dict[str, float] = {
             "n_playlists": float(self.n_playlists),
@@ -260,10 +278,10 @@ class Summary:
             "coverage": self.coverage,
             **_means("", self.n_playlists, total),
         }
-        for bucket, count, row in zip(BUCKETS, self.counts, self.sums, strict=True):
+        for name, count, row in zip(GROUPS, self.counts, self.sums, strict=True):
             if count:
-                found[f"{bucket.label}/n_playlists"] = float(count)
-                found.update(_means(f"{bucket.label}/", count, row))
+                found[f"{name}/n_playlists"] = float(count)
+                found.update(_means(f"{name}/", count, row))
         return found
 
 

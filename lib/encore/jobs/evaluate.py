@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from encore.arrays.kinds import kind_names, kind_numbers
 from encore.arrays.ragged import Ragged
 from encore.evaluation.metrics import Metrics, Summary, evaluate
+from encore.evaluation.rows import COLUMNS, summary
 from encore.lake.delta import Interval
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.tables import HOLDOUT, MODEL_METRICS, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
@@ -64,7 +66,7 @@ def run(ctx: JobContext) -> None:
     left_out = ctx.chunked(
         HOLDOUT,
         PLAYLIST_METRICS,
-        ("pid", "train", "test"),
+        ("pid", "train", "test", "kind"),
         lambda holdout, pids, own: _metrics(ctx, holdout, pids, artists, {model: covered[model] for model in own}),
         models=models,
     )
@@ -93,13 +95,10 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     for low, high in left_out:
         lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
         covered |= count_tracks(lists, RECOMMENDATIONS, "track_ids", n_tracks) > 0
-    columns = (*Metrics._fields, "n_train", "n_recommended")
-    rows = ctx.store.scan(PLAYLIST_METRICS, columns, where=KeyRange((("model", model),))).whole(ctx.io_stats)
-    found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
+    rows = ctx.store.scan(PLAYLIST_METRICS, COLUMNS, where=KeyRange((("model", model),))).whole(ctx.io_stats)
     # the covered tracks were already determined by the tasks that read the lists
-    sizes = (rows["n_train"].to_numpy(), rows["n_recommended"].to_numpy())
-    summary = Summary.from_counts(found, *sizes, covered[listed])
-    is_logged = _log(ctx, model, summary) is not None
+    found = summary(rows, covered[listed])
+    is_logged = _log(ctx, model, found) is not None
     constant = {
         "run_id": ctx.run_id,
         "model": model,
@@ -107,7 +106,7 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
         "evaluated_at": datetime.now(UTC),
         "logged_to": state(ctx) if is_logged else None,
     }
-    means = [{**constant, **mean} for mean in means_of(summary)]
+    means = [{**constant, **mean} for mean in means_of(found)]
     table = pa.Table.from_pylist(means, schema=arrow_schema(MODEL_METRICS))
     where = KeyIn("run_id", pa.array([ctx.run_id]), (("model", model),))
     ctx.write(MODEL_METRICS, [table], where, part=model, fingerprint=ctx.models[model])
@@ -127,7 +126,8 @@ def means_of(summary: Summary) -> list[dict[str, Any]]:
 class Evaluation:
     """The kernel: computes metrics of recommended lists, and records the playlists and tracks that occur in them.
 
-    `pids` int64 (n,), ascending: playlists with test tracks; `test`, n rows; `n_train` int32 (n,). `served[model]`
+    `pids` int64 (n,), ascending: playlists with test tracks; `test`, n rows; `n_train` int32 and `kinds` int8 (n,):
+    numbers of train tracks and kinds. `served[model]`
     bool (n,): playlists that had a list; `covered[model]` bool (n_tracks,): tracks recommended for any playlist.
     """
 
@@ -138,7 +138,7 @@ class Evaluation:
         models: tuple[str, ...],
         k: int,
     ) -> None:
-        self._pids, self._n_train = arrays["pids"], arrays["n_train"]
+        self._pids, self._n_train, self._kinds = arrays["pids"], arrays["n_train"], arrays["kinds"]
         self._test = Ragged(arrays["offsets"], arrays["values"])
         self._artist_of, self._k = artist_of, k
         self.served = {model: np.zeros(len(self._pids), np.bool_) for model in models}
@@ -157,7 +157,7 @@ class Evaluation:
         kept = np.flatnonzero(found)
         lists = lists if len(kept) == len(rows) else lists.take(kept)
         metrics = evaluate(lists, self._test.take(at[kept]), k=self._k, artist_of=self._artist_of)
-        return kept, _columns(metrics, self._n_train[at[kept]], lists.lengths)
+        return kept, _columns(metrics, self._n_train[at[kept]], lists.lengths, self._kinds[at[kept]])
 
     def partial_state(self) -> bytes:
         """`served` and `covered` as packed bits, which `merge` reads."""
@@ -181,8 +181,11 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
 
     The ground truth is sent to every executor, so that the much larger recommended lists need not be moved.
     """
-    tested, test, n_train = _truth(ctx, holdout)
-    shipped = ctx.ship(pids=tested, offsets=test.offsets, values=test.values, n_train=n_train)
+    truth = _truth(ctx, holdout)
+    test = truth.test
+    shipped = ctx.ship(
+        pids=truth.pids, offsets=test.offsets, values=test.values, n_train=truth.n_train, kinds=truth.kinds
+    )
     k, models = ctx.config.recommend.k, tuple(covered)
 
     def start() -> Kernel:
@@ -192,8 +195,8 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
         parts = []
         for model in models:
             merge(states, "covered", model, covered[model])
-            missing = np.flatnonzero(~merge(states, "served", model, np.zeros(len(tested), np.bool_)))
-            parts.append(_unserved(model, missing, tested, test, n_train, k))
+            missing = np.flatnonzero(~merge(states, "served", model, np.zeros(len(truth.pids), np.bool_)))
+            parts.append(_unserved(model, missing, truth, k))
         return pa.concat_tables(parts)
 
     low, high = (int(pids[0]), int(pids[-1]) + 1) if len(pids) else (0, 0)
@@ -201,31 +204,41 @@ def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, cov
     return RowMap(recommended.of("model", models), start, block=4096, remaining_rows=remaining_rows)
 
 
-def _truth(ctx: JobContext, holdout: Scan) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """Of the playlists with test tracks, sorted by pid: pids int64 (n,), test tracks, train track counts int32 (n,)."""
+class _Truth(NamedTuple):
+    """The playlists with test tracks, sorted by pid: `pids` int64 (n,), `test` tracks, n rows, numbers of train tracks
+    `n_train` int32 (n,), and `kinds` int8 (n,), indices into KINDS or -1."""
+
+    pids: np.ndarray
+    test: Ragged
+    n_train: np.ndarray
+    kinds: np.ndarray
+
+
+def _truth(ctx: JobContext, holdout: Scan) -> _Truth:
     rows = holdout.whole(ctx.io_stats)
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
     check_track_ids(HOLDOUT, "test", test.values, ctx.n_rows(TRACKS))
     order = np.argsort(pids)
     order = order[test.lengths[order] > 0]
-    return pids[order], test.take(order), train.lengths[order].astype(np.int32)
+    kinds = kind_numbers(rows["kind"])[order]
+    return _Truth(pids[order], test.take(order), train.lengths[order].astype(np.int32), kinds)
 
 
-def _unserved(model: str, missing: np.ndarray, pids: np.ndarray, test: Ragged, n_train: np.ndarray, k: int) -> pa.Table:
+def _unserved(model: str, missing: np.ndarray, truth: _Truth, k: int) -> pa.Table:
     """Rows of the playlists without recommendations from a model: they score zero instead of being dropped."""
     empty = Ragged.from_lengths(np.zeros(len(missing), np.int64), np.empty(0, np.int32))
     # without recommendations no artist is compared, so artists are not needed
-    metrics = evaluate(empty, test.take(missing), k=k, artist_of=None)
-    columns = {"model": pa.repeat(model, len(missing)), "pid": pids[missing]}
-    rows = pa.table({**columns, **_columns(metrics, n_train[missing], empty.lengths)})
+    metrics = evaluate(empty, truth.test.take(missing), k=k, artist_of=None)
+    columns = {"model": pa.repeat(model, len(missing)), "pid": truth.pids[missing]}
+    values = _columns(metrics, truth.n_train[missing], empty.lengths, truth.kinds[missing])
+    rows = pa.table({**columns, **values})
     return rows.select(PLAYLIST_METRICS.names).cast(arrow_schema(PLAYLIST_METRICS))
 
 
-def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray) -> dict[str, Any]:
-    sizes = {"n_train": n_train, "n_recommended": n_recommended.astype(np.int32)}
-    kinds = {"kind": pa.nulls(len(n_train), pa.string())}
-    return {**{name: getattr(metrics, name) for name in Metrics._fields}, **sizes, **kinds}
+def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
+    others = {"n_train": n_train, "n_recommended": n_recommended.astype(np.int32), "kind": kind_names(kinds)}
+    return {**{name: getattr(metrics, name) for name in Metrics._fields}, **others}
 
 
 def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
@@ -236,5 +249,6 @@ def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
     figures = {
         "precision_by_known": plots.precision_by_known(mine),
         "clicks_distribution": plots.clicks_distribution(mine),
+        **({"precision_by_kind": plots.precision_by_kind(mine)} if plots.has_kinds(mine) else {}),
     }
     return ctx.tracking.log_model(model, summary.figures(), ctx.versions, ctx.input_tables, figures)

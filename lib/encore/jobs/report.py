@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from encore.arrays.ragged import Ragged
 from encore.errors import EnvironmentMissing
-from encore.evaluation.metrics import Metrics, Summary
+from encore.evaluation.metrics import Summary
+from encore.evaluation.rows import COLUMNS, summary
 from encore.lake.scan import KeyRange
 from encore.lake.tables import (
     AUDIO_FEATURES,
@@ -109,6 +110,7 @@ def run(ctx: JobContext) -> None:
     figures = {
         "model_means": plots.model_means(summaries),
         "precision_by_known": plots.precision_by_known(summaries),
+        **({"precision_by_kind": plots.precision_by_kind(summaries)} if plots.has_kinds(summaries) else {}),
         "clicks_distribution": plots.clicks_distribution(summaries),
         "playlist_lengths": plots.playlist_lengths(facts["n"].to_numpy()),
         "track_popularity": plots.track_popularity(*data.rank_frequency(counts), *data.occurrences(counts)),
@@ -220,12 +222,11 @@ def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
 
 def _summaries(ctx: JobContext) -> dict[str, Summary]:
     """Summaries by model name; only one model's rows are in memory at a time."""
-    from encore.reports.data import summary
-
-    columns, found = (*Metrics._fields, "n_train", "n_recommended"), {}
+    found = {}
     for model in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model")):
-        rows = _whole(ctx, PLAYLIST_METRICS, columns, KeyRange((("model", model),)))
-        found[model] = summary(rows)
+        rows = _whole(ctx, PLAYLIST_METRICS, COLUMNS, KeyRange((("model", model),)))
+        # the page takes the coverage from model_metrics
+        found[model] = summary(rows, np.zeros(1, np.bool_))
     return found
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from encore.arrays.hashing import mix
 from encore.arrays.ragged import Ragged
-from encore.evaluation.metrics import Metrics, Summary
 from encore.mpd.published import PUBLISHED, normalised_title
 from encore.vocabulary import FEATURES, RANGES
 
@@ -312,13 +311,6 @@ def coverage(has: NDArray[np.bool_], counts: I64) -> Coverage:
 
 
 # metrics, quarantine, ledger -----------------------------------------------------------------------------------------
-
-
-def summary(rows: pa.Table) -> Summary:
-    """Summarise all playlists of one model from its rows of `playlist_metrics`; `covered` in the result is a dummy."""
-    found = Metrics(**{name: rows[name].to_numpy() for name in Metrics._fields})
-    n_train, n_recommended = (rows[name].to_numpy() for name in ("n_train", "n_recommended"))
-    return Summary.from_counts(found, n_train, n_recommended, np.zeros(1, np.bool_))
 
 
 class QuarantineGroup(NamedTuple):

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from encore.evaluation.metrics import Summary
 from encore.reports.data import Count, Coverage, KeyFigure, Ledger, QuarantineGroup
-from encore.reports.plots import png
+from encore.reports.plots import kind_name, png
+from encore.vocabulary import KINDS
 
 COLUMNS: Final = (
     ("n_playlists", "playlists", "count", 0),
@@ -71,7 +72,11 @@ def render(content: Content) -> str:
     template = resources.files("encore.reports").joinpath("templates/report.html").read_text(encoding="utf-8")
     images = {name: _image(figure) for name, figure in content.figures.items()}
     return environment.from_string(template).render(
-        c=content, images=images, headings=[heading for _, heading, _, _ in COLUMNS], models=model_rows(content)
+        c=content,
+        images=images,
+        headings=[heading for _, heading, _, _ in COLUMNS],
+        models=model_rows(content),
+        kinds=kind_rows(content),
     )
 
 
@@ -106,6 +111,29 @@ def model_rows(content: Content) -> list[tuple[str, list[Cell]]]:
         values: dict[str, float | None] = {**summary.figures()}
         values["coverage"] = content.coverages.get(model)
         found[model] = values
+    return _rows(found)
+
+
+def kind_rows(content: Content) -> list[tuple[str, str, list[Cell]]]:
+    """The table of the challenge protocol's kinds: kind, model, and the cells of the models table, per kind and model.
+
+    Empty if no playlist has a kind.
+    """
+    figures = {model: summary.figures() for model, summary in content.summaries.items()}
+    rows = []
+    for kind in KINDS:
+        prefix = f"kind_{kind.name}/"
+        own: dict[str, Mapping[str, float | None]] = {
+            model: {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+            for model, values in figures.items()
+            if f"{prefix}n_playlists" in values
+        }
+        rows += [(kind_name(kind).replace("\n", " "), model, cells) for model, cells in _rows(own)]
+    return rows
+
+
+def _rows(found: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, list[Cell]]]:
+    """Cells of COLUMNS for each model, the best value of each metric marked."""
     rows = []
     for model, values in found.items():
         cells = []

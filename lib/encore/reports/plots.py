@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from encore.evaluation.metrics import BUCKETS, NO_HIT, PAGE, Summary
 from encore.reports.data import F64, I64, VarianceComponents, edges
+from encore.vocabulary import KINDS, Kind
 
 WIDTH, HALF = 7.0, 5.4
 """Width in inches of a plot that has a row to itself, and of one that may share a row with another."""
@@ -154,26 +155,49 @@ def model_means(summaries: Mapping[str, Summary]) -> Figure:
 
 def precision_by_known(summaries: Mapping[str, Summary]) -> Figure:
     """R-precision and NDCG by the number of known tracks of the playlist; one line per model."""
-    figure, axes = _figure("Accuracy by number of known tracks", HALF, 6.8, rows=2, sharex=True)
-    found = {model: s for model, s in summaries.items() if s.n_playlists}
+    labels = {bucket.label: bucket_name(bucket.low, bucket.high) for bucket in BUCKETS}
+    title = "Accuracy by number of known tracks"
+    return _by_group(summaries, title, "known tracks of the playlist (number of playlists)", labels)
+
+
+def precision_by_kind(summaries: Mapping[str, Summary]) -> Figure:
+    """R-precision and NDCG by kind of the challenge protocol; one line per model."""
+    labels = {f"kind_{kind.name}": kind_name(kind) for kind in KINDS}
+    return _by_group(summaries, "Accuracy by kind of playlist", "what is known (number of playlists)", labels)
+
+
+def kind_name(kind: Kind) -> str:
+    """A kind for display, on up to three short lines."""
+    known = f"{'random' if kind.is_random else 'first'}\n{kind.n_seeds}" if kind.n_seeds else ""
+    return "\n".join(part for part in ("title" if kind.has_title else "", known) if part)
+
+
+def has_kinds(summaries: Mapping[str, Summary]) -> bool:
+    """Whether any playlist has a kind."""
+    return any(sum(one.counts[len(BUCKETS) :]) for one in summaries.values())
+
+
+def _by_group(summaries: Mapping[str, Summary], title: str, axis: str, labels: Mapping[str, str]) -> Figure:
+    """R-precision and NDCG of some groups of playlists, which are named in `labels`; one line per model."""
+    figure, axes = _figure(title, HALF, 6.8, rows=2, sharex=True)
+    found = {model: s.figures() for model, s in summaries.items() if s.n_playlists}
     if not found:
         for ax in axes.flat:
             _nothing(ax, "no models were evaluated")
         return figure
-    counts = np.max([s.counts for s in found.values()], axis=0)
-    shown = np.flatnonzero(counts)
-    shown = np.arange(shown[0], shown[-1] + 1)
+    counts = [max(values.get(f"{group}/n_playlists", 0) for values in found.values()) for group in labels]
+    filled = np.flatnonzero(counts)
+    shown = list(labels)[filled[0] : filled[-1] + 1] if len(filled) else list(labels)
     for ax, (metric, name) in zip(axes.flat, {"r_precision": "R-precision", "ndcg": "NDCG"}.items(), strict=True):
-        for i, (model, one) in enumerate(found.items()):
-            values = one.figures()
-            heights = [values.get(f"{BUCKETS[b].label}/{metric}", np.nan) for b in shown]
+        for i, (model, values) in enumerate(found.items()):
+            heights = [values.get(f"{group}/{metric}", np.nan) for group in shown]
             ax.plot(range(len(shown)), heights, label=model, linewidth=1.8, markersize=6, clip_on=False, **_style(i))
         ax.set_ylim(bottom=0)
         ax.margins(x=0.04)
         _labels(ax, "", f"mean {name}")
-    labels = [f"{bucket_name(BUCKETS[b].low, BUCKETS[b].high)}\n({_short(int(counts[b]))})" for b in shown]
-    axes[1, 0].set_xticks(range(len(shown)), labels)
-    _labels(axes[1, 0], "known tracks of the playlist (number of playlists)", "mean NDCG")
+    sizes = dict(zip(labels, counts, strict=True))
+    axes[1, 0].set_xticks(range(len(shown)), [f"{labels[group]}\n({_short(int(sizes[group]))})" for group in shown])
+    _labels(axes[1, 0], axis, "mean NDCG")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside lower center",

@@ -39,13 +39,13 @@ def split(pids: NDArray[np.int64], track_ids: Ragged, *, seed: int, fraction: fl
     train, test = [Ragged.empty(0, track_ids.values.dtype)], [Ragged.empty(0, track_ids.values.dtype)]
     for start, stop in track_ids.blocks():
         tracks = track_ids.slice(start, stop).distinct()
-        held_out = _held_out(states[start:stop], tracks, n_test(tracks.lengths, fraction))
-        train.append(tracks.where(~held_out))
-        test.append(tracks.where(held_out))
+        chosen = held_out(states[start:stop], tracks, n_test(tracks.lengths, fraction))
+        train.append(tracks.where(~chosen))
+        test.append(tracks.where(chosen))
     return Ragged.concat(train), Ragged.concat(test)
 
 
-def _held_out(states: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
+def held_out(states: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
     """Mask of the `sizes[i]` tracks with the smallest hashes in row i; sizes[i] is 0 or less than the row's length."""
     hashes = hashing.extend(np.repeat(states, tracks.lengths), tracks.values)
     # Pack the row and the upper bits of the hash into one 64-bit key. Sorting the keys keeps each row in its own
@@ -64,8 +64,8 @@ def _held_out(states: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
 
 
 def _held_out_exactly(hashes: NDArray[np.uint64], tracks: Ragged, sizes: I64) -> Mask:
-    """`_held_out` for upper bits that tie at a boundary: compares all bits of the hash, then the track id."""
+    """`held_out` for upper bits that tie at a boundary: compares all bits of the hash, then the track id."""
     order = np.lexsort((tracks.values, hashes, tracks.rows))
-    held_out = np.zeros(len(hashes), dtype=np.bool_)
-    held_out[order] = tracks.positions < np.repeat(sizes, tracks.lengths)
-    return held_out
+    chosen = np.zeros(len(hashes), dtype=np.bool_)
+    chosen[order] = tracks.positions < np.repeat(sizes, tracks.lengths)
+    return chosen

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from encore.arrays.kinds import kind_names
 from encore.arrays.ragged import Ragged
 from encore.config import load_config
 from encore.errors import EnvironmentMissing
 from encore.evaluation.metrics import BUCKETS, NO_HIT, Summary
+from encore.evaluation.rows import summary as rows_summary
 from encore.jobs import report
 from encore.jobs.report import write_page
 from encore.lake.store import Store
@@ -29,12 +31,12 @@ from encore.reports import data, page, plots
 from encore.runtime.context import JobContext
 from encore.runtime.tracking import Tracking
 from encore.spark.session import Session
-from encore.vocabulary import FEATURES
+from encore.vocabulary import FEATURES, KINDS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def metric_rows(n: int, seed: int = 0, n_train: int | None = None) -> pa.Table:
+def metric_rows(n: int, seed: int = 0, n_train: int | None = None, *, kinds: bool = False) -> pa.Table:
     rng = np.random.default_rng(seed)
     known = rng.integers(0, 120, n) if n_train is None else np.full(n, n_train)
     return pa.table(
@@ -47,8 +49,13 @@ def metric_rows(n: int, seed: int = 0, n_train: int | None = None) -> pa.Table:
             "r_precision_artist": rng.random(n),
             "n_train": pa.array(known, pa.int32()),
             "n_recommended": pa.array(rng.integers(0, 3, n), pa.int32()),
+            "kind": kind_names(rng.integers(-1, len(KINDS), n)) if kinds else pa.nulls(n, pa.string()),
         }
     )
+
+
+def summary(rows: pa.Table) -> Summary:
+    return rows_summary(rows, np.zeros(1, np.bool_))
 
 
 def feature_rows(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -270,13 +277,29 @@ def test_coverage_counts_tracks_and_rows() -> None:
 
 def test_the_summary_matches_the_rows() -> None:
     rows = metric_rows(500)
-    found = data.summary(rows).figures()
+    found = summary(rows).figures()
     assert found["n_playlists"] == 500
     assert found["ndcg"] == pytest.approx(np.mean(rows["ndcg"].to_numpy()), abs=1e-11)
     assert found["share_unserved"] == np.mean(rows["n_recommended"].to_numpy() == 0)
     few = rows.filter(pa.array((rows["n_train"].to_numpy() >= 2) & (rows["n_train"].to_numpy() <= 4)))
     assert found["train_002_004/r_precision"] == pytest.approx(np.mean(few["r_precision"].to_numpy()), abs=1e-11)
-    assert data.summary(rows.slice(0, 0)).n_playlists == 0
+    assert summary(rows.slice(0, 0)).n_playlists == 0
+
+
+def test_the_summary_has_means_by_kind() -> None:
+    rows = metric_rows(500, kinds=True)
+    found, without = summary(rows), summary(rows.set_column(8, "kind", pa.nulls(500, pa.string())))
+    kinds = np.array(rows["kind"].to_pylist(), dtype=object)
+    for kind in KINDS:
+        own = kinds == kind.name
+        assert found.figures()[f"kind_{kind.name}/n_playlists"] == own.sum() > 0
+        mean = np.mean(rows["ndcg"].to_numpy()[own])
+        assert found.figures()[f"kind_{kind.name}/ndcg"] == pytest.approx(mean, abs=1e-11)
+        assert f"kind_{kind.name}/ndcg" not in without.figures()
+    # the means over all playlists and by number of train tracks are as without kinds
+    assert without.figures().items() <= found.figures().items()
+    half = [summary(rows.slice(start, 250)) for start in (0, 250)]
+    assert half[0].merge(half[1]).figures() == found.figures()
 
 
 def test_quarantine_and_ledger_are_sorted() -> None:
@@ -318,9 +341,9 @@ def test_quarantine_and_ledger_are_sorted() -> None:
 
 def summaries() -> dict[str, Summary]:
     return {
-        "cosine": data.summary(metric_rows(400, 1)),
-        "popularity": data.summary(metric_rows(400, 2)),
-        "nobody": data.summary(metric_rows(0)),
+        "cosine": summary(metric_rows(400, 1)),
+        "popularity": summary(metric_rows(400, 2)),
+        "nobody": summary(metric_rows(0)),
     }
 
 
@@ -339,15 +362,39 @@ def test_precision_by_known_draws_the_means_of_each_bucket() -> None:
         assert np.asarray(ax.lines[1].get_ydata()).tolist() == means
 
 
+def test_precision_by_kind_draws_the_means_of_each_kind() -> None:
+    found = {"cosine": summary(metric_rows(400, 1, kinds=True)), "popularity": summary(metric_rows(400, 2, kinds=True))}
+    assert plots.has_kinds(found)
+    assert not plots.has_kinds(summaries())
+    figure = plots.precision_by_kind(found)
+    check_png(figure)
+    for ax, metric in zip(figure.axes, ("r_precision", "ndcg"), strict=True):
+        means = [found["cosine"].figures()[f"kind_{kind.name}/{metric}"] for kind in KINDS]
+        assert np.asarray(ax.lines[0].get_ydata()).tolist() == means
+    ticks = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert [tick.rpartition("\n")[0].replace("\n", " ") for tick in ticks] == [
+        "title",
+        "title first 1",
+        "title first 5",
+        "first 5",
+        "title first 10",
+        "first 10",
+        "title first 25",
+        "title random 25",
+        "title first 100",
+        "title random 100",
+    ]
+
+
 def test_buckets_without_playlists_at_the_ends_are_not_drawn() -> None:
-    figure = plots.precision_by_known({"one": data.summary(metric_rows(20, n_train=7))})
+    figure = plots.precision_by_known({"one": summary(metric_rows(20, n_train=7))})
     check_png(figure)
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["5–9\n(20)"]
 
 
 def test_clicks_distribution_is_cumulative() -> None:
     rows = metric_rows(4).set_column(4, "clicks", pa.array([0, 2, 2, NO_HIT], pa.int32()))
-    figure = plots.clicks_distribution({"cosine": data.summary(rows)})
+    figure = plots.clicks_distribution({"cosine": summary(rows)})
     check_png(figure)
     assert np.asarray(figure.axes[0].lines[0].get_ydata())[:4].tolist() == [0.25, 0.25, 0.75, 0.75]
     assert "cosine (no hit: 25.0 %)" in texts(figure)
@@ -521,6 +568,7 @@ def test_the_page_escapes_all_text() -> None:
 
 def test_the_page_shows_models_and_marks_the_best() -> None:
     made = content(full=True)
+    assert page.kind_rows(made) == []
     rows = dict(page.model_rows(made))
     assert list(rows) == ["cosine", "popularity", "nobody"]
     for at, (name, _, kind, sign) in enumerate(page.COLUMNS):
@@ -534,6 +582,24 @@ def test_the_page_shows_models_and_marks_the_best() -> None:
             assert not any(cells[at].best for cells in rows.values())
     assert rows["cosine"][-1].text == "12.5 %"
     assert rows["popularity"][-1].text == "–"
+
+
+def test_the_kinds_table_has_a_row_for_each_kind_and_model() -> None:
+    found = {name: summary(metric_rows(400, seed, kinds=True)) for name, seed in (("cosine", 1), ("popularity", 2))}
+    made = replace(content(full=True), summaries=found)
+    made = replace(made, figures={**made.figures, "precision_by_kind": plots.precision_by_kind(found)})
+    rows = page.kind_rows(made)
+    assert [(kind, model) for kind, model, _ in rows[:3]] == [
+        ("title", "cosine"),
+        ("title", "popularity"),
+        ("title first 1", "cosine"),
+    ]
+    assert len(rows) == 2 * len(KINDS)
+    assert rows[0][2][1].text == page.form(found["cosine"].figures()["kind_title/r_precision"], "metric")
+    text = page.render(made)
+    assert "By kind of playlist" in text
+    assert "title random 100" in text
+    assert "By kind of playlist" not in page.render(content(full=True))
 
 
 def test_figures_are_formatted_for_display() -> None:
