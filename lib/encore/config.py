@@ -161,6 +161,9 @@ class RecommendConfig(Section):
     models: tuple[str, ...] = Field(min_length=1, strict=False, description="Models to run, by name.")
     k: int = Field(ge=1, description="Recommended tracks per playlist; the challenge evaluates 500.")
     seed: int = Field(ge=0, description="Seed of models that use random numbers.")
+    train_on_challenge: bool = Field(
+        description="Train models also on the tracks that challenge sets give (challenge_playlists)."
+    )
     query_block: int = Field(ge=1, description="Playlists that a kernel processes at a time; bounds its memory.")
     item_block: int = Field(ge=1, description="Tracks that a kernel processes at a time; bounds its memory.")
     index_items: int = Field(

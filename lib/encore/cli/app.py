@@ -203,6 +203,32 @@ def _result_line(result: Any) -> str:
 
 
 @app.command()
+def challenge(
+    model: Annotated[str, typer.Option("--model", "-m", help="Model whose recommendations are submitted.")] = "cosine",
+    out_file: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("submission.csv.gz"),
+    team: Annotated[str, typer.Option(help="Name of the team.")] = "",
+    email: Annotated[str, typer.Option(help="Email address of the team.")] = "",
+    verify: Annotated[Path | None, typer.Option("--verify", help="Only verify this submission; write nothing.")] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Write a submission to the RecSys Challenge 2018 for the challenge set in the lake, or verify one."""
+
+    def work() -> None:
+        from encore.cli.challenge import check_submission, make_submission
+        from encore.cli.console import out
+
+        config = settings(env, overrides, debug)
+        if verify is not None:
+            check_submission(config, verify, out)
+        else:
+            make_submission(config, model, out_file, team, email, out)
+
+    _exit(guarded(work))
+
+
+@app.command()
 def sql(
     query: Annotated[str | None, typer.Argument(help="A query; without one, a shell.")] = None,
     env: Env = "local",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,15 @@ from encore.arrays.ragged import Ragged
 from encore.config import Config
 from encore.lake.delta import changes
 from encore.lake.scan import KeyRange
-from encore.lake.tables import HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
-from encore.lake.track_arrays import count_tracks, listed_tracks, vector_matrix
+from encore.lake.tables import CHALLENGE_PLAYLISTS, HOLDOUT, RECOMMENDATIONS, TRACK_VECTORS, TRACKS
 from encore.recommenders.base import Model, TrainingData, recommend
 from encore.recommenders.registry import model
+from encore.recommenders.training import training_data
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, fingerprint
 from encore.spark.row_map import Kernel, RowMap
 
-READS = (TRACKS, HOLDOUT, TRACK_VECTORS)
+READS = (TRACKS, HOLDOUT, CHALLENGE_PLAYLISTS, TRACK_VECTORS)
 WRITES = (RECOMMENDATIONS,)
 DERIVED = WRITES
 SETTINGS = ("recommend",)
@@ -28,7 +27,7 @@ SETTINGS = ("recommend",)
 ROWS_A_BLOCK = 16_384
 """Number of playlists passed to a model at a time: with 500 ids and scores each, 65 MB of results."""
 
-COMMON_SETTINGS = ("k",)
+COMMON_SETTINGS = ("k", "train_on_challenge")
 """Settings on which the rows of every model depend; settings that only limit memory change no rows."""
 
 
@@ -46,7 +45,9 @@ def model_fingerprints(ctx: JobContext) -> dict[str, str]:
 def _fingerprint(ctx: JobContext, entry: Model) -> str:
     own = entry.fit.__module__
     settings = ctx.config.recommend.model_dump(mode="json")
-    tables = (TRACKS, HOLDOUT, *((TRACK_VECTORS,) if "vectors" in entry.needs else ()))
+    tables = [TRACKS, HOLDOUT]
+    tables += [TRACK_VECTORS] if "vectors" in entry.needs else []
+    tables += [CHALLENGE_PLAYLISTS] if settings["train_on_challenge"] else []
     return fingerprint(
         f"{ctx.name} {entry.name}",
         code=code_digest(__name__, left_out={"encore.recommenders.registry"}) + code_digest(own),
@@ -61,31 +62,12 @@ def run(ctx: JobContext) -> None:
     models = [model(name) for name in ctx.config.recommend.models]
     log = list(changes(ctx.store.there(RECOMMENDATIONS)))
     stale = [entry for entry in models if ctx.remaining(log, entry.name)]
-    train = _train(ctx, {field for entry in stale for field in entry.needs})
+    needs = {field for entry in stale for field in entry.needs}
+    train = training_data(ctx.stream, ctx.n_rows(TRACKS), needs, with_challenge=ctx.config.recommend.train_on_challenge)
     for entry in stale:
         _recommend(ctx, entry, train)
     for name in sorted(ctx.store.partitions(RECOMMENDATIONS, "model") - set(ctx.models)):
         ctx.write(RECOMMENDATIONS, [], KeyRange((("model", name),)), part=f"{name}: dropped")
-
-
-def _train(ctx: JobContext, needs: set[str]) -> TrainingData:
-    n = ctx.n_rows(TRACKS)
-    counts = np.empty(0, np.int64)
-    if "counts" in needs:
-        counts = count_tracks(_trained(ctx), HOLDOUT, "train", n)
-    if "vectors" in needs:
-        ids, vectors = vector_matrix(ctx.stream(TRACK_VECTORS, ("track_id", "vector")), n)
-    else:
-        ids, vectors = np.empty(0, np.int32), np.empty((0, 0), np.float32)
-    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n)
-    orphaned = np.flatnonzero(~listed).astype(np.int32)
-    return TrainingData(n_tracks=n, counts=counts, vector_ids=ids, vectors=vectors, orphaned=orphaned)
-
-
-def _trained(ctx: JobContext) -> Iterator[pa.Table]:
-    """The train tracks of the playlists that models are trained on."""
-    for part in ctx.stream(HOLDOUT, ("train", "kind")):
-        yield part.filter(part["kind"].is_null())
 
 
 def _recommend(ctx: JobContext, entry: Model, train: TrainingData) -> None:

@@ -21,7 +21,9 @@ from encore.recommenders.registry import MODELS, model
 from encore.recommenders.uniform import smallest_prime
 from tests.reference import centroid_slow, mix_slow, top_k_slow
 
-CONFIG = RecommendConfig(models=tuple(MODELS), k=5, seed=42, query_block=3, item_block=8, index_items=1000)
+CONFIG = RecommendConfig(
+    models=tuple(MODELS), k=5, seed=42, train_on_challenge=False, query_block=3, item_block=8, index_items=1000
+)
 N_TRACKS = 60
 RNG = np.random.default_rng(0)
 VECTOR_IDS = np.flatnonzero(np.arange(N_TRACKS) % 5 != 0).astype(np.int32)
