@@ -100,6 +100,9 @@ def generate(
     playlists: Annotated[int, typer.Option(min=1, help="How many playlists; 1,000,000 are 33 GB.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other playlists.")] = 42,
     coverage: Annotated[float, typer.Option(min=0, max=1, help="Share of the tracks that have audio features.")] = 0.9,
+    challenge: Annotated[
+        int, typer.Option(min=0, help="Playlists of a challenge set, challenge_set.json, beside the slices.")
+    ] = 0,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where the folder is complete.")] = False,
     debug: Debug = False,
@@ -115,7 +118,7 @@ def generate(
 
         configure_logging(load_config().log)
         done = out_dir / ".complete"
-        asked = f"{__version__} {playlists} {seed} {coverage}\n"
+        asked = f"{__version__} {playlists} {seed} {coverage}{f' {challenge}' if challenge else ''}\n"
         if if_missing and done.is_file() and done.read_text() == asked:
             err.print(f"{out_dir} is there already: {playlists:,} playlists", highlight=False)
             return
@@ -128,6 +131,10 @@ def generate(
                 processes=processes,
                 on_progress=lambda count, _: shown.update(count),
             )
+        if challenge:
+            from encore.synthetic.challenge import write_challenge
+
+            write_challenge(out_dir, challenge, seed=seed, tracks=made.tracks)
         done.write_text(asked)
         out.print(
             f"{made.playlists:,} playlists, {made.rows:,} rows, {made.feature_rows:,} tracks with features, "

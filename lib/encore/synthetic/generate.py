@@ -64,6 +64,8 @@ class GenerateSummary:
     files: int
     feature_rows: int
     seconds: float
+    tracks: U64
+    """The tracks that occur, ascending."""
 
 
 class SliceDraw(NamedTuple):
@@ -307,7 +309,7 @@ def slice_name(index: int, playlists: int) -> str:
     return f"mpd.slice.{first}-{min(first + SLICE_PLAYLISTS, playlists) - 1}.json"
 
 
-def _track_texts(seed: int, tracks: U64) -> tuple[list[str], I64]:
+def track_texts(seed: int, tracks: U64) -> tuple[list[str], I64]:
     """Return the JSON text that follows ``"pos"`` for each of some distinct tracks, and their durations (ms)."""
     artist_ids, artist_at = np.unique(catalogue.artist_of(tracks), return_inverse=True)
     album_ids, album_at = np.unique(catalogue.album_of(seed, tracks), return_inverse=True)
@@ -353,7 +355,7 @@ def render_slice(seed: int, index: int, playlists: int, draw: SliceDraw) -> byte
     rows = draw.tracks[: offsets[-1]]
     playlist = np.repeat(np.arange(n), np.diff(offsets))
     distinct, at = np.unique(rows, return_inverse=True)
-    texts, durations = _track_texts(seed, distinct)
+    texts, durations = track_texts(seed, distinct)
     total_ms = np.add.reduceat(durations[at], offsets[:-1]).tolist()
     albums = distinct_per_playlist(playlist, catalogue.album_of(seed, distinct)[at], n)
     artists = distinct_per_playlist(playlist, catalogue.artist_of(rows), n)
@@ -570,5 +572,6 @@ def generate(
         bytes=size,
         files=slices + 1,
         feature_rows=feature_rows,
+        tracks=distinct.values(),
         seconds=time.perf_counter() - started,
     )
