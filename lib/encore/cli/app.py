@@ -209,6 +209,31 @@ def _result_line(result: Any) -> str:
     return f"[bold]{result.name:20}[/] {status:>10}  {rows}{notes}"
 
 
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A file, a folder or a ZIP archive of playlists.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the slices.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--as", help="Name of the source, on which pids and file names depend; default: that of SOURCE."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Convert playlists from a Spotify account export, Exportify, M3U, CSV or Parquet to slices."""
+
+    def work() -> None:
+        from encore.cli.console import err, out
+        from encore.cli.imported import print_imported
+        from encore.importing.importer import import_playlists
+        from encore.progress import meter
+
+        with meter("import", "items") as shown:
+            imported = import_playlists(source, out_dir, name, on_progress=shown.update)
+        print_imported(imported, out_dir, out, err)
+
+    _exit(guarded(work))
+
+
 @app.command()
 def challenge(
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose recommendations are submitted.")] = "cosine",

@@ -34,7 +34,7 @@ def shape_of(content: object) -> Shape | None:
     if isinstance(playlists, list):
         if _has(playlists, {"pid", "tracks"}):
             return Shape.SLICE
-        return Shape.ACCOUNT_PLAYLISTS if _has(playlists, {"items"}) else None
+        return Shape.ACCOUNT_PLAYLISTS if _has(playlists, {"items"}, {"lastModifiedDate", "tracks"}) else None
     if not isinstance(tracks, list):
         return None
     if "date_first_scraped" in content or _has(tracks, {"date_added", "date_removed", "url"}):

@@ -16,6 +16,7 @@ ARCHIVED = {"album": {"name": "First"}, "artists": [{"name": "Some"}], "duration
     ("content", "shape"),
     [
         ({"playlists": [{"name": "A", "items": [ITEM]}]}, Shape.ACCOUNT_PLAYLISTS),
+        ({"playlists": [{"name": "A", "lastModifiedDate": "2019-01-01", "tracks": []}]}, Shape.ACCOUNT_PLAYLISTS),
         ({"tracks": [{"artist": "a", "album": "b", "track": "c", "uri": "d"}], "albums": []}, Shape.ACCOUNT_LIBRARY),
         ({"tracks": [], "albums": [], "bannedTracks": []}, Shape.ACCOUNT_LIBRARY),
         ({"original_name": "A", "unique_name": "A (2)", "tracks": []}, Shape.ARCHIVE_PLAYLIST),
