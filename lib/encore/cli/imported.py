@@ -29,9 +29,10 @@ def print_imported(imported: Imported, folder: Path, out: Console, err: Console)
         for loss, count in imported.losses.items():
             grid.add_row(loss, f"{count:,}")
         out.print(grid)
+    counts = ((imported.n_playlists, "playlist"), (imported.n_tracks, "track"), (len(imported.slices), "slice"))
+    playlists, tracks, slices = (f"{count:,} {unit}{'' if count == 1 else 's'}" for count, unit in counts)
     out.print(
-        f"{imported.n_playlists:,} playlists with {imported.n_tracks:,} tracks in {len(imported.slices):,} slices: "
-        f"{folder}/{imported.name}.slice.*.json",
+        f"{playlists} with {tracks} in {slices}: {folder}/{imported.name}.slice.*.json",
         highlight=False,
         markup=False,
     )

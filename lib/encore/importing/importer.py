@@ -180,7 +180,7 @@ def _broken_off(path: str, error: Exception) -> InputError:
 
 
 def _nothing(source: Path, losses: dict[str, int], refused: list[Refusal]) -> InputError:
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in losses.items())
+    lost = ", ".join(f"{reason}: {count:,}" for reason, count in losses.items())
     first = f"; {refused[0].path}: {refused[0].reason}" if refused else ""
     return InputError(
         f"{source}: no playlist with a usable track found ({lost or 'no files'}){first}",
