@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from encore.errors import InputError
-from encore.importing import importer, m3u, slices, tables
+from encore.importing import importer, json_files, m3u, slices, tables
 from encore.importing.files import entries
 from encore.importing.importer import import_playlists, source_name
 from encore.importing.json_files import read_json
@@ -272,6 +272,19 @@ def test_an_account_export_is_read_one_playlist_at_a_time(tmp_path: Path) -> Non
     tracemalloc.stop()
     assert n == 60 * 200
     assert peak < size / 3
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_the_size_of_the_blocks_does_not_change_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    content = {"version": 123456, "note": 'é\\u00e9 "', **account(("One", [item(1)]), ("Two ☕", [item(2), None]))}
+    source = write_json(tmp_path / "Playlist1.json", content)
+    (expected,) = import_playlists(source, tmp_path / "out").slices
+    before = expected.read_bytes()
+    monkeypatch.setattr(json_files, "_BLOCK", block)
+    (path,) = import_playlists(source, tmp_path / "out").slices
+    assert path.read_bytes() == before
 
 
 def test_a_table_is_sorted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

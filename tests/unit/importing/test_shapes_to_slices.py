@@ -260,10 +260,15 @@ def test_a_flat_table_by_title_and_one_by_user_and_title(tmp_path: Path) -> None
     assert import_playlists(tmp_path / "b.csv", tmp_path / "other").n_playlists == 2
 
 
+def test_without_positions_the_tracks_are_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    run(write(tmp_path / "t.csv", "playlist,track_id", *(f"{'AB'[n % 2]},{number(n)}" for n in range(400))), tmp_path)
+    assert uris(playlists(tmp_path / "out")["B"]) == [uri(n) for n in range(1, 400, 2)]
+
+
 def test_the_spellings_of_a_public_table(tmp_path: Path) -> None:
     """Among several columns of ids the one whose values are Spotify's is taken."""
-    header = "id,song_id,track_name,track_artist,track_album_id,track_album_name,playlist_name,playlist_id,danceability"
-    run(write(tmp_path / "songs.csv", header, f"1,{number(4)},T,Ada,{number(9)},First,Pop,p1,0.5"), tmp_path)
+    header = "track_id,song_id,track_name,track_artist,track_album_id,track_album_name,playlist_name,playlist_id,energy"
+    run(write(tmp_path / "songs.csv", header, f"17,{number(4)},T,Ada,{number(9)},First,Pop,p1,0.5"), tmp_path)
     playlist = playlists(tmp_path / "out")["Pop"]
     assert playlist["source_id"] == "p1"
     assert playlist["tracks"][0]["album_uri"] == uri(9, "album")
