@@ -315,15 +315,16 @@ def part_name(low: int | None, high: int | None) -> str:
 
 
 def chunks_of(interval: Interval, pids: np.ndarray, step: int) -> list[tuple[Interval, np.ndarray]]:
-    """Cut an interval of pids at multiples of `step`, with the pids in each part; no part but the only one is empty.
+    """Cut an interval of pids after every `step` pids, with the pids in each part; no part but the only one is empty.
 
-    The parts cover the whole interval without gaps. An interval without pids is one part: its rows are removed.
+    Pids may be sparse, such as those of imported playlists. The parts cover the whole interval without gaps. An
+    interval without pids is one part: its rows are removed.
     """
     low, high = interval
     first = 0 if low is None else int(np.searchsorted(pids, low))
     last = len(pids) if high is None else int(np.searchsorted(pids, high))
     inside = pids[first:last]
-    starts = (np.unique(inside // step) * step)[1:].tolist()
+    starts = inside[step::step].tolist()
     ends = [low, *starts, high]
     cuts = np.searchsorted(inside, starts)
     return list(zip(pairwise(ends), np.split(inside, cuts), strict=True))
