@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def test_chunks_cover_the_interval_once(given: set[int], low: int | None, high: 
     found = chunks_of((low, high), np.array(sorted(given), np.int64), step)
     ends = [interval for interval, _ in found]
     assert (ends[0][0], ends[-1][1]) == (low, high)
-    assert all(one[1] == other[0] for one, other in zip(ends, ends[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in pairwise(ends))
     wanted = [pid for pid in sorted(given) if (low is None or pid >= low) and (high is None or pid < high)]
     assert [pid for _, inside in found for pid in inside.tolist()] == wanted
     for (start, stop), inside in found:
