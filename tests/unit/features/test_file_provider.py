@@ -330,7 +330,7 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     ),
     "two ids": (
         lambda good, bad: write(bad.with_suffix(".csv"), [{**row(1), "Track-ID": track(2)}]),
-        "expected one column for track_uri, found 2: track_id, Track-ID; name one of them in features.columns.track_uri",
+        "expected one column for track_uri, found 2: track_id, Track-ID; name one of them",
     ),
     "an array": (
         lambda good, bad: bad.with_suffix(".json").write_text("[\n{}]"),

@@ -201,15 +201,20 @@ class FileProvider:
             reader = csv.reader(lines, delimiter=delimiter)
             header = next(reader, [])
             first_rows: list[list[str]] = []
+            is_empty = False
             # A broken row costs only itself, later on; the rows before it are enough of a sample.
             with suppress(csv.Error):
                 first_rows.extend(islice(reader, SAMPLE_ROWS))
+                is_empty = not first_rows
         whole = [row for row in first_rows if len(row) == len(header)]
 
         def sample(names: Sequence[str]) -> dict[str, pa.Array]:
             return {name: pa.array([row[header.index(name)] for row in whole], pa.string()) for name in names}
 
         columns = self._choose(source, header, sample).names
+        if is_empty:
+            # Arrow takes a header that no line end follows for an empty file.
+            return iter(())
         wrong: list[tuple[int, int, int, str]] = []
 
         def keep(row: Any) -> str:
