@@ -48,7 +48,7 @@ _OTHER_FORMATS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (
         (".feather", ".arrow", ".ipc", ".orc", ".avro"),
-        "a columnar file other than Parquet",
+        "Feather, Arrow, ORC or Avro",
         'convert it to Parquet, for example pyarrow.parquet.write_table(pyarrow.feather.read_table("x.feather"), '
         '"features.parquet")',
     ),
