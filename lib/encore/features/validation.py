@@ -39,13 +39,25 @@ WHOLE_FILE = "file"
 URI_PREFIX = "spotify:track:"
 
 TRACK_ID = (
-    r"^\s*(?:spotify:track:|(?:https?://)?open\.spotify\.com/(?:intl-[A-Za-z]+/)?track/)?"
+    r"^\s*(?:spotify:track:|(?:https?://)?(?:open\.spotify\.com/(?:intl-[A-Za-z]+/)?track"
+    r"|api\.spotify\.com/v1/(?:tracks|audio-features))/)?"
     r"(?P<id>[0-9A-Za-z]{22})(?:[?#].*)?\s*$"
 )
-"""RE2 pattern of a track id, bare, in a URI or in a link: 22 base-62 digits."""
+"""RE2 pattern of a track id, bare, in a URI or in a link to Spotify's page or API: 22 base-62 digits."""
 
 MISSING = ("", "null", "none", "na", "n/a", "#n/a", "\\n", "-")
 """Strings, in lower case, that stand for a missing value."""
+
+_PITCHES = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
+_SHARPS = {note + sign: (pitch + 1) % 12 for note, pitch in _PITCHES.items() for sign in "#♯"}
+_FLATS = {note + sign: (pitch - 1) % 12 for note, pitch in _PITCHES.items() for sign in "b♭"}
+_PAIRS = {f"{one}/{other}": p for one, p in _SHARPS.items() for other, q in _FLATS.items() if p == q}
+
+WORDS: dict[str, dict[str, int]] = {
+    "key": {**_PITCHES, **_SHARPS, **_FLATS, **_PAIRS, **{"/".join(k.split("/")[::-1]): p for k, p in _PAIRS.items()}},
+    "mode": {"major": 1, "minor": 0, "true": 1, "false": 0},
+}
+"""Texts, in lower case, that are numbers of a feature: notes (C, C#, Db, C♯/D♭), and the names of the modes."""
 
 _NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 
@@ -149,11 +161,11 @@ class Validator:
         feature_id_malformed, feature_missing (null, or a string in MISSING), feature_not_a_number (including NaN),
         feature_out_of_range (vocabulary.RANGES; including infinity), feature_duplicate (the first valid row of a track
         is kept). `records`: strings, unique within `source`; `ids`: strings as for normalise_ids; `values`: the eleven
-        features as numbers or strings; all of the same length.
+        features as numbers or strings, such as in WORDS, `mode` also as booleans; all of the same length.
         """
         n = len(records)
         track_ids = normalise_ids(ids)
-        numbers = {name: to_numbers(values[name]) for name in FEATURES}
+        numbers = {name: to_numbers(values[name], name) for name in FEATURES}
         reason = np.full(n, "", dtype=object)
         column = np.full(n, -1, dtype=np.int8)
 
@@ -212,16 +224,20 @@ class Validator:
         return rejections(table, self._payload_bytes)
 
 
+_OR_WORDS = {"key": " or a note such as C#", "mode": ", major or minor"}
+
+
 def _detail(reason: str, name: str, found: str | None) -> str:
     shown = "nothing" if found is None else repr(found if len(found) <= 80 else found[:80] + "...")
     if reason == "feature_id_malformed":
-        return f"track_uri: a Spotify track id of 22 letters and digits expected, {shown} found"
+        return f"track_uri: expected a Spotify track id of 22 letters and digits, found {shown}"
     if reason == "feature_duplicate":
-        return f"track_uri: one row a track expected, {shown} found again; the first one stays"
+        return f"track_uri: expected one row per track, found {shown} again; the first row is kept"
     low, high = RANGES[name]
     if reason == "feature_out_of_range":
-        return f"{name}: {low:g} to {high:g} expected, {found} found"
-    return f"{name}: a number from {low:g} to {high:g} expected, {shown} found"
+        return f"{name}: expected {low:g} to {high:g}, found {found}"
+    expected = f"a number from {low:g} to {high:g}{_OR_WORDS.get(name, '')}"
+    return f"{name}: expected {expected}, found {shown}"
 
 
 @dataclass(frozen=True)
@@ -233,10 +249,15 @@ class Numbers:
     not_a_number: NDArray[np.bool_]
 
 
-def to_numbers(column: pa.Array) -> Numbers:
-    """Convert an Arrow column of numbers or strings; values of any other type, even booleans, are not numbers."""
+def to_numbers(column: pa.Array, name: str = "") -> Numbers:
+    """Convert an Arrow column of numbers or strings; values of any other type are not numbers.
+
+    `name`: the feature, of which WORDS are numbers too; of `mode`, booleans are.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if name == "mode" and pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
     if _is_number(column.type):
         cast = column.cast(pa.float64(), safe=False)
         missing = _flags(pc.is_null(cast))
@@ -245,7 +266,7 @@ def to_numbers(column: pa.Array) -> Numbers:
             cast = column.cast(pa.float64())
             missing = _flags(pc.is_null(cast))
         except pa.ArrowInvalid:
-            trimmed = pc.utf8_trim_whitespace(column)
+            trimmed = _without_words(pc.utf8_trim_whitespace(column), WORDS.get(name, {}))
             absent = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(MISSING, column.type))
             missing = _flags(pc.or_(pc.is_null(column), absent))
             number = pc.match_substring_regex(trimmed, _NUMBER)
@@ -257,6 +278,14 @@ def to_numbers(column: pa.Array) -> Numbers:
         missing = _flags(pc.is_null(column))
     values = np.asarray(cast.to_numpy(zero_copy_only=False), dtype=np.float64)
     return Numbers(values, missing, np.isnan(values) & ~missing)
+
+
+def _without_words(trimmed: pa.Array, words: Mapping[str, int]) -> pa.Array:
+    """Strings with each one that is one of the words, in any case, replaced by its number."""
+    if not words:
+        return trimmed
+    place = pc.index_in(pc.utf8_lower(trimmed), value_set=pa.array(list(words), trimmed.type))
+    return pc.coalesce(pa.array([str(number) for number in words.values()], trimmed.type).take(place), trimmed)
 
 
 def _is_number(kind: pa.DataType) -> bool:

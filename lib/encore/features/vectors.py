@@ -102,7 +102,10 @@ def fit(features: Matrix, transform: str, weights: Mapping[str, float]) -> Vecto
     factors = _factors(weights)
     n_tracks = len(features)
     if n_tracks == 0:
-        raise InputError("no track has features: there is nothing to fit vectors on")
+        raise InputError(
+            "no track has features, so there is nothing to fit vectors on",
+            remedy="run ingest_features with a table or a service that has features of the tracks in the playlists",
+        )
     infinite = [name for name, column in zip(FEATURES, features.T, strict=True) if not np.isfinite(column).all()]
     if infinite:
         raise InputError(f"expected finite numbers, found others in the tracks' {', '.join(infinite)}")

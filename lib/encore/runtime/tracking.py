@@ -59,6 +59,9 @@ OWNER, LAKE = "encore.owner", "encore.lake"
 KILLED_SECONDS = 2.0
 """How long an interrupted run waits for its parent run to be created, in order to mark it as killed."""
 
+PARAM_LENGTH = 6000
+"""Characters of a parameter that MLflow accepts; a longer one would be an error, or cut without a word."""
+
 FAILED = "encore.failed."
 """Prefix of the tags of a parent run that name its failed jobs: `true` until a later attempt of the job succeeds."""
 
@@ -82,6 +85,14 @@ class InputTable:
     id: str
     version: int
     rows: int
+
+
+def shortened(text: str, length: int = PARAM_LENGTH) -> str:
+    """A text of at most `length` characters; one that is cut says so and how long it was. config.yaml has all of it."""
+    if len(text) <= length:
+        return text
+    mark = f"\N{HORIZONTAL ELLIPSIS} (cut: {len(text):,} characters in all)"
+    return text[: length - len(mark)] + mark
 
 
 def folder_of(name: str) -> str | None:
@@ -331,7 +342,7 @@ class Tracking:
         from mlflow.entities import Param
 
         shown = redact({name: "null" if value is None else value for name, value in params.items()})
-        items = [Param(name, str(value)[:5000]) for name, value in shown.items()]
+        items = [Param(name, shortened(str(value))) for name, value in shown.items()]
         for i in range(0, len(items), 100):
             self._client.log_batch(run, params=items[i : i + 100])
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import encore.features.providers.file as files_module
+import encore.features.providers.sources as sources_module
 from encore.config import S3Config, load_config
 from encore.errors import ConfigError, InputError
 from encore.features.providers.file import FileProvider
@@ -164,7 +165,7 @@ def test_configured_columns_override_guesses(tmp_path: Path, end: str) -> None:
     fetched = fetch(path, {"track_uri": "SongId", "energy": "Schwung"})
     assert fetched.features["track_uri"].to_pylist() == [uri(9)]
     assert fetched.features["energy"].to_pylist() == [0.75]
-    with pytest.raises(InputError, match="Elan are missing"):
+    with pytest.raises(InputError, match="no column for Elan; found: track_id, name"):
         fetch(path, {"energy": "Elan"})
     with pytest.raises(ConfigError, match="pace"):
         file_provider(path, {"pace": "tempo"})
@@ -174,15 +175,15 @@ def test_configured_columns_override_guesses(tmp_path: Path, end: str) -> None:
 def test_each_rule_rejects_its_row_and_no_other(tmp_path: Path, end: str) -> None:
     wrong: list[tuple[dict[str, Any], str, str]] = [
         ({"track_id": "short"}, "feature_id_malformed", "track_uri: "),
-        ({"track_id": None}, "feature_id_malformed", "nothing found"),
+        ({"track_id": None}, "feature_id_malformed", "found nothing"),
         ({"track_id": "spotify:artist:" + track(1)}, "feature_id_malformed", "track_uri: "),
         ({"track_id": track(1)[:-1] + "é"}, "feature_id_malformed", "track_uri: "),
-        ({"energy": None}, "feature_missing", "energy: a number from 0 to 1 expected, "),
-        ({"tempo": float("nan")}, "feature_not_a_number", "tempo: a number from 0 to 400 expected, "),
-        ({"energy": 1.25}, "feature_out_of_range", "energy: 0 to 1 expected, 1.25 found"),
-        ({"loudness": 30.0}, "feature_out_of_range", "loudness: -100 to 20 expected, 30"),
-        ({"key": -2}, "feature_out_of_range", "key: -1 to 11 expected, -2"),
-        ({"tempo": float("inf")}, "feature_out_of_range", "tempo: 0 to 400 expected, "),
+        ({"energy": None}, "feature_missing", "energy: expected a number from 0 to 1, found "),
+        ({"tempo": float("nan")}, "feature_not_a_number", "tempo: expected a number from 0 to 400, found "),
+        ({"energy": 1.25}, "feature_out_of_range", "energy: expected 0 to 1, found 1.25"),
+        ({"loudness": 30.0}, "feature_out_of_range", "loudness: expected -100 to 20, found 30"),
+        ({"key": -2}, "feature_out_of_range", "key: expected -1 to 11, found -2"),
+        ({"tempo": float("inf")}, "feature_out_of_range", "tempo: expected 0 to 400, found "),
         ({"tempo": -0.5, "energy": None}, "feature_missing", "energy: "),
         ({"tempo": 500.0, "energy": -1.0}, "feature_out_of_range", "energy: "),
         ({"tempo": None, "energy": float("nan")}, "feature_missing", "tempo: "),
@@ -198,7 +199,7 @@ def test_each_rule_rejects_its_row_and_no_other(tmp_path: Path, end: str) -> Non
     for one, (_, reason, detail) in zip(found.values(), wrong, strict=True):
         assert one["reason"] == reason
         # An empty CSV field is an empty string, not a null.
-        assert detail in one["detail"] or (detail == "nothing found" and "'' found" in one["detail"])
+        assert detail in one["detail"] or (detail == "found nothing" and "found ''" in one["detail"])
 
 
 @pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
@@ -227,11 +228,11 @@ def test_strings_that_look_like_numbers_are_numbers(tmp_path: Path, end: str) ->
     assert [one["reason"] for one in fetched.rejected.to_pylist()] == (
         ["feature_missing"] * 3 + ["feature_not_a_number"] * 5 + ["feature_out_of_range"]
     )
-    assert details(fetched)["row 9"] == "valence: a number from 0 to 1 expected, 'half' found"
+    assert details(fetched)["row 9"] == "valence: expected a number from 0 to 1, found 'half'"
 
 
 def test_other_json_types_are_not_numbers(tmp_path: Path) -> None:
-    rows = [row(1, mode=True), row(2, mode=[1]), row(3, mode={"a": 1}), row(4), row(5, key=10**30)]
+    rows = [row(1, energy=True), row(2, mode=[1]), row(3, mode={"a": 1}), row(4), row(5, key=10**30)]
     fetched = fetch(write(tmp_path / "f.jsonl", rows))
     assert fetched.features["track_uri"].to_pylist() == [uri(4)]
     assert list(reasons(fetched).values()) == ["feature_not_a_number"] * 3 + ["feature_out_of_range"]
@@ -275,7 +276,7 @@ def test_csv_rows_of_another_length_are_rejected_by_number(tmp_path: Path, monke
     assert fetched.features.num_rows == 60 - len(wrong) - 1
     assert {r for r, why in reasons(fetched).items() if why == "features_unreadable"} == {f"row {n + 1}" for n in wrong}
     assert reasons(fetched)["row 10"] == "feature_not_a_number"
-    assert details(fetched)["row 60"] == "a row of 12 columns expected, 13 found"
+    assert details(fetched)["row 60"] == "expected a row of 12 columns, found 13"
 
 
 def test_json_lines_that_are_not_objects_are_rejected_by_line(tmp_path: Path) -> None:
@@ -312,28 +313,32 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "blank": (lambda good, bad: bad.with_suffix(".jsonl").write_bytes(b" \n\n"), "empty"),
     "latin-1": (
         lambda good, bad: bad.with_suffix(".csv").write_bytes(good.read_bytes() + "é\n".encode("latin-1")),
-        "UTF-8 expected",
+        "expected UTF-8, found the byte 0xE9 at position 322 (line 6); if it is from Windows: "
+        "iconv -f WINDOWS-1252 -t UTF-8 broken.csv > utf8-broken.csv",
     ),
     "utf-16": (
         lambda good, bad: bad.with_suffix(".tsv").write_text(good.read_text(), "utf-16"),
-        "UTF-8 expected",
+        "expected UTF-8, found UTF-16 (byte order mark); iconv -f UTF-16 -t UTF-8 broken.tsv > utf8-broken.tsv",
     ),
     "no tempo": (
         lambda good, bad: write(bad.with_suffix(".csv"), [{k: v for k, v in row(1).items() if k != "tempo"}]),
-        "columns tempo are missing; found: track_id, name, danceability",
+        "no column for tempo; found: track_id, name, danceability",
     ),
     "no id": (
         lambda good, bad: write(bad.with_suffix(".parquet"), [VALUES]),
-        "columns track_uri are missing; found: danceability",
+        "no column for track ids; found: danceability",
     ),
     "two ids": (
-        lambda good, bad: write(bad.with_suffix(".csv"), [{**row(1), "Track-ID": "x"}]),
-        "one column for track_uri expected, 2 found: track_id, Track-ID",
+        lambda good, bad: write(bad.with_suffix(".csv"), [{**row(1), "Track-ID": track(2)}]),
+        "expected one column for track_uri, found 2: track_id, Track-ID; name one of them",
     ),
-    "an array": (lambda good, bad: bad.with_suffix(".json").write_text("[\n{}]"), "an array found"),
+    "an array": (
+        lambda good, bad: bad.with_suffix(".json").write_text("[\n{}]"),
+        "found an array; convert it: jq -c '.[]' broken.json > features.jsonl",
+    ),
     "lists": (
         lambda good, bad: write(bad.with_suffix(".parquet"), [row(1, tempo=[1.0])]),
-        "column tempo: numbers expected, list",
+        "column tempo: expected numbers, found lists",
     ),
 }
 
@@ -366,7 +371,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         fetch(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         fetch(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="a name that ends in"):
+    with pytest.raises(InputError, match=r"readme\.txt is not a table by its name"):
         fetch(tmp_path / "readme.txt")
     with pytest.raises(ConfigError, match=r"raw\.features"):
         provider(load_config("local", ["raw.features=null"]))
@@ -391,7 +396,7 @@ def test_an_unclosed_quote_is_reported_with_the_lines_it_swallows(
     fetched = fetch(path)
     assert fetched.features.num_rows == 49
     assert reasons(fetched) == {"row 50": "features_unreadable"}
-    assert "1 found in 51 lines; is there a quote" in details(fetched)["row 50"]
+    assert "found 1 in 51 lines; is there a quote" in details(fetched)["row 50"]
 
 
 def test_rows_before_a_broken_part_are_kept(tmp_path: Path) -> None:
@@ -407,7 +412,7 @@ def test_rows_before_a_broken_part_are_kept(tmp_path: Path) -> None:
     (rejected,) = [one for one in fetched.rejected.to_pylist() if one["record"] == "file"]
     assert rejected["source"] == "g.parquet"
     taken = fetched.features["source"].to_pylist().count("g.parquet")
-    assert f"before that, {taken} tracks were taken" in rejected["detail"]
+    assert f"before that, {taken} tracks were read" in rejected["detail"]
 
 
 def test_a_header_alone_is_a_table_without_rows(tmp_path: Path) -> None:
@@ -469,7 +474,7 @@ def test_globs_and_files_of_the_same_name(tmp_path: Path) -> None:
 def test_objects_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     content = write(tmp_path / f"f.{end}", [row(1), row(2, tempo=-1)]).read_bytes()
     found = SourceFile(f"s3://bucket/f.{end}", f"f.{end}", len(content), 0, "etag")
-    monkeypatch.setattr(files_module, "list_files", lambda url, pattern, s3: [found])
+    monkeypatch.setattr(sources_module, "list_files", lambda url, pattern, s3: [found])
     monkeypatch.setattr(files_module, "read_bytes", lambda url, s3: {found.url: content}[url])
     fetched = fetch("s3://bucket/f")
     assert fetched.features["track_uri"].to_pylist() == [uri(1)]

@@ -146,7 +146,7 @@ def test_unknown_tracks_are_rejected_as_missing(world: World) -> None:
 def test_invalid_values_are_rejected_by_the_same_rules_as_files(world: World) -> None:
     world.server.features[track(1)]["key"] = None
     world.server.features[track(2)]["energy"] = 1.5
-    world.server.features[track(3)]["mode"] = "major"
+    world.server.features[track(3)]["mode"] = "mixolydian"
     del world.server.features[track(4)]["mode"]
     (fetched,) = world.fetch(uris(0, 1, 2, 3, 4))
     assert fetched.features["track_uri"].to_pylist() == uris(0)
@@ -157,7 +157,7 @@ def test_invalid_values_are_rejected_by_the_same_rules_as_files(world: World) ->
         uris(3)[0]: "feature_not_a_number",
         uris(4)[0]: "feature_missing",
     }
-    assert found[uris(2)[0]][1] == "energy: 0 to 1 expected, 1.5 found"
+    assert found[uris(2)[0]][1] == "energy: expected 0 to 1, found 1.5"
 
 
 def test_a_malformed_uri_is_rejected_and_not_requested(world: World) -> None:

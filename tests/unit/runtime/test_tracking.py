@@ -20,7 +20,7 @@ from encore.config import Config
 from encore.lake.tables import PLAYLISTS
 from encore.runtime import tracking as tracking_module
 from encore.runtime.result import JobResult
-from encore.runtime.tracking import InputTable, Tracking, read_secret
+from encore.runtime.tracking import PARAM_LENGTH, InputTable, Tracking, read_secret, shortened
 
 REGION = "us-east-1"
 LOGIN = {"uri": "http://mlflow.private:1", "username": "line", "password": "a-word"}
@@ -280,3 +280,26 @@ def test_what_a_run_refused_is_a_metric_of_its_job(process: Process, store: str)
     (run,) = parents(store, "refused")
     refused = {name: value for name, value in run.data.metrics.items() if name.startswith(("refused", "rows"))}
     assert refused == {"refused.ingest_playlists": 3, "refused.ingest_features": 1, "rows.tracks": 9}
+
+
+def test_a_long_setting_is_cut_visibly_and_kept_whole_in_the_artefact(
+    store: str, lake_settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    whole = "x" * 7000
+    config = lake_settings(f"tracking.uri={store}", f"tracking.artifacts={tmp_path}", f"raw.features={whole}")
+    tracking = Tracking(config, "long")
+    parent = tracking.parent()
+    assert parent is not None, tracking.failed
+    (run,) = parents(store, "long")
+    shown = run.data.params["raw.features"]
+    assert shown.endswith("x\N{HORIZONTAL ELLIPSIS} (cut: 7,000 characters in all)")
+    assert len(shown) == PARAM_LENGTH
+    kept = Path(MlflowClient(store).download_artifacts(parent, "config.yaml", str(tmp_path))).read_text()
+    assert whole in kept
+    assert shortened("y" * PARAM_LENGTH) == "y" * PARAM_LENGTH
+
+
+def test_the_length_of_a_parameter_is_the_one_that_mlflow_accepts() -> None:
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    assert PARAM_LENGTH == MAX_PARAM_VAL_LENGTH

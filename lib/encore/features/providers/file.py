@@ -5,17 +5,16 @@ Local files are streamed; S3 objects are loaded into memory one at a time, still
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import hashlib
 import io
 import json
-import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import orjson
@@ -27,54 +26,25 @@ import structlog
 
 from encore.config import Config, S3Config
 from encore.errors import ConfigError, InputError
+from encore.features.providers.columns import SAMPLE_ROWS, Columns, find_columns, shown
+from encore.features.providers.sources import (
+    Ignored,
+    Text,
+    Unreadable,
+    check_content,
+    format_of,
+    listed,
+    no_file,
+    raw_stream,
+)
 from encore.features.validation import WHOLE_FILE, FeatureBatch, Validator, no_features, rejections
-from encore.lake.filesystem import SourceFile, is_s3, list_files, read_bytes
+from encore.lake.filesystem import SourceFile, is_s3, read_bytes
 from encore.vocabulary import FEATURES
 
 _log = structlog.get_logger("encore.features")
 
-FORMATS: dict[str, str] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-    ".json": "json lines",
-    ".parquet": "parquet",
-}
-"""Formats by file extension; all but Parquet may be followed by .gz."""
-
-PATTERN = "|".join(f"*{end}{gz}" for end in FORMATS for gz in ("", ".gz") if end + gz != ".parquet.gz")
-"""The files of a folder that are read."""
-
-ID_SPELLINGS = (
-    "trackuri",
-    "spotifytrackuri",
-    "spotifyuri",
-    "spotifytrackid",
-    "spotifyid",
-    "trackid",
-    "uri",
-    "id",
-    "trackurl",
-    "spotifyurl",
-    "trackhref",
-    "url",
-)
-"""Names of the track id column, in lower case and without punctuation; the first one that exists is used."""
-
-_FEATURE_SPELLING = re.compile(
-    r"(?P<before>(?:spotify|audio|features?|af|track(?=audio|feature))*)"
-    rf"(?P<name>{'|'.join(FEATURES)})"
-    r"(?P<after>score|value|feature|bpm|db)?"
-)
-
 _BLOCK_BYTES = 8 << 20
 _BATCH_ROWS = 65536
-_NAMES_FROM = 1000
-
-
-class _Unreadable(Exception):
-    """A file is rejected as a whole, or from some row on; the message becomes the detail."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +81,9 @@ class FileProvider:
         self._s3 = s3
         self._columns = dict(columns)
         self._payload_bytes = payload_bytes
+        self._ignored: list[Ignored] = []
+        self._id_columns: dict[str, list[str]] = {}
+        self._unreadable: dict[str, list[str]] = {}
 
     @classmethod
     def from_config(cls, config: Config) -> FileProvider:
@@ -124,29 +97,34 @@ class FileProvider:
 
     def fingerprint(self) -> str:
         """Digest of the listing (names, sizes, modification times or ETags) and of the configured columns."""
-        listing = [
-            [file.name, file.size, file.modified_ns if file.etag is None else file.etag] for file in self._files()
-        ]
+        files, _ = listed(self._url, self._s3)
+        listing = [[file.name, file.size, file.modified_ns if file.etag is None else file.etag] for file in files]
         return hashlib.sha256(orjson.dumps([self.name, listing, sorted(self._columns.items())])).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the files that `fetch` has read so far, one line each."""
+        found = [f"files of features that are not read: {'; '.join(map(str, self._ignored))}"] if self._ignored else []
+        found += [f"{_listed(files)}: {what}" for what, files in self._id_columns.items()]
+        return found + [f"{_listed(files)}: refused: {what}" for what, files in list(self._unreadable.items())[:3]]
 
     def fetch(self, requested: Iterator[list[str]]) -> Iterator[FeatureBatch]:
         """All features of all files, in batches of bounded size; ignores `requested`."""
-        files = self._files()
+        files, self._ignored = listed(self._url, self._s3)
         if not files:
-            raise InputError(
-                f"{self._url}: no file of audio features",
-                remedy="name files that end in " + ", ".join(FORMATS) + ", or .gz",
-            )
+            raise no_file(self._url, self._ignored)
+        if self._ignored:
+            _log.info("features_files_ignored", ignored=[str(one) for one in self._ignored])
         names = [file.name for file in files]
         validator = Validator(self._payload_bytes)
-        problems = []
+        problems: list[tuple[str, Unreadable]] = []
         for file in files:
             # Files of the same name in several folders: the full path distinguishes their records.
             source = file.name if names.count(file.name) == 1 else file.url
             try:
-                batches = self._open(file)
-            except _Unreadable as error:
-                problems.append(f"{source}: {error}")
+                batches = self._open(file, source)
+            except Unreadable as error:
+                problems.append((source, error))
                 yield self._reject(source, str(error))
                 continue
             taken = 0
@@ -155,20 +133,20 @@ class FileProvider:
                     checked = validator.check(source, rows.records, rows.ids, rows.values)
                     taken += checked.features.num_rows
                     yield self._with_unreadable(checked, source, rows.unreadable)
-            except _Unreadable as error:
-                yield self._reject(source, f"{error}; before that, {taken} tracks were taken")
+            except Unreadable as error:
+                yield self._reject(source, f"{error}; before that, {taken:,} tracks were read")
             _log.debug("features_file_read", source=source, tracks=taken)
         if len(problems) == len(files):
+            remedies = dict.fromkeys(error.remedy for _, error in problems if error.remedy)
             raise InputError(
-                f"{self._url}: none of its {len(files)} file(s) can be used: " + "; ".join(problems[:3]),
-                remedy="provide track ids and all eleven features, or name the columns in features.columns",
+                f"{self._url}: none of its {len(files):,} file(s) can be used: "
+                + "; ".join(f"{source}: {error.args[0]}" for source, error in problems[:3]),
+                remedy="; ".join(list(remedies)[:3]) or None,
             )
-
-    def _files(self) -> list[SourceFile]:
-        return list_files(self._url, PATTERN, self._s3)
 
     def _reject(self, source: str, detail: str) -> FeatureBatch:
         _log.info("features_file_rejected", source=source, detail=detail)
+        self._unreadable.setdefault(detail, []).append(source)
         row = (source, WHOLE_FILE, "features_unreadable", detail, None)
         return FeatureBatch(no_features(), rejections([row], self._payload_bytes))
 
@@ -183,40 +161,67 @@ class FileProvider:
         rejected = pa.concat_tables([checked.rejected, rejections(rows, self._payload_bytes)])
         return FeatureBatch(checked.features, rejected)
 
-    def _open(self, file: SourceFile) -> Iterator[_Rows]:
-        """The rows of a file once its columns are identified. Raises _Unreadable, also during iteration."""
-        end = next((e for e in FORMATS if file.name.lower().removesuffix(".gz").endswith(e)), None)
-        if end is None:
-            raise _Unreadable(f"a name that ends in {', '.join(FORMATS)} expected")
+    def _open(self, file: SourceFile, source: str) -> Iterator[_Rows]:
+        """The rows of a file once its columns are identified. Raises Unreadable, also during iteration."""
+        kind = format_of(file.name)
         content = read_bytes(file.url, self._s3) if is_s3(file.url) else None
         try:
-            with _raw(file.url, content) as stream:
-                start = stream.read(2)
+            with raw_stream(file.url, content) as stream:
+                start = stream.read(4)
             if not start:
-                raise _Unreadable("the file is empty")
-            if FORMATS[end] == "parquet":
-                return self._parquet(pa.BufferReader(content) if content is not None else file.url)
-            text = _Text(file.url, content, zipped=start == b"\x1f\x8b")
+                raise Unreadable("the file is empty")
+            if kind == "parquet":
+                return self._parquet(pa.BufferReader(content) if content is not None else file.url, source)
+            check_content(file.name, start)
+            text = Text(file, content, zipped=start.startswith(b"\x1f\x8b"))
             text.check()
-            return self._json_lines(text) if FORMATS[end] == "json lines" else self._csv(text, FORMATS[end])
+            if kind == "json lines":
+                return self._json_lines(text, source)
+            return self._csv(text, source, [",", ";", "\t"] if kind == "csv" else ["\t"])
         except _UNREADABLE as error:
             raise _unreadable(error) from error
 
-    def _csv(self, text: _Text, kind: str) -> Iterator[_Rows]:
+    def _choose(
+        self, source: str, header: list[str], sample: Callable[[Sequence[str]], Mapping[str, pa.Array]]
+    ) -> Columns:
+        """The columns to read; what is chosen for the track ids is logged, and noted if it may be unexpected."""
+        columns = find_columns(header, self._columns, sample)
+        theirs = shown(columns.names["track_uri"])
+        _log.info("features_id_column", source=source, column=theirs, why=columns.why)
+        if columns.surprising:
+            what = f"track ids are read from the column {theirs}: {columns.why}"
+            self._id_columns.setdefault(what, []).append(source)
+        return columns
+
+    def _csv(self, text: Text, source: str, delimiters: list[str]) -> Iterator[_Rows]:
         with text.open() as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines:
             first = lines.readline(_BLOCK_BYTES)
-            candidates = ["\t"] if kind == "tsv" else [",", ";", "\t"]
-            delimiter = max(candidates, key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
+            delimiter = max(delimiters, key=lambda sign: len(next(csv.reader([first], delimiter=sign), [])))
             lines.seek(0)
-            header = next(csv.reader(lines, delimiter=delimiter), [])
-        columns = self._find(header)
+            reader = csv.reader(lines, delimiter=delimiter)
+            header = next(reader, [])
+            first_rows: list[list[str]] = []
+            is_empty = False
+            # A broken row costs only itself, later on; the rows before it are enough of a sample.
+            with suppress(csv.Error):
+                first_rows.extend(islice(reader, SAMPLE_ROWS))
+                is_empty = not first_rows
+        whole = [row for row in first_rows if len(row) == len(header)]
+
+        def sample(names: Sequence[str]) -> dict[str, pa.Array]:
+            return {name: pa.array([row[header.index(name)] for row in whole], pa.string()) for name in names}
+
+        columns = self._choose(source, header, sample).names
+        if is_empty:
+            # Arrow takes a header that no line end follows for an empty file.
+            return iter(())
         wrong: list[tuple[int, int, int, str]] = []
 
         def keep(row: Any) -> str:
             wrong.append((row.number - 1, row.expected_columns, row.actual_columns, row.text))
             return "skip"
 
-        reader = pyarrow.csv.open_csv(
+        arrow_reader = pyarrow.csv.open_csv(
             text.arrow(),
             # The numbers of bad rows are known only with a single reading thread.
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
@@ -230,34 +235,44 @@ class FileProvider:
                 strings_can_be_null=False,
             ),
         )
-        return self._csv_rows(reader, columns, wrong)
+        return self._csv_rows(arrow_reader, columns, wrong)
 
     def _csv_rows(
         self, reader: Any, columns: dict[str, str], wrong: list[tuple[int, int, int, str]]
     ) -> Iterator[_Rows]:
-        good = shown = 0
+        good = seen = 0
         for batch in _drawn(reader):
             counted = np.arange(good + 1, good + batch.num_rows + 1)
             skipped = np.array([number for number, *_ in wrong], dtype=np.int64)
             numbers = counted + np.searchsorted(skipped - np.arange(len(skipped)), counted, side="right")
             good += batch.num_rows
-            unreadable = [_wrong_row(*one) for one in wrong[shown:]]
-            shown += len(unreadable)
+            unreadable = [_wrong_row(*one) for one in wrong[seen:]]
+            seen += len(unreadable)
             values = {name: batch.column(theirs) for name, theirs in columns.items()}
             yield _Rows(_records(numbers), values.pop("track_uri"), values, unreadable)
-        if shown < len(wrong):
-            unreadable = [_wrong_row(*one) for one in wrong[shown:]]
+        if seen < len(wrong):
+            unreadable = [_wrong_row(*one) for one in wrong[seen:]]
             yield _Rows(_records(np.arange(0)), pa.array([], pa.string()), _no_values(), unreadable)
 
-    def _parquet(self, source: Any) -> Iterator[_Rows]:
-        parquet = pyarrow.parquet.ParquetFile(source)
+    def _parquet(self, file: Any, source: str) -> Iterator[_Rows]:
+        parquet = pyarrow.parquet.ParquetFile(file)
         flat = _flattened(parquet.schema_arrow.empty_table())
-        columns = self._find(flat.column_names)
+
+        def sample(names: Sequence[str]) -> dict[str, pa.Array]:
+            texts = [name for name in names if _is_text(flat.schema.field(name).type)]
+            # A damaged page costs the rows from there on, when they are read; here it costs the sample.
+            with suppress(*_UNREADABLE):
+                for batch in parquet.iter_batches(batch_size=SAMPLE_ROWS, columns=texts) if texts else ():
+                    table = _flattened(pa.Table.from_batches([batch]))
+                    return {name: _array(table.column(name)) for name in texts}
+            return {}
+
+        columns = self._choose(source, flat.column_names, sample).names
         for name, theirs in columns.items():
             kind = flat.schema.field(theirs).type
             if pa.types.is_nested(kind) or (name != "track_uri" and pa.types.is_temporal(kind)):
-                expected = "texts" if name == "track_uri" else "numbers"
-                raise _Unreadable(f"column {theirs}: {expected} expected, {kind} found")
+                expected = "text" if name == "track_uri" else "numbers"
+                raise Unreadable(f"column {theirs}: expected {expected}, found {_in_words(kind)}")
         return self._parquet_rows(parquet, columns)
 
     def _parquet_rows(self, parquet: Any, columns: dict[str, str]) -> Iterator[_Rows]:
@@ -269,21 +284,44 @@ class FileProvider:
             values = {name: _array(table.column(theirs)) for name, theirs in columns.items()}
             yield _Rows(_records(numbers), values.pop("track_uri"), values, [])
 
-    def _json_lines(self, text: _Text) -> Iterator[_Rows]:
-        names: dict[str, None] = {}
+    def _json_lines(self, text: Text, source: str) -> Iterator[_Rows]:
         with text.open() as stream:
-            for number, line in enumerate(stream, start=1):
-                if number > _NAMES_FROM:
-                    break
-                if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-                    raise _Unreadable("one JSON object a line expected, an array found")
+            start = stream.read(1 << 16).decode(errors="replace").lstrip("\ufeff \t\r\n")
+        if start.startswith("["):
+            raise Unreadable("expected one JSON object per line, found an array", _jq(text.name, ".[]"))
+        names: dict[str, None] = {}
+        objects: list[dict[str, Any]] = []
+        with text.open() as stream:
+            for line in islice(stream, SAMPLE_ROWS):
                 found = _json(line)
                 if isinstance(found, dict):
                     names.update(dict.fromkeys(_paths(found)))
-        columns = self._find(list(names))
+                    objects.append(found)
+        if not objects:
+            if start.startswith("{"):
+                raise Unreadable(
+                    "expected one JSON object per line, found an object over several lines (pretty-printed)",
+                    _jq(text.name, "."),
+                )
+            raise Unreadable(f"expected one JSON object per line, found {start.splitlines()[0][:80]!r}")
+
+        def sample(wanted: Sequence[str]) -> dict[str, pa.Array]:
+            return {
+                name: column_of([_inner(found, tuple(name.split("\0"))) for found in objects]).cast(pa.string())
+                for name in wanted
+            }
+
+        try:
+            columns = self._choose(source, list(names), sample).names
+        except Unreadable as error:
+            inner = next((name for name, value in objects[0].items() if _is_table(value)), None)
+            if inner is None:
+                raise
+            what = f"expected one JSON object per track, found an object with all of them in an array, {inner}"
+            raise Unreadable(what, _jq(text.name, f".{inner}[]")) from error
         return self._json_rows(text, {name: tuple(theirs.split("\0")) for name, theirs in columns.items()})
 
-    def _json_rows(self, text: _Text, columns: dict[str, tuple[str, ...]]) -> Iterator[_Rows]:
+    def _json_rows(self, text: Text, columns: dict[str, tuple[str, ...]]) -> Iterator[_Rows]:
         with text.open() as stream:
             numbers: list[int] = []
             objects: list[dict[str, Any]] = []
@@ -294,88 +332,61 @@ class FileProvider:
                     numbers.append(number)
                     objects.append(found)
                 elif line.strip():
-                    shown = line.decode().rstrip("\r\n")
-                    unreadable.append((f"row {number}", "a JSON object expected, something else found", shown))
+                    detail = f"expected a JSON object, found {_JSON_KINDS.get(type(found), 'text that is not JSON')}"
+                    unreadable.append((f"row {number}", detail, line.decode().rstrip("\r\n")))
                 if len(objects) + len(unreadable) == _BATCH_ROWS:
                     yield _json_batch(numbers, objects, columns, unreadable)
                     numbers, objects, unreadable = [], [], []
             if objects or unreadable:
                 yield _json_batch(numbers, objects, columns, unreadable)
 
-    def _find(self, header: list[str]) -> dict[str, str]:
-        """Map Encore's column names to the file's. Raises _Unreadable that lists the missing and the found columns."""
-        found: dict[str, str] = {}
-        missing: list[str] = []
-        for name in ("track_uri", *FEATURES):
-            if name in self._columns:
-                candidates = [theirs for theirs in header if theirs == self._columns[name]]
-            else:
-                candidates = _candidates(name, header)
-            if len(candidates) > 1:
-                shown = ", ".join(_shown(theirs) for theirs in candidates)
-                raise _Unreadable(f"one column for {name} expected, {len(candidates)} found: {shown}")
-            if candidates:
-                found[name] = candidates[0]
-            else:
-                missing.append(self._columns.get(name, name))
-        if missing:
-            columns = ", ".join(_shown(theirs) for theirs in header[:40]) + (", ..." if len(header) > 40 else "")
-            raise _Unreadable(f"columns {', '.join(missing)} are missing; found: {columns}")
-        if len(set(found.values())) < len(found):
-            raise _Unreadable("features.columns names one column for several features")
-        return found
+
+_JSON_KINDS = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
 
-class _Text:
-    """A text file, plain or gzipped, that can be opened several times."""
+def _jq(name: str, expression: str) -> str:
+    unzip = f"gunzip -c {name} | " if name.lower().endswith(".gz") else ""
+    return f"convert it: {unzip}jq -c '{expression}' {'' if unzip else name + ' '}> features.jsonl"
 
-    def __init__(self, url: str, content: bytes | None, *, zipped: bool) -> None:
-        self._url = url
-        self._content = content
-        self._zipped = zipped
 
-    def open(self) -> IO[bytes]:
-        """The text as a binary stream."""
-        raw = _raw(self._url, self._content)
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20) if self._zipped else raw
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
-    def arrow(self) -> Any:
-        """The text as an Arrow stream, which decompresses without holding the GIL."""
-        raw = pa.OSFile(self._url) if self._content is None else pa.BufferReader(self._content)
-        return pa.CompressedInputStream(raw, "gzip") if self._zipped else raw
 
-    def check(self) -> None:
-        """Read the file to its end before accepting any row, so that a truncated file is rejected as a whole.
+def _is_text(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(
+        check(value)
+        for check in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
+    )
 
-        Raises _Unreadable, or one of _UNREADABLE, if the file is truncated, not UTF-8 or blank.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        position, blank = 0, True
-        with self.open() as stream:
-            while True:
-                block = stream.read(1 << 20)
-                try:
-                    text = decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
-                    raise _Unreadable(f"UTF-8 expected, something else found near byte {position}") from error
-                if not block:
-                    break
-                blank = blank and not text.strip()
-                position += len(block)
-        if blank:
-            raise _Unreadable("the file is empty")
+
+def _in_words(kind: pa.DataType) -> str:
+    if pa.types.is_temporal(kind):
+        return "dates or times"
+    return "maps" if pa.types.is_map(kind) else "lists"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError)
 
 
-def _unreadable(error: Exception) -> _Unreadable:
+def _unreadable(error: Exception) -> Unreadable:
     what = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-    return _Unreadable(f"the file cannot be read: {what}")
+    return Unreadable(f"the file cannot be read: {what}")
 
 
 def _drawn(batches: Any) -> Iterator[Any]:
-    """The items of a library's iterator, with its errors converted to _Unreadable."""
+    """The items of a library's iterator, with its errors converted to Unreadable."""
     iterator = iter(batches)
     while True:
         try:
@@ -387,48 +398,21 @@ def _drawn(batches: Any) -> Iterator[Any]:
         yield item
 
 
-def _raw(url: str, content: bytes | None) -> IO[bytes]:
-    return open(url, "rb") if content is None else io.BytesIO(content)
-
-
 def _records(numbers: Any) -> pa.Array:
     return pc.binary_join_element_wise("row ", pa.array(numbers, pa.int64()).cast(pa.string()), "")
 
 
 def _wrong_row(number: int, expected: int, found: int, text: str) -> tuple[str, str, str]:
     """(record, detail, payload) of a CSV row that has too few or too many columns."""
-    detail = f"a row of {expected} columns expected, {found} found"
+    detail = f"expected a row of {expected} columns, found {found}"
     lines = text.count("\n") + 1
     # An unclosed quote swallows the lines after it: say how many are lost with this row.
-    more = f" in {lines} lines; is there a quote that does not close?" if lines > 1 else ""
+    more = f" in {lines} lines; is there a quote that is not closed?" if lines > 1 else ""
     return f"row {number}", detail + more, text
 
 
 def _no_values() -> dict[str, pa.Array]:
     return dict.fromkeys(FEATURES, pa.array([], pa.float64()))
-
-
-def _plain(name: str) -> str:
-    return "".join(sign for sign in name.casefold() if sign.isalnum())
-
-
-def _shown(name: str) -> str:
-    return name.replace("\0", ".")
-
-
-def _candidates(name: str, header: list[str]) -> list[str]:
-    """The columns of the file that may match one of Encore's names: those with the best spelling found."""
-    if name == "track_uri":
-        for spelling in ID_SPELLINGS:
-            found = [theirs for theirs in header if _plain(theirs) == spelling]
-            if found:
-                return found
-        return []
-    exact = [theirs for theirs in header if _plain(theirs) == name]
-    if exact:
-        return exact
-    matches = [(theirs, _FEATURE_SPELLING.fullmatch(_plain(theirs))) for theirs in header]
-    return [theirs for theirs, match in matches if match is not None and match["name"] == name]
 
 
 def _flattened(table: pa.Table) -> pa.Table:
@@ -482,9 +466,9 @@ def _inner(found: Any, path: tuple[str, ...]) -> Any:
 
 def column_of(values: list[Any]) -> pa.Array:
     """An Arrow column of JSON values: float64 if all are numbers or null, otherwise strings."""
-    try:
-        return pa.array(values, pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        pass
+    # Arrow would make 1.0 of true.
+    if bool not in set(map(type, values)):
+        with suppress(pa.ArrowInvalid, pa.ArrowTypeError):
+            return pa.array(values, pa.float64())
     strings = [value if isinstance(value, str) or value is None else json.dumps(value) for value in values]
     return pa.array(strings, pa.string())

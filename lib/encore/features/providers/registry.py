@@ -35,6 +35,10 @@ class Provider(Protocol):
         before the error stay valid.
         """
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of what `fetch` has read so far, one line each."""
+
     def fingerprint(self) -> str:
         """Digest of what the result depends on: a file listing, or an address."""
 

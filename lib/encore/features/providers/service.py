@@ -121,7 +121,7 @@ def _problem(state: RetryCallState) -> TryAgain:
     """What the last attempt raised; tenacity asks only after a TryAgain."""
     problem = state.outcome.exception() if state.outcome else None
     if not isinstance(problem, TryAgain):
-        raise TypeError(f"TryAgain expected, {problem!r} found")
+        raise TypeError(f"expected TryAgain, found {problem!r}")
     return problem
 
 
@@ -144,6 +144,11 @@ class ServiceProvider(ABC):
     def fingerprint(self) -> str:
         """Digest of the service's name and address."""
         return hashlib.sha256(f"{self.name} {self._address}".encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """Nothing: what a service does not know is in quarantine."""
+        return []
 
     @abstractmethod
     def _request(self, ids: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -169,7 +174,7 @@ class ServiceProvider(ABC):
         for uri, track_id in zip(uris, given.to_pylist(), strict=True):
             if track_id is None and uri not in malformed:
                 malformed.add(uri)
-                detail = f"track_uri: a Spotify track id of 22 letters and digits expected, {uri[:80]!r} found"
+                detail = f"track_uri: expected a Spotify track id of 22 letters and digits, found {uri[:80]!r}"
                 rejected.append((self.name, uri, "feature_id_malformed", detail, uri))
         valid = given.drop_null()
         ids: list[str] = valid.filter(pa.array(seen.add(valid))).to_pylist()
