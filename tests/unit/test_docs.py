@@ -55,3 +55,14 @@ def test_the_readme_lists_every_exit_code_of_an_error() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
     assert codes - listed == set()
+
+
+def test_each_row_of_the_sources_is_a_test() -> None:
+    page = (ROOT / "deploy" / "docs" / "sources.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| source")]
+    named = {name for line in rows for name in re.findall(r"`(test_\w+)`", line.rpartition(" | ")[2])}
+    assert len(rows) > 60
+    assert all("`test_" in line for line in rows if not line.startswith("| submission |"))
+    files = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for text in files for name in re.findall(r"def (test_\w+)\(", text)}
+    assert named - there == set()
