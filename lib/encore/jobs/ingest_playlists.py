@@ -34,6 +34,8 @@ from encore.runtime.fingerprint import code_digest
 
 READS = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 WRITES = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
+SECOND_PASS = (TRACKS, PLAYLISTS, CHALLENGE_PLAYLISTS, QUARANTINE)
+"""Tables that the second pass writes."""
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
 PARSER = "encore.mpd.tracks"
@@ -65,14 +67,16 @@ def state(ctx: JobContext) -> str:
 
 
 def run(ctx: JobContext) -> None:
-    """Bring the four tables up to date with the files that exist.
+    """Bring the five tables up to date with the files that exist.
 
     A file's row in the ledger is deleted before its first row elsewhere is replaced, and written after the last one. If
     a run is interrupted in between, the next one reads the file again, whatever has happened to it since.
     """
     files = {file.name: file for file in ingest.by_number(source_files(ctx))}
     held = _held(ctx, set(files))
-    limits = Limits(ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes)
+    limits = Limits(
+        ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes, bad_items=ctx.config.ingest.bad_items
+    )
     parser, trust = code_digest(PARSER), ctx.config.ingest.trust_timestamps
     again = {name for name in files if ctx.force or held.is_outdated(name, limits, parser)}
     todo = [
@@ -118,17 +122,18 @@ def _check_any_taken(ctx: JobContext, n_files: int) -> None:
 def _held(ctx: JobContext, files: set[str]) -> Held:
     """What the lake contains from files that were read before."""
     ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
-    playlists = _columns(ctx, PLAYLISTS, ("pid", "slice"))
+    ordinary, challenge = (_columns(ctx, table, ("pid", "slice")) for table in (PLAYLISTS, CHALLENGE_PLAYLISTS))
+    playlists = pa.concat_tables([ordinary, challenge])
     refused = _columns(ctx, QUARANTINE, ("source", "pid", "taken_by"), KeyRange((("stage", STAGE),)))
     table = ctx.transaction(TRACKS).id
     tables = {row["tracks_table"] for row in ledger.values() if row["n_playlists"]} - {None}
     # without a ledger: playlists, but no tracks
-    lost = tables != {table} if tables else playlists.num_rows > 0 and _n_tracks(ctx) == 0
-    return Held(ledger, playlists, refused, files, table, lost)
+    lost = tables != {table} if tables else playlists.num_rows > 0 and _n_rows(ctx, TRACKS) == 0
+    return Held(ledger, playlists, challenge.num_rows, refused, files, table, lost)
 
 
-def _n_tracks(ctx: JobContext) -> int:
-    return ctx.scan(TRACKS, ("track_id",)).rows
+def _n_rows(ctx: JobContext, table: Table) -> int:
+    return ctx.scan(table, table.key).rows
 
 
 def _columns(ctx: JobContext, table: Table, names: tuple[str, ...], where: KeyRange | None = None) -> pa.Table:
@@ -206,24 +211,30 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
     The new rows depend on all rows that were read, so a commit by another writer is a conflict.
     """
     held, changed = reading.held, reading.changed
-    had_tracks = _n_tracks(ctx) > 0
+    had_tracks = _n_rows(ctx, TRACKS) > 0
     known = reading.known_tracks() if changed else None
-    if held.tracks_lost and held.playlists.num_rows:
+    if held.tracks_lost:
         # before new ids are assigned: a playlist must never refer to tracks that are not its own
-        ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table", exclusive=True)
+        for table in held.tables:
+            if _n_rows(ctx, table):
+                ctx.write(table, [], KeyRange(), part="ids of a dropped table", exclusive=True)
     forgotten = [name for name in changed if name in held.ledger]
     if forgotten:
         ctx.write(INGEST_LEDGER, [], KeyIn("slice", pa.array(forgotten)), part="files to be replaced", exclusive=True)
-    written = {table.name: REPORT.empty_table() for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    written = {table.name: REPORT.empty_table() for table in SECOND_PASS}
     if known is not None:
         ids = ingest.assign_ids(reading.tasks(), known)
         written = _second_pass(ctx, reading, ids)
         ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)), exclusive=True)
         ctx.facts["new_tracks"] = ids.n_new
     if slices := [*changed, *gone.rewritten]:
-        rows = pa.concat_tables([written[PLAYLISTS.name], _rest(ctx, held, gone)])
         where = KeyRange() if held.is_empty else KeyIn("slice", pa.array(slices))
-        ctx.commit_files(PLAYLISTS, rows, where, exclusive=True)
+        for table, own in held.tables.items():
+            rows = pa.concat_tables([written[table.name], _rest(ctx, table, held, gone)])
+            # most lakes have no challenge set, and need no commit for it
+            replaced = pc.is_in(held.playlists["slice"][own], value_set=pa.array(slices))
+            if table is PLAYLISTS or rows.num_rows or pc.any(replaced, min_count=0).as_py():
+                ctx.commit_files(table, rows, where, exclusive=True)
     stage = (("stage", STAGE),)
     if sources := [*changed, *(name for name in gone.dropped if held.n_refused[name])]:
         refused = KeyRange(stage) if held.is_empty else KeyIn("source", pa.array(sources), stage)
@@ -233,19 +244,20 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
 
 
 def _second_pass(ctx: JobContext, reading: Reading, ids: ingest.Ids) -> dict[str, pa.Table]:
-    places = {table.name: ctx.store.location(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    places = {table.name: ctx.store.location(table) for table in SECOND_PASS}
     n_playlists = pc.sum(reading.about["n_playlists"]).as_py() or 0
     with meter(f"{ctx.name} tables", "playlists", n_playlists) as shown, ctx.watched(shown, n_playlists):
         return ingest.write_files(ctx.spark, ids, ingest.Writing(reading.aside, reading.scratch, STAGE, places))
 
 
-def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
-    """Write the remaining playlists of deleted files that lose some of theirs; returns reports of the data files."""
-    writer = ctx.writer(PLAYLISTS)
+def _rest(ctx: JobContext, table: Table, held: Held, gone: Gone) -> pa.Table:
+    """Write the rows of a table that remain of deleted files that lose playlists; returns reports of the data files."""
+    writer = ctx.writer(table)
     names = pa.array([name for name in gone.rewritten if gone.kept[name]], pa.string())
     if len(names):
-        pids = held.playlists["pid"].filter(pa.array(gone.staying))
-        for part in ctx.stream(PLAYLISTS, PLAYLISTS.names):
+        own = held.tables[table]
+        pids = held.playlists["pid"][own].filter(pa.array(gone.staying[own]))
+        for part in ctx.stream(table, table.names):
             wanted = pc.and_(pc.is_in(part["slice"], names), pc.is_in(part["pid"], pids.combine_chunks()))
             writer.write(part.filter(wanted))
     return pa.Table.from_batches([writer.close()], REPORT)
@@ -253,8 +265,10 @@ def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
 
 def _mark_orphans(ctx: JobContext) -> None:
     """Mark the tracks that no playlist contains, and unmark those that are in a playlist again."""
-    n_tracks = _n_tracks(ctx)
-    is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), PLAYLISTS, "track_ids", n_tracks) > 0
+    n_tracks = _n_rows(ctx, TRACKS)
+    is_held = np.zeros(n_tracks, np.bool_)
+    for table in (PLAYLISTS, CHALLENGE_PLAYLISTS):
+        is_held |= count_tracks(ctx.stream(table, ["track_ids"]), table, "track_ids", n_tracks) > 0
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
     wrong = pa.array(np.flatnonzero(is_held != listed).astype(np.int32))
     if len(wrong):
@@ -272,7 +286,7 @@ def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits,
     update or delete the rows of deleted files."""
     now, rows, ledger = datetime.now(UTC), [], reading.held.ledger
     read_with = {"parser": parser, "tracks_table": reading.held.tracks_table, **limits.__dict__}
-    for found in reading.about.drop_columns(["task", "scratch", "pids"]).to_pylist():
+    for found in reading.about.drop_columns(["task", "scratch", "pids", "n_dropped"]).to_pylist():
         if found["status"] == "same":
             before = ledger[found["slice"]]
             rows.append({**before, "modified_ns": found["modified_ns"], "size_bytes": found["size_bytes"]})

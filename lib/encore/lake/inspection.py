@@ -26,6 +26,7 @@ from encore.lake.parquet import broken_rows, merge_broken
 from encore.lake.schema import schema_differences
 from encore.lake.tables import (
     ALL,
+    CHALLENGE_PLAYLISTS,
     FRAMEWORK,
     HOLDOUT,
     INGEST_LEDGER,
@@ -44,6 +45,7 @@ BLOCK_ROWS = 8192
 
 REFERENCES: dict[Table, tuple[tuple[str, Table], ...]] = {
     PLAYLISTS: (("track_ids", TRACKS), ("slice", INGEST_LEDGER)),
+    CHALLENGE_PLAYLISTS: (("track_ids", TRACKS), ("slice", INGEST_LEDGER)),
     TRACK_VECTORS: (("track_id", TRACKS),),
     HOLDOUT: (("pid", PLAYLISTS), ("train", TRACKS), ("test", TRACKS)),
     PLAYLIST_CENTROIDS: (("pid", PLAYLISTS),),
