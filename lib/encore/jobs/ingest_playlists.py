@@ -11,7 +11,6 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +18,15 @@ import pyarrow.compute as pc
 
 from encore.arrays.track_keys import load_loops
 from encore.errors import InputError
-from encore.lake.filesystem import SourceFile, list_files
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import CHALLENGE_PLAYLISTS, INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
 from encore.lake.track_arrays import count_tracks, listed_tracks
 from encore.mpd import ingest
 from encore.mpd.held import Held, count_values
-from encore.mpd.parse import Limits
+from encore.mpd.parse import Limits, is_item
 from encore.mpd.reading import Reading
+from encore.mpd.sources import Sources, find_slices
 from encore.progress import meter
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest
@@ -42,25 +41,18 @@ PARSER = "encore.mpd.tracks"
 """The module that, with its imports, turns files into rows: if their code changes, every file is read again."""
 
 
-def source_files(ctx: JobContext) -> list[SourceFile]:
-    """The files that raw.playlists refers to. InputError if there are none, or if two have the same name."""
-    files = list_files(ctx.config.raw.playlists, "*.json", ctx.config.s3)
-    if not files:
-        raise InputError(
-            f"no slices (*.json) in {ctx.config.raw.playlists}",
-            remedy="set raw.playlists, or call `encore generate`",
-        )
-    for one, other in pairwise(files):
-        if one.name == other.name:
-            raise InputError(f"two files are named {one.name}: {one.url} and {other.url}", remedy="rename one of them")
-    return files
+def sources(ctx: JobContext) -> Sources:
+    """The files that raw.playlists refers to. InputError if there are no slices among them."""
+    return find_slices(ctx.config.raw.playlists, ctx.config.raw.features, ctx.config.s3)
 
 
 def state(ctx: JobContext) -> str:
-    """Digest of the file listing: names, sizes, and modification times or entity tags."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in source_files(ctx):
+    """Digest of the file listing: names, sizes, and modification times or entity tags; of ignored files, names."""
+    digest, found = hashlib.blake2b(digest_size=16), sources(ctx)
+    for file in found.slices:
         digest.update(f"{file.name}\0{file.size}\0{file.etag or file.modified_ns}\n".encode())
+    for file in found.others:
+        digest.update(f"{file.name}\0ignored\n".encode())
     if not ctx.config.ingest.trust_timestamps:
         digest.update(datetime.now(UTC).isoformat().encode())
     return digest.hexdigest()
@@ -72,7 +64,8 @@ def run(ctx: JobContext) -> None:
     A file's row in the ledger is deleted before its first row elsewhere is replaced, and written after the last one. If
     a run is interrupted in between, the next one reads the file again, whatever has happened to it since.
     """
-    files = {file.name: file for file in ingest.by_number(source_files(ctx))}
+    found = sources(ctx)
+    files = {file.name: file for file in ingest.by_number(found.slices)}
     held = _held(ctx, set(files))
     limits = Limits(
         ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes, bad_items=ctx.config.ingest.bad_items
@@ -93,13 +86,40 @@ def run(ctx: JobContext) -> None:
         if reading.changed or gone.names:
             _write(ctx, reading, gone)
         _write_ledger(ctx, reading, gone, limits, parser)
-    ctx.facts["files_read"] = len(reading.changed)
-    vanished = ctx.config.ingest.vanished
-    if (note := gone.note(held, vanished)) is not None:
-        ctx.facts |= {"files_gone": len(gone.names), "playlists_kept": sum(gone.kept.values())}
-        ctx.facts |= {"playlists_removed": gone.removed, "notes": [note]}
-        ctx.log.info("files_gone", vanished=vanished, note=note)
+    _tell(ctx, found, reading, gone)
     _check_any_taken(ctx, len(files))
+
+
+def _tell(ctx: JobContext, found: Sources, reading: Reading, gone: Gone) -> None:
+    """Record the facts of a run, and a note for each that the user should know."""
+    ctx.facts["files_read"] = len(reading.changed)
+    n_dropped = pc.sum(reading.about["n_dropped"]).as_py() or 0
+    vanished = ctx.config.ingest.vanished
+    gone_note = gone.note(reading.held, vanished)
+    notes = [found.note(), _dropped_note(n_dropped), _challenge_note(_n_rows(ctx, CHALLENGE_PLAYLISTS)), gone_note]
+    if found.others:
+        ctx.facts["files_ignored"] = len(found.others)
+    if n_dropped:
+        ctx.facts["items_dropped"] = n_dropped
+    if gone_note is not None:
+        ctx.facts |= {"files_gone": len(gone.names), "playlists_kept": sum(gone.kept.values())}
+        ctx.facts["playlists_removed"] = gone.removed
+        ctx.log.info("files_gone", vanished=vanished, note=gone_note)
+    if any(notes):
+        ctx.facts["notes"] = [note for note in notes if note is not None]
+
+
+def _dropped_note(n: int) -> str | None:
+    if not n:
+        return None
+    what = "1 item that is not a track was" if n == 1 else f"{n:,} items that are not tracks were"
+    return f"{what} dropped from playlists (ingest.bad_items: drop): see quarantine"
+
+
+def _challenge_note(n: int) -> str | None:
+    if not n:
+        return None
+    return f"{n:,} challenge {'playlist' if n == 1 else 'playlists'} (challenge_playlists): not used for training"
 
 
 def _check_any_taken(ctx: JobContext, n_files: int) -> None:
@@ -107,10 +127,16 @@ def _check_any_taken(ctx: JobContext, n_files: int) -> None:
     playlists = ctx.store.state(PLAYLISTS)
     if playlists is None or playlists.rows:
         return
-    columns = ["source", "reason", "detail", "stage"]
-    refused = [row for row in ctx.store.read_small(QUARANTINE, columns).to_pylist() if row["stage"] == STAGE]
+    columns = ["source", "record", "reason", "detail", "stage"]
+    rows = [row for row in ctx.store.read_small(QUARANTINE, columns).to_pylist() if row["stage"] == STAGE]
+    refused = [row for row in rows if not is_item(row["record"])]
+    n_challenge = _n_rows(ctx, CHALLENGE_PLAYLISTS)
     if not refused:
-        raise InputError(f"no playlists in {n_files:,} file(s) of {ctx.config.raw.playlists}")
+        only = f": they contain only {n_challenge:,} challenge playlist(s)" if n_challenge else ""
+        raise InputError(
+            f"no playlists to train on in {n_files:,} file(s) of {ctx.config.raw.playlists}{only}",
+            remedy="put slices of the dataset beside the challenge set" if n_challenge else None,
+        )
     first = min(refused, key=lambda row: (row["source"], row["reason"]))
     raise InputError(
         f"no usable playlist in {n_files:,} file(s): {len(refused):,} record(s) were refused, the first in "

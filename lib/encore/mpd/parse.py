@@ -162,7 +162,7 @@ class Slice:
     @property
     def n_dropped(self) -> int:
         """Number of items that were dropped from playlists."""
-        return sum(", item " in refused.record for refused in self.refused)
+        return sum(is_item(refused.record) for refused in self.refused)
 
     def lists(self, values: NDArray[Any]) -> Ragged:
         """Per-track values, (m,), as one row per playlist, in playlist order."""
@@ -221,10 +221,11 @@ def _fast(data: bytes, limits: Limits, taken: Mapping[int, str]) -> pa.StructArr
     modified = playlists.field("modified_at").drop_null().to_numpy()
     if len(modified) and (modified.min() < 0 or modified.max() > LATEST):
         raise _NotClean
-    holdouts = playlists.field("num_holdouts").drop_null().to_numpy()
-    if len(holdouts):
-        pos = items.field("pos").drop_null().to_numpy()
-        if holdouts.min() < 0 or (len(pos) and (pos.min() < 0 or pos.max() >= 2**31)):
+    holdouts = playlists.field("num_holdouts")
+    if holdouts.null_count < len(holdouts):
+        is_challenge = np.repeat(holdouts.is_valid().to_numpy(zero_copy_only=False), lengths)
+        pos = items.field("pos").filter(pa.array(is_challenge)).drop_null().to_numpy()
+        if pc.min(holdouts).as_py() < 0 or (len(pos) and (pos.min() < 0 or pos.max() >= 2**31)):
             raise _NotClean
     return playlists
 
@@ -356,6 +357,11 @@ def _slow(data: bytes, limits: Limits, taken: Mapping[int, str]) -> Slice:
         good.append(playlist)
         refused += dropped
     return _to_slice(pa.array(good, _PLAYLIST), refused, longest)
+
+
+def is_item(record: str) -> bool:
+    """Whether `Refused.record` is that of an item that was dropped from a playlist."""
+    return ", item " in record
 
 
 def refused_file(refused: Refused) -> Slice:
