@@ -59,12 +59,11 @@ def find_slices(playlists: str, features: str | None, s3: S3Config) -> Sources:
     Of a folder, .json and .json.gz files are slices, in upper or lower case. A file, or the matches of a glob, may have
     other names if none of them has such a name. Raises InputError if there are no slices.
     """
-    root = _normal(playlists)
-    found = list_tree(playlists, s3)
+    place, found = _normal(playlists), list_tree(playlists, s3)
     if features is not None:
-        found = [file for file in found if not _is_for_features(file, root, _normal(features))]
+        found = [file for file in found if not _is_for_features(file, folder_of(place), _normal(features))]
     slices = [file for file in found if _SLICE.search(file.name)]
-    if not slices and not any(file.url.startswith(f"{root}/") for file in found):
+    if not slices and not any(file.url.startswith(f"{place}/") for file in found):
         slices = [file for file in found if recognise_name(file.name) is None]
     names = {file.name for file in slices}
     sources = Sources(playlists, slices, [file for file in found if file.name not in names])
@@ -74,12 +73,12 @@ def find_slices(playlists: str, features: str | None, s3: S3Config) -> Sources:
 
 
 def _is_for_features(file: SourceFile, root: str, features: str) -> bool:
-    """Whether a file below raw.playlists (`root`) belongs to raw.features."""
+    """Whether a file below the folder of raw.playlists (`root`) belongs to raw.features."""
     folder = folder_of(features)
     if folder != features:
-        # a glob
-        inside = fnmatch.fnmatch(file.url, features)
-        return inside and (folder.startswith(f"{root}/") or not _SLICE.search(file.name))
+        # a glob, whose wildcards match no slash
+        matches = fnmatch.fnmatch(file.url, features) and file.url.count("/") == features.count("/")
+        return matches and (folder.startswith(f"{root}/") or not _SLICE.search(file.name))
     if features == root:
         return not _SLICE.search(file.name)
     return features.startswith(f"{root}/") and (file.url == features or file.url.startswith(f"{features}/"))
