@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from tests.conftest import settings
 from tests.local_spark import LocalSession
 
 Track = tuple[int, int]
-"""Number of a track, and how many of its naming fields are present: 0 to 6."""
+"""Number of a track, and how many of its naming fields are present: 0 to 6; -1: an item that is not a track."""
 Slice = dict[int, list[Track]]
 """Tracks by pid."""
 FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
@@ -42,6 +43,27 @@ def record(pid: int, track: Track) -> dict[str, Any]:
     return {"track_uri": uri(number), **names, **({"duration_ms": pid} if n_fields == len(FIELDS) else {})}
 
 
+def playlist_record(pid: int, tracks: Sequence[Track]) -> dict[str, Any]:
+    """A playlist's record."""
+    return {"pid": pid, "name": f"list {pid}", "tracks": [item(pid, track) for track in tracks]}
+
+
+def challenge_record(pid: int, tracks: Sequence[Track], holes: int) -> dict[str, Any]:
+    """The record of a playlist of a challenge set, of which `holes` tracks are withheld after each."""
+    items = [item(pid, track) for track in tracks]
+    given = [{**one, "pos": i * (holes + 1)} if one is not None else None for i, one in enumerate(items)]
+    sizes = {"num_tracks": len(tracks) * (holes + 1), "num_holdouts": len(tracks) * holes, "num_samples": len(tracks)}
+    return {"pid": pid, **sizes, "tracks": given}
+
+
+def item(pid: int, track: Track) -> dict[str, Any] | None:
+    """An item of a playlist; a negative number of fields stands for an item that is not a track."""
+    if track[1] >= 0:
+        return record(pid, track)
+    uris = ("spotify:local:a:b:c:10", "spotify:episode:" + "e" * 22)
+    return ({"track_uri": uris[track[0] % 3 - 1]}) if track[0] % 3 else None
+
+
 def plain(tracks: Sequence[int]) -> list[Track]:
     """Tracks with complete metadata."""
     return [(number, len(FIELDS)) for number in tracks]
@@ -53,16 +75,19 @@ class Folder:
 
     path: Path
 
-    def write(self, name: str, playlists: Mapping[int, Sequence[Track]], *more: Any) -> None:
-        """Write a slice of these playlists, followed by any further records unchanged."""
-        records = [{"pid": pid, "name": f"list {pid}", "tracks": [record(pid, t) for t in own]} for pid, own in
+    def write(self, name: str, playlists: Mapping[int, Sequence[Track]], *more: Any, holes: int = 0) -> None:
+        """Write a slice of these playlists, followed by any further records unchanged. `holes`: of a challenge set,
+        with this many tracks withheld after each."""
+        records = [challenge_record(pid, own, holes) if holes else playlist_record(pid, own) for pid, own in
                    playlists.items()]  # fmt: skip
         self.put(name, json.dumps({"playlists": [*records, *more]}))
 
-    def put(self, name: str, content: str) -> None:
-        """Write a file with any content."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / name).write_text(content)
+    def put(self, name: str, content: str | bytes) -> None:
+        """Write a file with any content, compressed if its name says so."""
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode() if isinstance(content, str) else content
+        is_compressed = name.endswith(".gz") and not data.startswith(b"\x1f\x8b")
+        (self.path / name).write_bytes(gzip.compress(data, mtime=0) if is_compressed else data)
         self.touch(name)
 
     def touch(self, name: str) -> None:
@@ -76,6 +101,7 @@ class Folder:
 
     def rename(self, name: str, to: str) -> None:
         """Rename a file, which keeps its modification time."""
+        (self.path / to).parent.mkdir(parents=True, exist_ok=True)
         (self.path / name).rename(self.path / to)
 
 
@@ -109,10 +135,10 @@ class Lake:
         session = LocalSession(config, self.path.parent / f"{self.path.name}-sent")
         return run_job(job, config, session, tracking, force=force)
 
-    def playlists(self) -> dict[int, dict[str, Any]]:
-        """Rows of `playlists` by pid, with their tracks as URIs."""
+    def playlists(self, name: str = "playlists") -> dict[int, dict[str, Any]]:
+        """Rows of `playlists` or of `challenge_playlists` by pid, with their tracks as URIs."""
         uris = {row["track_id"]: row["track_uri"] for row in recompute.table(self.path, "tracks")}
-        rows = recompute.table(self.path, "playlists")
+        rows = recompute.table(self.path, name)
         found = {row["pid"]: {**row, "track_ids": [uris[i] for i in row["track_ids"]]} for row in rows}
         assert len(found) == len(rows), "a pid repeats"
         return found
@@ -146,6 +172,7 @@ class Lake:
         """Everything that does not depend on what was in the folder before."""
         return {
             "playlists": self.playlists(),
+            "challenge_playlists": self.playlists("challenge_playlists"),
             "tracks": self.tracks(),
             "quarantine": self.quarantine(),
             "ledger": self.ledger(),

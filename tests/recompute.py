@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -60,20 +62,36 @@ def versions(lake: Path) -> dict[str, int]:
     }
 
 
-def raw_playlists(folder: Path) -> dict[int, list[str]]:
-    """Track URIs by pid from the readable slices of a folder; if several files have a pid, the first by name counts."""
-    found: dict[int, list[str]] = {}
-    for path in sorted(folder.glob("*.json")):
+def raw_playlists(folder: Path) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Track URIs by pid of playlists and of challenge playlists, from the readable slices of a folder.
+
+    If several files have a pid, the first by name counts. Items that are not tracks are left out.
+    """
+    ordinary: dict[int, list[str]] = {}
+    challenge: dict[int, list[str]] = {}
+    files = {
+        str(path.relative_to(folder)): path for ending in ("json", "json.gz") for path in folder.rglob(f"*.{ending}")
+    }
+    for name in sorted(name for name in files if not name.startswith("features/")):
+        data = files[name].read_bytes()
         try:
-            playlists = json.loads(path.read_bytes().decode("utf-8"))["playlists"]
+            playlists = json.loads((gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8"))[
+                "playlists"
+            ]
         except (ValueError, KeyError):
             continue
         for playlist in playlists:
-            tracks = playlist["tracks"]
+            tracks = [track for track in playlist["tracks"] if track and _is_track(track.get("track_uri"))]
             if all("pos" in track for track in tracks):
                 tracks = sorted(tracks, key=lambda track: track["pos"])
-            found.setdefault(playlist["pid"], [track["track_uri"] for track in tracks])
-    return found
+            if playlist["pid"] not in ordinary and playlist["pid"] not in challenge:
+                found = challenge if "num_holdouts" in playlist else ordinary
+                found[playlist["pid"]] = [track["track_uri"] for track in tracks]
+    return ordinary, challenge
+
+
+def _is_track(uri: str | None) -> bool:
+    return uri is not None and uri.startswith("spotify:track:")
 
 
 def problems(
@@ -84,25 +102,30 @@ def problems(
     fraction: float = 0.25,
     sample: int = 25,
     models: Collection[str] = ("cosine", "popularity", "random"),
+    challenge: Mapping[int, list[str]] = MappingProxyType({}),
 ) -> list[str]:
     """All differences between the tables of a lake and the values derived from its playlists; empty if there are none.
 
-    `expected`: the track URIs of each playlist by pid, or the folder of the raw files.
+    `expected`: the track URIs of each playlist by pid, or the folder of the raw files. `challenge`: those of each
+    challenge playlist; known from the folder if that is given.
     """
     wrong: list[str] = []
     if isinstance(expected, Path):
-        expected = raw_playlists(expected)
+        expected, challenge = raw_playlists(expected)
     tracks_found = table(lake, "tracks")
     uris = {row["track_id"]: row["track_uri"] for row in tracks_found}
     artist = {row["track_id"]: row["artist_uri"] for row in tracks_found}
     listed = {row["track_id"] for row in tracks_found if not row["orphaned"]}
     if sorted(uris) != list(range(len(uris))) or len(set(uris.values())) != len(uris):
         wrong.append("track ids are not dense, or a URI repeats")
-    if {uris[t] for t in listed} != {uri for tracks in expected.values() for uri in tracks}:
+    if {uris[t] for t in listed} != {uri for own in (expected, challenge) for tracks in own.values() for uri in tracks}:
         wrong.append("tracks are not those of the raw files")
     playlists = {row["pid"]: row["track_ids"] for row in table(lake, "playlists")}
     if {pid: [uris[t] for t in tracks] for pid, tracks in playlists.items()} != expected:
         wrong.append("playlists are not those of the raw files")
+    challenges = {row["pid"]: [uris[t] for t in row["track_ids"]] for row in table(lake, "challenge_playlists")}
+    if challenges != challenge:
+        wrong.append("challenge playlists are not those of the raw files")
 
     holdout = {row["pid"]: row for row in table(lake, "holdout")}
     if set(holdout) != set(playlists):

@@ -30,12 +30,14 @@ from tests import recompute
 from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
 from tests.conftest import settings as lake_settings
 
-NAMES = ("a.json", "a (1).json", "b.json", "c.json", "mpd.slice.0-9.json")
+NAMES = ("a.json", "a (1).json", "b.json", "sub/c.json.gz", "mpd.slice.0-9.JSON")
 JOBS = ("ingest_playlists", "ingest_features", "build_track_vectors", "split_holdout", "build_centroids", "recommend")
-INGESTED = ("playlists", "tracks", "quarantine", "ingest_ledger")
+INGESTED = ("playlists", "challenge_playlists", "tracks", "quarantine", "ingest_ledger")
+HOLDERS = ("playlists", "challenge_playlists")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "ingest.max_tracks": ("2", "4", "10000"),
     "ingest.payload_bytes": ("7", "500"),
+    "ingest.bad_items": ("drop", "refuse"),
     "ingest.vanished": ("keep", "remove"),
     "split.seed": ("1", "2"),
     "run.chunk_playlists": ("2", "5", "250000"),
@@ -46,11 +48,13 @@ DROPPED = (*(table.name for table in ALL if table not in FRAMEWORK), "job_runs",
 
 names = st.integers(0, len(NAMES) - 1)
 pids = st.integers(0, 9)
-tracks = st.tuples(st.integers(0, 11), st.sampled_from((6, 6, 6, 4, 0)))
+tracks = st.tuples(st.integers(0, 11), st.sampled_from((6, 6, 6, 6, 4, 0, -1)))
 slices = st.dictionaries(pids, st.lists(tracks, max_size=5), max_size=4)
+holes = st.sampled_from((0, 0, 2))
+"""Of a slice that belongs to a challenge set: how many tracks are withheld after each."""
 Operation = tuple[Any, ...]
 operations: st.SearchStrategy[Operation] = st.one_of(
-    st.tuples(st.just("write"), names, slices, st.booleans()),
+    st.tuples(st.just("write"), names, slices, st.booleans(), holes),
     st.tuples(st.just("let go"), names, pids),
     st.tuples(st.just("move"), names, names, pids),
     st.tuples(st.just("rename"), names, names),
@@ -69,14 +73,18 @@ steps = st.tuples(st.lists(operations, min_size=1, max_size=3), st.one_of(st.non
 start = st.dictionaries(names, slices, max_size=4)
 
 
+Content = tuple[dict[int, Any], bool, int]
+"""Tracks by pid, whether there is a record that is not a valid playlist, and the holes of a challenge set."""
+
+
 class World:
     """A folder, its lake, and the data that the slices were made from."""
 
     def __init__(self, path: Path) -> None:
         self.raw = Folder(path / "raw")
         self.lake = Lake(path / "lake", self.raw, {"recommend.k": "4", "vectors.transform": "raw"})
-        self.slices: dict[str, tuple[dict[int, Any], bool] | None] = {}
-        self.past: dict[str, tuple[tuple[dict[int, Any], bool] | None, str, int]] = {}
+        self.slices: dict[str, Content | None] = {}
+        self.past: dict[str, tuple[Content | None, bytes, int]] = {}
         self.lost_tracks = False
         features = path / "features" / "features.csv"
         features.parent.mkdir(parents=True)
@@ -86,13 +94,13 @@ class World:
         # always present, so that there is something to derive tables from
         self.raw.write("z.json", {100: plain([0, 1, 2]), 101: plain([1, 3])})
 
-    def write(self, name: str, own: dict[int, Any], has_bad: bool) -> None:
+    def write(self, name: str, own: dict[int, Any], has_bad: bool, n_holes: int) -> None:
         """Write a slice, optionally with a record that is not a valid playlist."""
         if name in self.slices:
             path = self.raw.path / name
-            self.past[name] = self.slices[name], path.read_text(), path.stat().st_mtime_ns
-        self.slices[name] = (own, has_bad)
-        self.raw.write(name, own, *([{"pid": "none", "name": "a long name"}] if has_bad else []))
+            self.past[name] = self.slices[name], path.read_bytes(), path.stat().st_mtime_ns
+        self.slices[name] = (own, has_bad, n_holes)
+        self.raw.write(name, own, *([{"pid": "none", "name": "a long name"}] if has_bad else []), holes=n_holes)
 
     def change(self, operation: Operation) -> None:
         """Apply one operation, or do nothing if it is not applicable."""
@@ -106,7 +114,7 @@ class World:
             return
         name = NAMES[rest[0]]
         if kind == "write":
-            self.write(name, rest[1], rest[2])
+            self.write(name, *rest[1:])
             return
         if name not in self.slices:
             return
@@ -115,8 +123,8 @@ class World:
             self.raw.touch(name)
         elif kind == "restore" and name in self.past:
             # restore it like a backup, with its old modification time
-            self.slices[name], text, modified_ns = self.past[name]
-            self.raw.put(name, text)
+            self.slices[name], data, modified_ns = self.past[name]
+            self.raw.put(name, data)
             os.utime(self.raw.path / name, ns=(modified_ns, modified_ns))
         elif kind == "spoil":
             self.slices[name] = None
@@ -129,40 +137,42 @@ class World:
             self.raw.rename(name, other)
         elif kind == "copy" and other not in self.slices:
             self.slices[other] = content
-            self.raw.put(other, (self.raw.path / name).read_text())
+            self.raw.put(other, (self.raw.path / name).read_bytes())
         elif kind in ("let go", "move") and content is not None and rest[-1] in content[0]:
             target = self.slices.get(other) if kind == "move" and other != name else None
             if target is not None:
-                self.write(other, {**target[0], rest[-1]: content[0][rest[-1]]}, target[1])
-            self.write(name, {pid: own for pid, own in content[0].items() if pid != rest[-1]}, content[1])
+                self.write(other, {**target[0], rest[-1]: content[0][rest[-1]]}, *target[1:])
+            self.write(name, {pid: own for pid, own in content[0].items() if pid != rest[-1]}, *content[1:])
 
     def run(self) -> list[str]:
         """Run all jobs except the report; returns their statuses."""
         return [self.lake.run(job).status for job in (*JOBS, "evaluate")]
 
     def before(self) -> dict[int, str]:
-        """The file of each playlist in the lake, by pid."""
-        if not (self.lake.path / "playlists").is_dir():
-            return {}
-        return {row["pid"]: row["slice"] for row in recompute.table(self.lake.path, "playlists")}
+        """The file of each playlist in the lake, by pid, challenge playlists included."""
+        there = [name for name in HOLDERS if (self.lake.path / name).is_dir()]
+        return {row["pid"]: row["slice"] for name in there for row in recompute.table(self.lake.path, name)}
 
     def check(self, before: dict[int, str]) -> None:
         """Fail unless the lake is as expected; `before`: what it contained before the last completed run."""
         expected, found = fresh(self.lake), self.lake.contents()
         there = {*self.slices, "z.json"}
-        kept = {pid: name for pid, name in before.items() if name not in there and pid not in expected["playlists"]}
+        # the two tables have no pid in common
+        wanted, playlists = ({pid: row for name in HOLDERS for pid, row in c[name].items()} for c in (expected, found))
+        assert len(playlists) == sum(len(found[name]) for name in HOLDERS)
+        kept = {pid: name for pid, name in before.items() if name not in there and pid not in wanted}
         if self.lake.overrides.get("ingest.vanished") == "remove":
             kept = {}
         if self.lost_tracks:
             # playlists that had not been read again with the new ids are gone
-            kept = {pid: name for pid, name in kept.items() if pid in found["playlists"]}
+            kept = {pid: name for pid, name in kept.items() if pid in playlists}
         self.lost_tracks = False
-        assert {pid: row["slice"] for pid, row in found["playlists"].items()} == {
-            **{pid: row["slice"] for pid, row in expected["playlists"].items()},
+        assert {pid: row["slice"] for pid, row in playlists.items()} == {
+            **{pid: row["slice"] for pid, row in wanted.items()},
             **kept,
         }
-        playlists = found["playlists"]
-        assert {pid: row for pid, row in playlists.items() if pid not in kept} == expected["playlists"]
+        for name in HOLDERS:
+            assert {pid: row for pid, row in found[name].items() if pid not in kept} == expected[name], name
         held = {track for pid in kept for track in playlists[pid]["track_ids"]}
         assert set(found["tracks"]) == set(expected["tracks"]) | held
         for track, row in expected["tracks"].items():
@@ -174,12 +184,12 @@ class World:
         assert {name: row for name, row in found["ledger"].items() if name in there} == expected["ledger"]
         gone = {name: row["n_playlists"] for name, row in found["ledger"].items() if name not in there}
         assert gone.items() <= Counter(kept.values()).items()
-        self._check_derived({pid: row["track_ids"] for pid, row in playlists.items()})
+        self._check_derived(*({pid: row["track_ids"] for pid, row in found[name].items()} for name in HOLDERS))
 
-    def _check_derived(self, playlists: dict[int, list[str]]) -> None:
+    def _check_derived(self, playlists: dict[int, list[str]], challenge: dict[int, list[str]]) -> None:
         lake, overrides = self.lake.path, self.lake.overrides
         models = self.lake.config.recommend.models
-        wrong = recompute.problems(lake, playlists, k=int(overrides["recommend.k"]), models=models)
+        wrong = recompute.problems(lake, playlists, k=int(overrides["recommend.k"]), models=models, challenge=challenge)
         assert wrong == [], wrong
         rows = sorted(recompute.table(lake, "playlists"), key=lambda row: row["pid"])
         lists = [row["track_ids"] for row in rows]
@@ -196,7 +206,7 @@ def follow(path: Path, initial: dict[int, Any], sequence: list[tuple[list[Operat
     """Apply a drawn sequence, and check the lake after each completed run."""
     world = World(path)
     for number, own in initial.items():
-        world.write(NAMES[number], own, number % 2 == 1)
+        world.write(NAMES[number], own, number % 2 == 1, 2 * (number == 2))
     for changes, kill_after in [([], None), *sequence]:
         for operation in changes:
             world.change(operation)

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from encore.errors import InputError
+from encore.lake.delta import Tables
+from encore.lake.inspection import inspect
 from encore.mpd import parse
 from encore.reports import page
 from encore.runtime import runner
@@ -17,7 +20,7 @@ from encore.vocabulary import FEATURES
 from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
 from tests.recompute import table
 
-SMALL = ("playlists", "tracks", "quarantine", "ingest_ledger")
+SMALL = ("playlists", "challenge_playlists", "tracks", "quarantine", "ingest_ledger")
 
 
 @pytest.fixture
@@ -110,6 +113,43 @@ def test_a_ledger_of_before_these_columns_reads_every_file_once(raw: Folder, lak
     rows = table(lake.path, "ingest_ledger")
     forget(lake, {**rows[0], **dict.fromkeys(("parser", "max_tracks", "payload_bytes", "longest", "tracks_table"))})
     assert lake.ingest().facts["files_read"] == 1
+    is_fresh(lake)
+
+
+def test_a_ledger_of_before_bad_items_reads_every_file_once(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    lake.ingest()
+    forget(lake, {**table(lake.path, "ingest_ledger")[0], "bad_items": None})
+    assert lake.ingest().facts["files_read"] == 1
+    is_fresh(lake)
+
+
+def test_dropping_or_refusing_bad_items_reaches_files_with_such_items_alone(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1]), 2: [(3, 6), (0, -1), (1, -1), (2, -1)]})
+    raw.write("b.json", {3: plain([2])})
+    result = lake.ingest()
+    assert lake.playlists()[2]["track_ids"] == [uri(3)]
+    found = {row["record"]: row for row in table(lake.path, "quarantine")}
+    assert {record: (row["pid"], row["reason"]) for record, row in found.items()} == {
+        "playlist 1, item 1": (2, "item_missing"),
+        "playlist 1, item 2": (2, "item_local"),
+        "playlist 1, item 3": (2, "item_episode"),
+    }
+    assert lake.ledger()["a.json"]["n_quarantined"] == 3
+    assert result.facts["items_dropped"] == 3
+    assert result.facts["notes"] == [
+        "3 items that are not tracks were dropped from playlists (ingest.bad_items: drop): see quarantine"
+    ]
+    lake.overrides["ingest.bad_items"] = "refuse"
+    assert lake.ingest().facts["files_read"] == 1
+    assert set(lake.playlists()) == {1, 3}
+    assert [(row["record"], row["reason"]) for row in table(lake.path, "quarantine")] == [
+        ("playlist 1", "item_missing")
+    ]
+    is_fresh(lake)
+    lake.overrides["ingest.bad_items"] = "drop"
+    lake.ingest()
+    assert set(lake.playlists()) == {1, 2, 3}
     is_fresh(lake)
 
 
@@ -230,10 +270,12 @@ def test_a_new_column_of_tracks_renames_none(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_dropped_table_is_made_again(raw: Folder, lake: Lake, dropped: tuple[str, ...]) -> None:
     raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
     raw.write("b.json", {1: plain([1]), 3: plain([4])}, {"pid": None})
+    raw.write("c.json", {2: plain([3]), 8: plain([1, 5])}, holes=2)
     lake.ingest()
     for name in dropped:
         shutil.rmtree(lake.path / name)
     assert lake.ingest().status == "done"
+    assert set(lake.playlists("challenge_playlists")) == {8}
     assert set(lake.playlists()) == {1, 2, 3}
     is_fresh(lake)
 
@@ -255,6 +297,161 @@ def test_a_dropped_table_says_what_cannot_be_made_again(raw: Folder, lake: Lake,
     else:
         assert "1 playlist that no other file has stays" in note
         assert set(lake.playlists()) == {1, 2, 3}
+
+
+# challenge sets ----------------------------------------------------------------------------------------------------
+
+
+def test_a_challenge_set_has_a_table_of_its_own(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
+    raw.write("challenge_set.json", {8: plain([1, 5]), 9: []}, holes=2)
+    result = lake.ingest()
+    assert set(lake.playlists()) == {1, 2}
+    rows = lake.playlists("challenge_playlists")
+    assert {pid: (row["track_ids"], row["positions"]) for pid, row in rows.items()} == {
+        8: ([uri(1), uri(5)], [0, 3]),
+        9: ([], []),
+    }
+    assert {name: rows[8][name] for name in ("name", "num_tracks", "num_holdouts", "num_samples", "slice")} == {
+        "name": None,
+        "num_tracks": 6,
+        "num_holdouts": 4,
+        "num_samples": 2,
+        "slice": "challenge_set.json",
+    }
+    assert lake.ledger()["challenge_set.json"]["n_playlists"] == 2
+    assert result.facts["notes"] == ["2 challenge playlists (challenge_playlists): not used for training"]
+    lake.run("split_holdout")
+    assert {row["pid"] for row in table(lake.path, "holdout")} == {1, 2}, "nothing of it is held out"
+    problems = [finding.fact for finding in inspect(Tables(lake.config)) if finding.remedy is not None]
+    assert problems == []
+    is_fresh(lake)
+
+
+def test_a_challenge_set_that_changes_is_followed(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
+    raw.write("c.json", {8: plain([1, 5]), 9: plain([6])}, holes=2)
+    lake.ingest()
+    raw.write("c.json", {9: plain([7])}, holes=2)
+    assert lake.ingest().facts["orphaned_tracks"] == 2
+    is_fresh(lake)
+    raw.write("c.json", {9: plain([5])})
+    lake.ingest()
+    assert (set(lake.playlists()), lake.playlists("challenge_playlists")) == ({1, 2, 9}, {}), "no longer withheld"
+    is_fresh(lake)
+    raw.write("a.json", {1: plain([1, 2]), 2: plain([3])}, holes=1)
+    lake.ingest()
+    assert (set(lake.playlists()), set(lake.playlists("challenge_playlists"))) == ({9}, {1, 2})
+    is_fresh(lake)
+
+
+def test_a_track_of_a_challenge_playlist_alone_is_not_orphaned(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1, 2])})
+    raw.write("c.json", {8: plain([2, 5])}, holes=2)
+    lake.ingest()
+    raw.write("a.json", {1: plain([1])})
+    assert lake.ingest().facts["orphaned_tracks"] == 0
+    assert lake.tracks()[uri(2)]["first_pid"] == 8
+    is_fresh(lake)
+
+
+def test_a_pid_of_a_challenge_set_and_of_a_slice_is_taken_from_the_first_file(raw: Folder, lake: Lake) -> None:
+    raw.write("b.json", {1: plain([1]), 2: plain([2])})
+    raw.write("c.json", {1: plain([3]), 8: plain([5])}, holes=2)
+    lake.ingest()
+    assert (set(lake.playlists()), set(lake.playlists("challenge_playlists"))) == ({1, 2}, {8})
+    raw.write("a.json", {2: plain([4])}, holes=2)
+    lake.ingest()
+    assert (set(lake.playlists()), set(lake.playlists("challenge_playlists"))) == ({1}, {2, 8})
+    is_fresh(lake)
+    raw.write("b.json", {7: plain([1])})
+    lake.ingest()
+    assert (set(lake.playlists()), set(lake.playlists("challenge_playlists"))) == ({7}, {1, 2, 8})
+    is_fresh(lake)
+
+
+def test_challenge_playlists_of_a_file_that_is_gone_stay_or_go(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.write("c.json", {8: plain([1, 2]), 9: plain([3])}, holes=2)
+    raw.write("d.json", {8: plain([4])}, holes=2)
+    lake.ingest()
+    raw.remove("c.json")
+    lake.ingest()
+    assert {pid: row["slice"] for pid, row in lake.playlists("challenge_playlists").items()} == {
+        8: "d.json",
+        9: "c.json",
+    }
+    assert lake.ingest().status == "up_to_date"
+    lake.overrides["ingest.vanished"] = "remove"
+    assert lake.ingest().facts["playlists_removed"] == 1
+    is_fresh(lake)
+
+
+def test_a_lake_of_a_challenge_set_alone_has_nothing_to_train_on(raw: Folder, lake: Lake) -> None:
+    raw.write("challenge_set.json", {8: [(1, 6), (1, -1)]}, holes=2)
+    with pytest.raises(InputError, match="they contain only 1 challenge playlist") as caught:
+        lake.ingest()
+    assert caught.value.remedy is not None
+    raw.write("a.json", {1: plain([1])})
+    lake.ingest()
+    is_fresh(lake)
+
+
+# where slices are ----------------------------------------------------------------------------------------------------
+
+
+def test_slices_in_subfolders_and_compressed_ones_are_read_and_others_named(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.write("sub/deep/b.json.gz", {2: plain([2])})
+    raw.write("C.JSON", {3: plain([3])})
+    raw.put("features/x.json", "{}")
+    raw.put("list.csv", "")
+    lake.overrides["raw.features"] = f"{raw.path}/features"
+    result = lake.ingest()
+    assert {pid: row["slice"] for pid, row in lake.playlists().items()} == {
+        1: "a.json",
+        2: "sub/deep/b.json.gz",
+        3: "C.JSON",
+    }
+    (note,) = result.facts["notes"]
+    assert note.startswith(f"1 file was ignored in {raw.path}, not being .json or .json.gz: 1 .csv (")
+    assert "encore import" in note
+    is_fresh(lake)
+    raw.put("notes.txt", "")
+    assert "1 .csv" in lake.ingest().facts["notes"][0], "another file to name is reason enough for a run"
+
+
+def test_a_damaged_compressed_file_is_read_again_only_when_it_changes(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.write("b.json.gz", {2: plain([2])})
+    whole = (raw.path / "b.json.gz").read_bytes()
+    raw.put("b.json.gz", whole[:-9])
+    lake.ingest()
+    (refused,) = table(lake.path, "quarantine")
+    assert (refused["source"], refused["reason"]) == ("b.json.gz", "unreadable")
+    assert "gzip" in refused["detail"]
+    raw.touch("a.json")
+    assert lake.ingest().facts["files_read"] == 0
+    raw.put("b.json.gz", whole)
+    assert lake.ingest().facts["files_read"] == 1
+    assert set(lake.playlists()) == {1, 2}
+    is_fresh(lake)
+
+
+def test_an_unknown_duration_is_taken_from_another_record(raw: Folder, lake: Lake) -> None:
+    raw.write("a.json", {1: plain([1])})
+    raw.put("b.json", (raw.path / "a.json").read_text().replace('"pid": 1', '"pid": 2'))
+    raw.put("a.json", (raw.path / "a.json").read_text().replace('"duration_ms": 1', '"duration_ms": 0'))
+    lake.ingest()
+    assert {name: lake.tracks()[uri(1)][name] for name in ("duration_ms", "first_pid")} == {
+        "duration_ms": 1,
+        "first_pid": 2,
+    }
+    raw.remove("b.json")
+    lake.overrides["ingest.vanished"] = "remove"
+    lake.ingest()
+    assert lake.tracks()[uri(1)]["duration_ms"] is None
+    is_fresh(lake)
 
 
 # files that move ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from encore.config import S3Config
 from encore.lake.filesystem import list_files
 from encore.lake.parquet import TableLocation
-from encore.lake.tables import PLAYLISTS, QUARANTINE, TRACKS
+from encore.lake.tables import CHALLENGE_PLAYLISTS, PLAYLISTS, QUARANTINE, TRACKS
 from encore.mpd.ingest import (
     Parsing,
     Staging,
@@ -65,12 +65,14 @@ def test_a_task_for_each_run_and_no_shuffle(
     assert bytes_in(tmp_path / "aside") < sum(file.size for file in files) / 3
 
     scratch = list(dict.fromkeys(about["scratch"].to_pylist()))
-    places = {table.name: TableLocation(str(tmp_path / table.name), S3) for table in (PLAYLISTS, TRACKS, QUARANTINE)}
+    tables = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE)
+    places = {table.name: TableLocation(str(tmp_path / table.name), S3) for table in tables}
     ids = assign_ids((TaskTracks.read(aside, name) for name in scratch), NO_TRACKS)
     written = write_files(session(), ids, Writing(aside, scratch, "s", places))
     assert stages() == [[len(runs)], [len(runs)]]
     assert {name: reports.num_rows for name, reports in written.items()} == {
         "playlists": len(runs),
+        "challenge_playlists": 0,
         "tracks": len(runs),
         "quarantine": 0,
     }
@@ -78,4 +80,4 @@ def test_a_task_for_each_run_and_no_shuffle(
         name: sum(pq.read_metadata(tmp_path / name / path).num_rows for path in reports["path"].to_pylist())
         for name, reports in written.items()
     }
-    assert rows == {"playlists": 300, "tracks": ids.n_new, "quarantine": 0}
+    assert rows == {"playlists": 300, "challenge_playlists": 0, "tracks": ids.n_new, "quarantine": 0}

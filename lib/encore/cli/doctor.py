@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from encore.config import Config
 from encore.errors import EncoreError
 from encore.findings import Finding
 from encore.lake.delta import Tables
-from encore.lake.filesystem import is_s3, list_files, split_s3
+from encore.lake.filesystem import SourceFile, is_s3, list_files, split_s3
 from encore.lake.inspection import inspect
 from encore.lake.store import Store
 from encore.lake.tables import ALL
+from encore.mpd.sources import find_slices
 from encore.runtime.tracking import Tracking
 from encore.spark.session import find_java, jars_folder
 
@@ -49,9 +50,9 @@ def findings(config: Config) -> Iterator[Finding]:
     )
     yield from _disk(config)
     yield from _credentials(config)
-    yield _input("slices", "raw.playlists", config.raw.playlists, config, "*.json")
+    yield _input("slices", "raw.playlists", config.raw.playlists, lambda place: _slices(place, config))
     if config.features.provider == "file":
-        yield _input("features", "raw.features", config.raw.features, config, "*")
+        yield _input("features", "raw.features", config.raw.features, lambda place: list_files(place, "*", config.s3))
     yield _lake(config)
     tracking = Tracking(config, "doctor")
     failed = tracking.check()
@@ -141,11 +142,15 @@ def _credentials(config: Config) -> Iterator[Finding]:
         )
 
 
-def _input(what: str, name: str, place: str | None, config: Config, pattern: str) -> Finding:
+def _slices(place: str, config: Config) -> list[SourceFile]:
+    return find_slices(place, config.raw.features, config.s3).slices
+
+
+def _input(what: str, name: str, place: str | None, listed: Callable[[str], list[SourceFile]]) -> Finding:
     if place is None:
         return Finding(what, f"{name} is not set", f"set {name}", warning=True)
     try:
-        found = list_files(place, pattern, config.s3)
+        found = listed(place)
     except EncoreError as error:
         return Finding(what, str(error), error.remedy or f"set {name}, or call `encore generate`", warning=True)
     total = size(sum(file.size for file in found))

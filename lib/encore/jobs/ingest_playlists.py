@@ -11,7 +11,6 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,60 +18,58 @@ import pyarrow.compute as pc
 
 from encore.arrays.track_keys import load_loops
 from encore.errors import InputError
-from encore.lake.filesystem import SourceFile, list_files
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import CHALLENGE_PLAYLISTS, INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
 from encore.lake.track_arrays import count_tracks, listed_tracks
 from encore.mpd import ingest
 from encore.mpd.held import Held, count_values
-from encore.mpd.parse import Limits
+from encore.mpd.parse import Limits, is_item
 from encore.mpd.reading import Reading
+from encore.mpd.sources import Sources, find_slices
 from encore.progress import meter
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest
 
 READS = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
 WRITES = (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE, INGEST_LEDGER)
+SECOND_PASS = (TRACKS, PLAYLISTS, CHALLENGE_PLAYLISTS, QUARANTINE)
+"""Tables that the second pass writes."""
 SETTINGS = ("ingest",)
 STAGE = "ingest_playlists"
 PARSER = "encore.mpd.tracks"
 """The module that, with its imports, turns files into rows: if their code changes, every file is read again."""
 
 
-def source_files(ctx: JobContext) -> list[SourceFile]:
-    """The files that raw.playlists refers to. InputError if there are none, or if two have the same name."""
-    files = list_files(ctx.config.raw.playlists, "*.json", ctx.config.s3)
-    if not files:
-        raise InputError(
-            f"no slices (*.json) in {ctx.config.raw.playlists}",
-            remedy="set raw.playlists, or call `encore generate`",
-        )
-    for one, other in pairwise(files):
-        if one.name == other.name:
-            raise InputError(f"two files are named {one.name}: {one.url} and {other.url}", remedy="rename one of them")
-    return files
+def sources(ctx: JobContext) -> Sources:
+    """The files that raw.playlists refers to. InputError if there are no slices among them."""
+    return find_slices(ctx.config.raw.playlists, ctx.config.raw.features, ctx.config.s3)
 
 
 def state(ctx: JobContext) -> str:
-    """Digest of the file listing: names, sizes, and modification times or entity tags."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in source_files(ctx):
+    """Digest of the file listing: names, sizes, and modification times or entity tags; of ignored files, names."""
+    digest, found = hashlib.blake2b(digest_size=16), sources(ctx)
+    for file in found.slices:
         digest.update(f"{file.name}\0{file.size}\0{file.etag or file.modified_ns}\n".encode())
+    for file in found.others:
+        digest.update(f"{file.name}\0ignored\n".encode())
     if not ctx.config.ingest.trust_timestamps:
         digest.update(datetime.now(UTC).isoformat().encode())
     return digest.hexdigest()
 
 
 def run(ctx: JobContext) -> None:
-    """Bring the four tables up to date with the files that exist.
+    """Bring the five tables up to date with the files that exist.
 
     A file's row in the ledger is deleted before its first row elsewhere is replaced, and written after the last one. If
     a run is interrupted in between, the next one reads the file again, whatever has happened to it since.
     """
-    files = {file.name: file for file in ingest.by_number(source_files(ctx))}
+    found = sources(ctx)
+    files = {file.name: file for file in ingest.by_number(found.slices)}
     held = _held(ctx, set(files))
-    limits = Limits(ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes)
+    limits = Limits(
+        ctx.config.ingest.max_tracks, ctx.config.ingest.payload_bytes, bad_items=ctx.config.ingest.bad_items
+    )
     parser, trust = code_digest(PARSER), ctx.config.ingest.trust_timestamps
     again = {name for name in files if ctx.force or held.is_outdated(name, limits, parser)}
     todo = [
@@ -89,13 +86,40 @@ def run(ctx: JobContext) -> None:
         if reading.changed or gone.names:
             _write(ctx, reading, gone)
         _write_ledger(ctx, reading, gone, limits, parser)
-    ctx.facts["files_read"] = len(reading.changed)
-    vanished = ctx.config.ingest.vanished
-    if (note := gone.note(held, vanished)) is not None:
-        ctx.facts |= {"files_gone": len(gone.names), "playlists_kept": sum(gone.kept.values())}
-        ctx.facts |= {"playlists_removed": gone.removed, "notes": [note]}
-        ctx.log.info("files_gone", vanished=vanished, note=note)
+    _tell(ctx, found, reading, gone)
     _check_any_taken(ctx, len(files))
+
+
+def _tell(ctx: JobContext, found: Sources, reading: Reading, gone: Gone) -> None:
+    """Record the facts of a run, and a note for each that the user should know."""
+    ctx.facts["files_read"] = len(reading.changed)
+    n_dropped = pc.sum(reading.about["n_dropped"]).as_py() or 0
+    vanished = ctx.config.ingest.vanished
+    gone_note = gone.note(reading.held, vanished)
+    notes = [found.note(), _dropped_note(n_dropped), _challenge_note(_n_rows(ctx, CHALLENGE_PLAYLISTS)), gone_note]
+    if found.others:
+        ctx.facts["files_ignored"] = len(found.others)
+    if n_dropped:
+        ctx.facts["items_dropped"] = n_dropped
+    if gone_note is not None:
+        ctx.facts |= {"files_gone": len(gone.names), "playlists_kept": sum(gone.kept.values())}
+        ctx.facts["playlists_removed"] = gone.removed
+        ctx.log.info("files_gone", vanished=vanished, note=gone_note)
+    if any(notes):
+        ctx.facts["notes"] = [note for note in notes if note is not None]
+
+
+def _dropped_note(n: int) -> str | None:
+    if not n:
+        return None
+    what = "1 item that is not a track was" if n == 1 else f"{n:,} items that are not tracks were"
+    return f"{what} dropped from playlists (ingest.bad_items: drop): see quarantine"
+
+
+def _challenge_note(n: int) -> str | None:
+    if not n:
+        return None
+    return f"{n:,} challenge {'playlist' if n == 1 else 'playlists'} (challenge_playlists): not used for training"
 
 
 def _check_any_taken(ctx: JobContext, n_files: int) -> None:
@@ -103,10 +127,16 @@ def _check_any_taken(ctx: JobContext, n_files: int) -> None:
     playlists = ctx.store.state(PLAYLISTS)
     if playlists is None or playlists.rows:
         return
-    columns = ["source", "reason", "detail", "stage"]
-    refused = [row for row in ctx.store.read_small(QUARANTINE, columns).to_pylist() if row["stage"] == STAGE]
+    columns = ["source", "record", "reason", "detail", "stage"]
+    rows = [row for row in ctx.store.read_small(QUARANTINE, columns).to_pylist() if row["stage"] == STAGE]
+    refused = [row for row in rows if not is_item(row["record"])]
+    n_challenge = _n_rows(ctx, CHALLENGE_PLAYLISTS)
     if not refused:
-        raise InputError(f"no playlists in {n_files:,} file(s) of {ctx.config.raw.playlists}")
+        only = f": they contain only {n_challenge:,} challenge playlist(s)" if n_challenge else ""
+        raise InputError(
+            f"no playlists to train on in {n_files:,} file(s) of {ctx.config.raw.playlists}{only}",
+            remedy="put slices of the dataset beside the challenge set" if n_challenge else None,
+        )
     first = min(refused, key=lambda row: (row["source"], row["reason"]))
     raise InputError(
         f"no usable playlist in {n_files:,} file(s): {len(refused):,} record(s) were refused, the first in "
@@ -118,17 +148,18 @@ def _check_any_taken(ctx: JobContext, n_files: int) -> None:
 def _held(ctx: JobContext, files: set[str]) -> Held:
     """What the lake contains from files that were read before."""
     ledger = {row["slice"]: row for row in ctx.store.read_small(INGEST_LEDGER).to_pylist()}
-    playlists = _columns(ctx, PLAYLISTS, ("pid", "slice"))
+    ordinary, challenge = (_columns(ctx, table, ("pid", "slice")) for table in (PLAYLISTS, CHALLENGE_PLAYLISTS))
+    playlists = pa.concat_tables([ordinary, challenge])
     refused = _columns(ctx, QUARANTINE, ("source", "pid", "taken_by"), KeyRange((("stage", STAGE),)))
     table = ctx.transaction(TRACKS).id
     tables = {row["tracks_table"] for row in ledger.values() if row["n_playlists"]} - {None}
     # without a ledger: playlists, but no tracks
-    lost = tables != {table} if tables else playlists.num_rows > 0 and _n_tracks(ctx) == 0
-    return Held(ledger, playlists, refused, files, table, lost)
+    lost = tables != {table} if tables else playlists.num_rows > 0 and _n_rows(ctx, TRACKS) == 0
+    return Held(ledger, playlists, challenge.num_rows, refused, files, table, lost)
 
 
-def _n_tracks(ctx: JobContext) -> int:
-    return ctx.scan(TRACKS, ("track_id",)).rows
+def _n_rows(ctx: JobContext, table: Table) -> int:
+    return ctx.scan(table, table.key).rows
 
 
 def _columns(ctx: JobContext, table: Table, names: tuple[str, ...], where: KeyRange | None = None) -> pa.Table:
@@ -206,24 +237,30 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
     The new rows depend on all rows that were read, so a commit by another writer is a conflict.
     """
     held, changed = reading.held, reading.changed
-    had_tracks = _n_tracks(ctx) > 0
+    had_tracks = _n_rows(ctx, TRACKS) > 0
     known = reading.known_tracks() if changed else None
-    if held.tracks_lost and held.playlists.num_rows:
+    if held.tracks_lost:
         # before new ids are assigned: a playlist must never refer to tracks that are not its own
-        ctx.write(PLAYLISTS, [], KeyRange(), part="ids of a dropped table", exclusive=True)
+        for table in held.tables:
+            if _n_rows(ctx, table):
+                ctx.write(table, [], KeyRange(), part="ids of a dropped table", exclusive=True)
     forgotten = [name for name in changed if name in held.ledger]
     if forgotten:
         ctx.write(INGEST_LEDGER, [], KeyIn("slice", pa.array(forgotten)), part="files to be replaced", exclusive=True)
-    written = {table.name: REPORT.empty_table() for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    written = {table.name: REPORT.empty_table() for table in SECOND_PASS}
     if known is not None:
         ids = ingest.assign_ids(reading.tasks(), known)
         written = _second_pass(ctx, reading, ids)
         ctx.commit_files(TRACKS, written[TRACKS.name], KeyIn("track_id", pa.array(ids.changed)), exclusive=True)
         ctx.facts["new_tracks"] = ids.n_new
     if slices := [*changed, *gone.rewritten]:
-        rows = pa.concat_tables([written[PLAYLISTS.name], _rest(ctx, held, gone)])
         where = KeyRange() if held.is_empty else KeyIn("slice", pa.array(slices))
-        ctx.commit_files(PLAYLISTS, rows, where, exclusive=True)
+        for table, own in held.tables.items():
+            rows = pa.concat_tables([written[table.name], _rest(ctx, table, held, gone)])
+            # most lakes have no challenge set, and need no commit for it
+            replaced = pc.is_in(held.playlists["slice"][own], value_set=pa.array(slices))
+            if table is PLAYLISTS or rows.num_rows or pc.any(replaced, min_count=0).as_py():
+                ctx.commit_files(table, rows, where, exclusive=True)
     stage = (("stage", STAGE),)
     if sources := [*changed, *(name for name in gone.dropped if held.n_refused[name])]:
         refused = KeyRange(stage) if held.is_empty else KeyIn("source", pa.array(sources), stage)
@@ -233,19 +270,20 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
 
 
 def _second_pass(ctx: JobContext, reading: Reading, ids: ingest.Ids) -> dict[str, pa.Table]:
-    places = {table.name: ctx.store.location(table) for table in (TRACKS, PLAYLISTS, QUARANTINE)}
+    places = {table.name: ctx.store.location(table) for table in SECOND_PASS}
     n_playlists = pc.sum(reading.about["n_playlists"]).as_py() or 0
     with meter(f"{ctx.name} tables", "playlists", n_playlists) as shown, ctx.watched(shown, n_playlists):
         return ingest.write_files(ctx.spark, ids, ingest.Writing(reading.aside, reading.scratch, STAGE, places))
 
 
-def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
-    """Write the remaining playlists of deleted files that lose some of theirs; returns reports of the data files."""
-    writer = ctx.writer(PLAYLISTS)
+def _rest(ctx: JobContext, table: Table, held: Held, gone: Gone) -> pa.Table:
+    """Write the rows of a table that remain of deleted files that lose playlists; returns reports of the data files."""
+    writer = ctx.writer(table)
     names = pa.array([name for name in gone.rewritten if gone.kept[name]], pa.string())
     if len(names):
-        pids = held.playlists["pid"].filter(pa.array(gone.staying))
-        for part in ctx.stream(PLAYLISTS, PLAYLISTS.names):
+        own = held.tables[table]
+        pids = held.playlists["pid"][own].filter(pa.array(gone.staying[own]))
+        for part in ctx.stream(table, table.names):
             wanted = pc.and_(pc.is_in(part["slice"], names), pc.is_in(part["pid"], pids.combine_chunks()))
             writer.write(part.filter(wanted))
     return pa.Table.from_batches([writer.close()], REPORT)
@@ -253,8 +291,10 @@ def _rest(ctx: JobContext, held: Held, gone: Gone) -> pa.Table:
 
 def _mark_orphans(ctx: JobContext) -> None:
     """Mark the tracks that no playlist contains, and unmark those that are in a playlist again."""
-    n_tracks = _n_tracks(ctx)
-    is_held = count_tracks(ctx.stream(PLAYLISTS, ["track_ids"]), PLAYLISTS, "track_ids", n_tracks) > 0
+    n_tracks = _n_rows(ctx, TRACKS)
+    is_held = np.zeros(n_tracks, np.bool_)
+    for table in (PLAYLISTS, CHALLENGE_PLAYLISTS):
+        is_held |= count_tracks(ctx.stream(table, ["track_ids"]), table, "track_ids", n_tracks) > 0
     listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
     wrong = pa.array(np.flatnonzero(is_held != listed).astype(np.int32))
     if len(wrong):
@@ -272,7 +312,7 @@ def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits,
     update or delete the rows of deleted files."""
     now, rows, ledger = datetime.now(UTC), [], reading.held.ledger
     read_with = {"parser": parser, "tracks_table": reading.held.tracks_table, **limits.__dict__}
-    for found in reading.about.drop_columns(["task", "scratch", "pids"]).to_pylist():
+    for found in reading.about.drop_columns(["task", "scratch", "pids", "n_dropped"]).to_pylist():
         if found["status"] == "same":
             before = ledger[found["slice"]]
             rows.append({**before, "modified_ns": found["modified_ns"], "size_bytes": found["size_bytes"]})

@@ -8,9 +8,9 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -19,6 +19,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from encore.config import S3Config
 from encore.errors import ConfigError, InputError, LakeError
 from encore.lake.failures import aws_error, os_error
+
+_WILDCARDS = "*?["
+_SKIPPED = (".", "_")
+"""How names of files and folders start that tools write for themselves: .DS_Store, __MACOSX, _SUCCESS."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
     bucket, key = split_s3(url)
-    is_glob = any(sign in key for sign in "*?[")
-    prefix = key[: min(key.find(sign) for sign in "*?[" if sign in key)] if is_glob else key
+    is_glob = any(sign in key for sign in _WILDCARDS)
+    prefix = key[: min(key.find(sign) for sign in _WILDCARDS if sign in key)] if is_glob else key
     folder = key if key == "" or key.endswith("/") else key + "/"
     files, is_there = [], key == ""
     try:
@@ -121,20 +125,127 @@ def _list_s3(url: str, pattern: str, s3: S3Config) -> list[SourceFile]:
                     wanted = is_below and "/" not in rest and _matches(rest, pattern)
                 # an empty object such as mpd/, which some tools create as a folder, is not a file
                 if wanted and not item["Key"].endswith("/"):
-                    files.append(
-                        SourceFile(
-                            f"s3://{bucket}/{item['Key']}",
-                            item["Key"].rsplit("/", 1)[-1],
-                            item["Size"],
-                            int(item["LastModified"].timestamp() * 1e9),
-                            item["ETag"].strip('"'),
-                        )
-                    )
+                    files.append(_object(f"s3://{bucket}/{item['Key']}", item["Key"].rsplit("/", 1)[-1], item))
     except (BotoCoreError, ClientError) as error:
         raise aws_error(url, error, server="S3") from error
     if not is_there:
         raise InputError(f"nothing at {url}")
     return files
+
+
+def folder_of(url: str) -> str:
+    """The longest folder of a glob without wildcards; any other URL as it is."""
+    signs = [place for sign in _WILDCARDS if (place := url.find(sign)) >= 0]
+    return url[: min(signs)].rpartition("/")[0] if signs else url
+
+
+def list_tree(url: str, s3: S3Config) -> list[SourceFile]:
+    """The files at `url`, sorted by name: one file, the matches of a glob, or the contents of a folder or prefix. Of
+    folders, also those that a glob matches, all subfolders are listed too.
+
+    The name of a file is its path relative to the folder. Of a glob it is relative to `folder_of` the glob, but if all
+    files lie in one folder, it is the plain name of the file. Names that start with `.` or `_` are skipped unless `url`
+    contains them. Raises InputError if nothing exists at `url`. For an empty folder the list is empty.
+    """
+    found = _tree_s3(url, s3) if is_s3(url) else _tree_local(url.removeprefix("file://"))
+    return sorted(found, key=lambda file: file.name)
+
+
+def _tree_local(path: str) -> list[SourceFile]:
+    try:
+        if os.path.isdir(path):
+            return list(_below(os.path.abspath(path), "", set()))
+        is_glob = not os.path.isfile(path)
+        matches = glob.glob(path) if is_glob else [path]
+        if not matches:
+            raise InputError(f"no such file or folder: {path}")
+        base = os.path.abspath(folder_of(path) if is_glob else os.path.dirname(path))
+        files: list[SourceFile] = []
+        for match in matches:
+            parts = match.split("/")
+            if is_glob and _is_skipped(parts, path.split("/")):
+                continue
+            name = os.path.relpath(match, base)
+            if os.path.isdir(match):
+                files += _below(os.path.abspath(match), f"{name}/", set())
+            elif os.path.isfile(match):
+                files.append(_local_file(os.path.abspath(match), name))
+        return _plainly_named(files)
+    except OSError as error:
+        raise os_error(str(error.filename or path), error, InputError) from error
+
+
+def _below(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[SourceFile]:
+    """The files in a local folder and its subfolders, with `prefix` before their names. `seen`: the folders above, so
+    that a link to one of them is not followed."""
+    stat = os.stat(folder)
+    above = {*seen, (stat.st_dev, stat.st_ino)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(_SKIPPED):
+                continue
+            if entry.is_dir():
+                own = entry.stat()
+                if (own.st_dev, own.st_ino) not in above:
+                    yield from _below(entry.path, f"{prefix}{entry.name}/", above)
+            elif entry.is_file():
+                yield _local_file(entry.path, prefix + entry.name)
+
+
+def _local_file(path: str, name: str) -> SourceFile:
+    stat = os.stat(path)
+    return SourceFile(path, name, stat.st_size, stat.st_mtime_ns)
+
+
+def _tree_s3(url: str, s3: S3Config) -> list[SourceFile]:
+    bucket, key = split_s3(url)
+    key = key.rstrip("/")
+    is_glob = folder_of(f"/{key}") != f"/{key}"
+    prefix = key[: min(key.find(sign) for sign in _WILDCARDS if sign in key)] if is_glob else key
+    base = folder_of(f"/{key}")[1:] if is_glob else key
+    pattern = key.split("/")
+    files, is_there = [], key == ""
+    try:
+        pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for item in (item for page in pages for item in page.get("Contents", ())):
+            parts = item["Key"].split("/")
+            if is_glob:
+                wanted = fnmatch.fnmatch("/".join(parts[: len(pattern)]), key) and len(parts) >= len(pattern)
+            else:
+                # the prefix "mp" must not match mpd/1.json
+                wanted = item["Key"] == key or item["Key"].startswith(f"{key}/" if key else "")
+            is_there = is_there or wanted
+            # an empty object such as mpd/, which some tools create as a folder, is not a file
+            if wanted and not item["Key"].endswith("/") and not _is_skipped(parts, pattern if key else []):
+                name = parts[-1] if item["Key"] == key else item["Key"].removeprefix(f"{base}/" if base else "")
+                files.append(_object(f"s3://{bucket}/{item['Key']}", name, item))
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(url, error, server="S3") from error
+    if not is_there:
+        raise InputError(f"nothing at {url}")
+    return _plainly_named(files) if is_glob else files
+
+
+def _object(url: str, name: str, item: dict[str, Any]) -> SourceFile:
+    """A file in S3 from an item of a listing."""
+    modified_ns = int(item["LastModified"].timestamp() * 1e9)
+    return SourceFile(url, name, item["Size"], modified_ns, item["ETag"].strip('"'))
+
+
+def _is_skipped(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a part of a path starts with a sign that is skipped, except where the pattern of a glob names it."""
+    named = [*pattern, *("*" for _ in parts[len(pattern) :])]
+    return any(
+        part.startswith(_SKIPPED) and wanted.startswith(tuple(_WILDCARDS))
+        for part, wanted in zip(parts, named, strict=True)
+    )
+
+
+def _plainly_named(files: list[SourceFile]) -> list[SourceFile]:
+    """The files with their plain names if all of them lie in one folder."""
+    if len({file.name.rpartition("/")[0] for file in files}) > 1:
+        return files
+    return [replace(file, name=file.name.rpartition("/")[2]) for file in files]
 
 
 def read_bytes(url: str, s3: S3Config) -> bytes:
@@ -225,13 +336,7 @@ def files_below(prefix: str, s3: S3Config) -> list[SourceFile]:
     try:
         pages = s3_client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         return [
-            SourceFile(
-                f"{prefix.split('://', 1)[0]}://{bucket}/{item['Key']}",
-                item["Key"].rsplit("/", 1)[-1],
-                item["Size"],
-                int(item["LastModified"].timestamp() * 1e9),
-                item["ETag"].strip('"'),
-            )
+            _object(f"{prefix.split('://', 1)[0]}://{bucket}/{item['Key']}", item["Key"].rsplit("/", 1)[-1], item)
             for page in pages
             for item in page.get("Contents", ())
         ]

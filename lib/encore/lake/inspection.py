@@ -26,6 +26,7 @@ from encore.lake.parquet import broken_rows, merge_broken
 from encore.lake.schema import schema_differences
 from encore.lake.tables import (
     ALL,
+    CHALLENGE_PLAYLISTS,
     FRAMEWORK,
     HOLDOUT,
     INGEST_LEDGER,
@@ -44,6 +45,7 @@ BLOCK_ROWS = 8192
 
 REFERENCES: dict[Table, tuple[tuple[str, Table], ...]] = {
     PLAYLISTS: (("track_ids", TRACKS), ("slice", INGEST_LEDGER)),
+    CHALLENGE_PLAYLISTS: (("track_ids", TRACKS), ("slice", INGEST_LEDGER)),
     TRACK_VECTORS: (("track_id", TRACKS),),
     HOLDOUT: (("pid", PLAYLISTS), ("train", TRACKS), ("test", TRACKS)),
     PLAYLIST_CENTROIDS: (("pid", PLAYLISTS),),
@@ -51,6 +53,9 @@ REFERENCES: dict[Table, tuple[tuple[str, Table], ...]] = {
     PLAYLIST_METRICS: (("pid", PLAYLISTS),),
 }
 """Columns, or the elements of array columns, whose values are keys of another table."""
+
+SEPARATE: dict[Table, Table] = {CHALLENGE_PLAYLISTS: PLAYLISTS}
+"""Tables that have no key in common with another."""
 
 UNIQUE: dict[Table, tuple[str, ...]] = {TRACKS: ("track_uri",)}
 """Columns that are unique in addition to the key."""
@@ -171,6 +176,13 @@ class _Look:
             keys = self.known[target]
             if keys is not None and rows.num_rows:
                 self._look_at_references(rows, column, target, keys)
+
+        other = SEPARATE.get(self.table)
+        if other is not None and (keys := self.known[other]) is not None and rows.num_rows:
+            shared = np.flatnonzero(_are_in(rows[other.key[0]].combine_chunks(), keys))
+            if len(shared):
+                rule = f"no {other.key[0]} of {other.name} is in {self.table.name}"
+                merge_broken(self.broken, {rule: (len(shared), str(rows[other.key[0]][int(shared[0])].as_py()))})
 
     def _look_at_references(self, rows: pa.Table, column: str, target: Table, keys: NDArray[Any] | pa.Array) -> None:
         values = rows[column].combine_chunks()

@@ -44,9 +44,20 @@ def _delta_type(ddl: str) -> str | dict[str, Any]:
     return {"bigint": "long", "int": "integer"}.get(ddl, ddl)
 
 
+def constraints(table: Table) -> dict[str, str]:
+    """The Delta table properties for a table's checks."""
+    return {f"delta.constraints.{name}": check.sql for name, check in table.checks.items()}
+
+
+def changed_constraints(table: Table, found: DeltaTable) -> dict[str, str]:
+    """The properties of those checks for which an existing table has another condition."""
+    stored = found.metadata().configuration
+    return {name: sql for name, sql in constraints(table).items() if stored.get(name, sql) != sql}
+
+
 def properties(table: Table) -> dict[str, str | None]:
     """The Delta table properties for a table's checks, layout, grain and layer."""
-    found: dict[str, str | None] = {f"delta.constraints.{name}": check.sql for name, check in table.checks.items()}
+    found: dict[str, str | None] = {**constraints(table)}
     if table.checks:
         # the first protocol version that requires every writer to enforce them
         found["delta.minWriterVersion"] = "3"

@@ -26,7 +26,7 @@ from encore.lake.delta import Change, Commit, Tables, arrow_table, changes, chan
 from encore.lake.failures import delta_error, os_error
 from encore.lake.filesystem import delete_folder, is_s3
 from encore.lake.scan import KeyRange, Scan, scan_of
-from encore.lake.schema import delta_field, delta_schema, missing_columns, properties
+from encore.lake.schema import changed_constraints, delta_field, delta_schema, missing_columns, properties
 from encore.lake.tables import ALL, VIEWS, Table, arrow_schema
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ class Store(Tables):
     # writing -------------------------------------------------------------------------------------------------------
 
     def ensure(self, table: Table) -> DeltaTable:
-        """The newest version of a table. Creates the table if it does not exist, and adds missing nullable columns in
-        place, which are null in existing rows.
+        """The newest version of a table. Creates the table if it does not exist. Otherwise adds missing nullable
+        columns, which are null in existing rows, and replaces constraints that the declaration has changed since.
 
         Raises LakeError if its schema differs from its declaration.
         """
@@ -192,13 +192,16 @@ class Store(Tables):
         if found is None:
             return self._create(table)
         self.check_schema(table, found)
-        lacking = missing_columns(table, found)
-        if lacking:
-            try:
+        lacking, changed = missing_columns(table, found), changed_constraints(table, found)
+        try:
+            if lacking:
                 found.alter.add_columns([delta_field(column) for column in lacking])
-            except (DeltaError, OSError) as error:
-                raise delta_error(f"{self.url(table)}: columns cannot be added", error) from error
-        return self.there(table) if lacking else found
+            if changed:
+                # in one commit, so that the table is never without the constraint
+                found.alter.set_table_properties(changed, raise_if_not_exists=False)
+        except (DeltaError, OSError) as error:
+            raise delta_error(f"{self.url(table)}: cannot be brought up to date with its declaration", error) from error
+        return self.there(table) if lacking or changed else found
 
     def _create(self, table: Table) -> DeltaTable:
         uri = self.url(table)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from encore.arrays.ragged import I64
 from encore.lake.filesystem import SourceFile
+from encore.lake.tables import CHALLENGE_PLAYLISTS, PLAYLISTS, Table
 from encore.mpd.ownership import Claims
 from encore.mpd.parse import Limits
 
@@ -22,13 +23,15 @@ from encore.mpd.parse import Limits
 class Held:
     """What the lake contains from files when the job starts.
 
-    `ledger`: rows of `ingest_ledger` by file. `playlists`: `pid` and `slice` of all playlists. `refused`: `source`,
-    `pid` and `taken_by` of rejected records. `files`: names of the files that exist. `tracks_table`: id of the Delta
-    table `tracks`; `tracks_lost`: the track ids in `playlists` refer to another table, which was dropped.
+    `ledger`: rows of `ingest_ledger` by file. `playlists`: `pid` and `slice` of all playlists, first those of
+    `playlists`, then the `n_challenge` ones of `challenge_playlists`. `refused`: `source`, `pid` and `taken_by` of
+    rejected records. `files`: names of the files that exist. `tracks_table`: id of the Delta table `tracks`;
+    `tracks_lost`: the track ids in `playlists` refer to another table, which was dropped.
     """
 
     ledger: dict[str, dict[str, Any]]
     playlists: pa.Table
+    n_challenge: int
     refused: pa.Table
     files: Collection[str]
     tracks_table: str
@@ -50,6 +53,12 @@ class Held:
         return count_values(self.refused["source"])
 
     @property
+    def tables(self) -> dict[Table, slice]:
+        """The rows of `playlists` that belong to each table."""
+        n_ordinary = self.playlists.num_rows - self.n_challenge
+        return {PLAYLISTS: slice(0, n_ordinary), CHALLENGE_PLAYLISTS: slice(n_ordinary, None)}
+
+    @property
     def is_empty(self) -> bool:
         """Whether the lake contains nothing from any file."""
         return not self.ledger and not self.playlists.num_rows and not self.refused.num_rows
@@ -59,11 +68,13 @@ class Held:
         row = self.ledger.get(name)
         if row is None or self.tracks_lost or row["vanished_at"] is not None or row["digest"] == "unreadable":
             return True
-        if row["parser"] != parser or None in (row["max_tracks"], row["payload_bytes"], row["longest"]):
+        read_with = (row["max_tracks"], row["payload_bytes"], row["bad_items"], row["longest"])
+        if row["parser"] != parser or None in read_with:
             return True
         if row["max_tracks"] != limits.max_tracks and row["longest"] > min(row["max_tracks"], limits.max_tracks):
             return True
-        if row["payload_bytes"] != limits.payload_bytes and row["n_quarantined"]:
+        as_before = (row["payload_bytes"], row["bad_items"]) == (limits.payload_bytes, limits.bad_items)
+        if not as_before and row["n_quarantined"]:
             return True
         return bool(row["n_playlists"] != self.n_playlists[name] or row["n_quarantined"] != self.n_refused[name])
 

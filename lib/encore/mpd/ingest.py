@@ -1,4 +1,5 @@
-"""Converts slices to rows of `playlists`, `tracks` and `quarantine` on Spark, in two passes and without a shuffle.
+"""Converts slices to rows of `playlists`, `challenge_playlists`, `tracks` and `quarantine` on Spark, in two passes and
+without a shuffle.
 
 First pass: each Python task parses some files and stages four tables in a scratch location: playlists with tracks
 encoded as task-local codes, the ids of its distinct tracks, the metadata of these tracks, and the rejected records. To
@@ -30,9 +31,9 @@ from encore.config import S3Config
 from encore.errors import InputError
 from encore.lake.filesystem import SourceFile, read_bytes, write_bytes
 from encore.lake.parquet import TableLocation, Writer
-from encore.lake.tables import PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
+from encore.lake.tables import CHALLENGE_PLAYLISTS, PLAYLISTS, QUARANTINE, TRACKS, arrow_schema
 from encore.lake.track_arrays import damaged, track_words
-from encore.mpd.parse import Limits, Refused, Slice, parse_slice, refused_file
+from encore.mpd.parse import CHALLENGE_FIELDS, Limits, Refused, Slice, parse_slice, refused_file
 from encore.mpd.tracks import DistinctTracks
 from encore.spark.tasks import pack, run_tasks, unpack
 
@@ -51,20 +52,24 @@ FILES = pa.schema(
         ("modified_ns", pa.int64()),
         ("n_playlists", pa.int64()),
         ("n_quarantined", pa.int64()),
+        ("n_dropped", pa.int64()),
         ("longest", pa.int32()),
         ("status", pa.string()),
         ("pids", pa.list_(pa.int64())),
     ]
 )
 """Result of the first pass, one row per file. `scratch`: name of the tables that its task staged; `status`: ingested,
-refused (as a whole), or same (as when it was last read); `pids` of the accepted playlists."""
+refused (as a whole), or same (as when it was last read); `n_playlists`, `pids`: of the accepted playlists, those of
+challenge sets included; `n_quarantined`: rejected records, among them `n_dropped` items of accepted playlists."""
 
 PLAYLISTS_ASIDE = pa.schema(
     [
         *(arrow_schema(PLAYLISTS).field(name) for name in PLAYLISTS.names if name != "track_ids"),
+        *(arrow_schema(CHALLENGE_PLAYLISTS).field(name) for name in (*CHALLENGE_FIELDS, "positions")),
         ("codes", pa.list_(pa.int32())),
     ]
 )
+"""Staged playlists of both tables: `num_holdouts` is null unless the playlist belongs to `challenge_playlists`."""
 REFUSED_ASIDE = pa.schema([field for field in arrow_schema(QUARANTINE) if field.name != "stage"])
 
 
@@ -141,7 +146,9 @@ def parse_run(task: int, files: Sequence[SourceFile], parsing: Parsing) -> pa.Ta
         if parsed is not None:
             rows, codes = parsed.playlists, tracks.add(parsed)
             rows = rows.append_column("slice", pa.repeat(file.name, rows.num_rows))
-            playlists.append(rows.append_column("codes", codes.to_arrow()).cast(PLAYLISTS_ASIDE))
+            rows = rows.append_column("positions", parsed.positions.to_arrow())
+            rows = rows.append_column("codes", codes.to_arrow())
+            playlists.append(rows.select(PLAYLISTS_ASIDE.names).cast(PLAYLISTS_ASIDE))
             refused.append(_refused_rows(file.name, parsed.refused))
         pids = parsed.playlists["pid"].to_pylist() if parsed is not None else []
         about.append({**row, "task": task, "scratch": scratch, "pids": pids})
@@ -177,7 +184,7 @@ def _parse_file(file: SourceFile, content: bytes | InputError, parsing: Parsing)
     else:
         digest = f"etag:{file.etag}" if file.etag else f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
         if parsing.digests.get(file.name) == digest:
-            same = {"n_playlists": 0, "n_quarantined": 0, "longest": 0, "status": "same"}
+            same = {"n_playlists": 0, "n_quarantined": 0, "n_dropped": 0, "longest": 0, "status": "same"}
             return {**row, "digest": digest, **same}, None
         parsed = parse_slice(content, parsing.limits, parsing.taken.get(file.name, {}))
     return {
@@ -185,6 +192,7 @@ def _parse_file(file: SourceFile, content: bytes | InputError, parsing: Parsing)
         "digest": digest,
         "n_playlists": parsed.playlists.num_rows,
         "n_quarantined": len(parsed.refused),
+        "n_dropped": parsed.n_dropped,
         "longest": parsed.longest,
         "status": "refused" if parsed.is_refused else "ingested",
     }, parsed
@@ -301,9 +309,11 @@ def write_run(task: int, writing: Writing) -> Iterator[tuple[str, pa.RecordBatch
     """Write the rows that a task of the first pass staged; yields each table's name and the reports of its files."""
     aside, scratch = writing.aside, writing.scratch[task]
     ids = aside.read(f"{scratch}/ids")
+    playlists, challenge = playlist_rows(aside.read(f"{scratch}/playlists"), ids["track_id"].to_numpy())
     made = (
         (TRACKS, track_rows(aside.read(f"{scratch}/names"), ids["writes"].to_numpy())),
-        (PLAYLISTS, playlist_rows(aside.read(f"{scratch}/playlists"), ids["track_id"].to_numpy())),
+        (PLAYLISTS, playlists),
+        (CHALLENGE_PLAYLISTS, challenge),
         (QUARANTINE, quarantine_rows(aside.read(f"{scratch}/refused"), writing.stage)),
     )
     for table, rows in made:
@@ -323,11 +333,19 @@ def track_rows(names: pa.Table, writes: I32) -> pa.Table:
     return chosen.select(TRACKS.names).cast(arrow_schema(TRACKS))
 
 
-def playlist_rows(aside: pa.Table, ids: I32) -> pa.Table:
-    """Rows of `playlists`; `ids`: track ids by code."""
+def playlist_rows(aside: pa.Table, ids: I32) -> tuple[pa.Table, pa.Table]:
+    """Rows of `playlists` and of `challenge_playlists`; `ids`: track ids by code."""
     codes = Ragged.from_arrow(aside["codes"])
-    track_ids = Ragged(codes.offsets, ids[codes.values]).to_arrow()
-    return aside.append_column("track_ids", track_ids).select(PLAYLISTS.names).cast(arrow_schema(PLAYLISTS))
+    rows = aside.append_column("track_ids", Ragged(codes.offsets, ids[codes.values]).to_arrow())
+    is_challenge = rows["num_holdouts"].is_valid()
+    if not pc.any(is_challenge, min_count=0).as_py():
+        ordinary, challenge = rows, rows.slice(0, 0)
+    else:
+        ordinary, challenge = rows.filter(pc.invert(is_challenge)), rows.filter(is_challenge)
+    return (
+        ordinary.select(PLAYLISTS.names).cast(arrow_schema(PLAYLISTS)),
+        challenge.select(CHALLENGE_PLAYLISTS.names).cast(arrow_schema(CHALLENGE_PLAYLISTS)),
+    )
 
 
 def quarantine_rows(aside: pa.Table, stage: str) -> pa.Table:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from encore.arrays.ragged import I64
 from encore.lake.filesystem import SourceFile
-from encore.lake.tables import PLAYLISTS, TRACKS, arrow_schema
+from encore.lake.tables import TRACKS, arrow_schema
 from encore.lake.track_arrays import checked_tracks
 from encore.mpd import ingest
 from encore.mpd.held import Held, text
@@ -187,7 +187,8 @@ class Reading:
         wanted = pa.array(sorted(unread), pa.string())
 
         def parts() -> Iterable[pa.Table]:
-            for part in self._ctx.stream(PLAYLISTS, ("pid", "slice", "track_ids")):
-                yield part.filter(pc.is_in(part["slice"], wanted))
+            for table in self.held.tables:
+                for part in self._ctx.stream(table, ("pid", "slice", "track_ids")):
+                    yield part.filter(pc.is_in(part["slice"], wanted))
 
         return files_needed(self.existing, lost, parts, self.tasks(), every=every)

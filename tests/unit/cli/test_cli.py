@@ -138,17 +138,18 @@ def test_a_folder_without_slices(encore: Encore, tmp_path: Path, lake: Path) -> 
     (tmp_path / "mpd").mkdir()
     (tmp_path / "mpd" / "stats.txt").touch()
     result = encore("run", "--set", "raw.playlists=mpd", "--set", f"lake.path={lake}")
-    assert refused(result, 3) == "no slices (*.json) in mpd"
+    assert refused(result, 3) == "no slices (.json or .json.gz) in mpd, only 1 .txt"
     assert "encore generate" in result.stderr
     assert not lake.exists()
 
 
-def test_two_files_of_one_name(encore: Encore, tmp_path: Path, lake: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.json").touch()
-    result = encore("run", "--set", f"raw.playlists={tmp_path}/*/*.json", "--set", f"lake.path={lake}")
-    assert refused(result, 3) == f"two files are named a.json: {tmp_path}/one/a.json and {tmp_path}/two/a.json"
+def test_a_folder_of_tables_of_playlists(encore: Encore, tmp_path: Path, lake: Path) -> None:
+    (tmp_path / "mpd").mkdir()
+    (tmp_path / "mpd" / "my_playlist.csv").touch()
+    result = encore("run", "--set", "raw.playlists=mpd", "--set", f"lake.path={lake}")
+    assert refused(result, 3) == "no slices (.json or .json.gz) in mpd, only 1 .csv"
+    assert "encore import" in result.stderr
+    assert not lake.exists()
 
 
 def test_generating_into_a_file(encore: Encore, tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"pid": 7, "track_ids": [3, 2], "slice": "a.json"},
         {"pid": 9, "track_ids": [], "slice": "a.json"},
     ],
+    "challenge_playlists": [
+        {"pid": 8, "num_holdouts": 2, "track_ids": [1, 3], "positions": [0, 5], "slice": "a.json"},
+    ],
     "track_vectors": [{"track_id": i, "vector": [1.0, 2.0]} for i in (0, 3)],
     "holdout": [{"pid": 0, "train": [0], "test": [1]}, {"pid": 7, "train": [3], "test": [2]}],
     "playlist_centroids": [{"pid": 7, "vector": [1.0, 2.0], "n_tracks": 1}],
@@ -184,6 +187,24 @@ def _other_schema(lake: Path) -> None:
         (
             _more("playlists", {"pid": 1, "slice": "b.json"}),
             [("playlists", "slice refers to rows of ingest_ledger: broken 1 time, such as b.json, of pid 1")],
+        ),
+        (
+            _more("challenge_playlists", {"pid": 1, "track_ids": [4], "positions": [0], "slice": "b.json"}),
+            [
+                ("challenge_playlists", "track_ids refers to rows of tracks: broken 1 time, such as 4, of pid 1"),
+                (
+                    "challenge_playlists",
+                    "slice refers to rows of ingest_ledger: broken 1 time, such as b.json, of pid 1",
+                ),
+            ],
+        ),
+        (
+            _more("challenge_playlists", {"pid": 7}),
+            [("challenge_playlists", "no pid of playlists is in challenge_playlists: broken 1 time, such as 7")],
+        ),
+        (
+            _more("challenge_playlists", {"pid": 1, "positions": [0]}),
+            [("challenge_playlists", r"a_position_for_each_track \(.*\): broken 1 time, such as 1")],
         ),
         (
             _more("holdout", {"pid": 1, "train": [4], "test": [5]}),

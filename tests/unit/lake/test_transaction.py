@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from deltalake.exceptions import DeltaError
 
 from encore.errors import LakeError, TransientError
 from encore.lake.delta import Commit
@@ -15,7 +17,16 @@ from encore.lake.maintenance import optimize
 from encore.lake.parquet import Writer
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.store import Store
-from encore.lake.tables import AUDIO_FEATURES, HOLDOUT, JOB_RUNS, QUARANTINE, RECOMMENDATIONS, Table, arrow_schema
+from encore.lake.tables import (
+    AUDIO_FEATURES,
+    HOLDOUT,
+    JOB_RUNS,
+    QUARANTINE,
+    RECOMMENDATIONS,
+    Table,
+    arrow_schema,
+    one_of,
+)
 from encore.lake.transaction import Transaction
 from encore.vocabulary import FEATURES
 from tests.conftest import settings
@@ -199,6 +210,23 @@ class TestSchemas:
         assert store.scan(QUARANTINE, ["source", "payload"]).whole().to_pylist() == [
             {"source": "a.json", "payload": None}
         ]
+
+    def test_a_changed_constraint_is_replaced(self, store: Store) -> None:
+        store.ensure(replace(QUARANTINE, checks={"reason_known": one_of("reason", ("not_json",))}))
+        before = store.state(QUARANTINE)
+        row = {"source": "a", "record": "1", "reason": "item_local", "detail": "d", "stage": "s"}
+        rows = pa.Table.from_pylist([row], arrow_schema(QUARANTINE))
+        with pytest.raises(DeltaError, match="failed validation check"):
+            write_deltalake(store.url(QUARANTINE), rows, mode="append")
+        found = store.ensure(QUARANTINE)
+        after = store.state(QUARANTINE)
+        assert before is not None
+        assert after is not None
+        assert after.data_id == before.data_id, "a new constraint changes no row"
+        write_deltalake(store.url(QUARANTINE), rows, mode="append")
+        with pytest.raises(DeltaError, match="failed validation check"):
+            write_deltalake(store.url(QUARANTINE), rows.set_column(3, "reason", [["no reason"]]), mode="append")
+        assert store.ensure(QUARANTINE).version() == found.version() + 1, "only the rows were added"
 
     def test_anything_else_is_refused_with_both_schemas(self, store: Store) -> None:
         self.older(store, QUARANTINE, "detail")

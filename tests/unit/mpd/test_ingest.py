@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -23,7 +24,7 @@ from encore.config import S3Config
 from encore.errors import LakeError
 from encore.lake.filesystem import SourceFile, list_files
 from encore.lake.parquet import TableLocation
-from encore.lake.tables import PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
+from encore.lake.tables import CHALLENGE_PLAYLISTS, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
 from encore.mpd.ingest import (
     FILES,
     Ids,
@@ -262,7 +263,8 @@ def random_slices(seed: int, n_files: int = 7) -> dict[str, list[Any]]:
             if generator.random() < 0.5:
                 for pos, track in zip(generator.sample(range(len(tracks)), len(tracks)), tracks, strict=True):
                     track["pos"] = pos
-            records.append({"pid": pid, "name": f"list {pid}", "num_followers": pid, "tracks": tracks})
+            kind = {"num_holdouts": 5, "num_samples": len(tracks)} if generator.random() < 0.3 else {}
+            records.append({"pid": pid, "name": f"list {pid}", "num_followers": pid, **kind, "tracks": tracks})
         if generator.random() < 0.4:
             records.insert(0, {"pid": "bad", "tracks": []})
         contents[f"mpd.slice.{i * 1000}-{i * 1000 + 999}.json"] = records
@@ -270,8 +272,8 @@ def random_slices(seed: int, n_files: int = 7) -> dict[str, list[Any]]:
     return contents
 
 
-def plain(contents: dict[str, list[Any]]) -> tuple[dict[int, Record], dict[int, Record]]:
-    """Rows of `playlists` by pid and of `tracks` by track_id, one value after the other."""
+def plain(contents: dict[str, list[Any]]) -> tuple[dict[int, Record], dict[int, Record], dict[int, Record]]:
+    """Rows of `playlists` and `challenge_playlists` by pid and of `tracks` by track_id, one value after the other."""
     counts: Counter[str] = Counter()
     best: dict[str, tuple[int, int, Record]] = {}
     good = [(name, r) for name, records in contents.items() for r in records if isinstance(r["pid"], int)]
@@ -293,15 +295,24 @@ def plain(contents: dict[str, list[Any]]) -> tuple[dict[int, Record], dict[int, 
         }
         for uri, (_, pid, track) in best.items()
     }
-    playlists = {}
+    playlists, challenges = {}, {}
     for name, record in good:
         own = record["tracks"]
         if all("pos" in track for track in own):
             own = sorted(own, key=lambda track: track["pos"])
-        row: Record = dict.fromkeys(PLAYLISTS.names)
-        row |= {"pid": record["pid"], "name": record["name"], "num_followers": record["num_followers"], "slice": name}
-        playlists[record["pid"]] = {**row, "track_ids": [ids[track["track_uri"]] for track in own]}
-    return playlists, tracks
+        track_ids = [ids[track["track_uri"]] for track in own]
+        row: Record = {"pid": record["pid"], "name": record["name"], "slice": name, "track_ids": track_ids}
+        if "num_holdouts" in record:
+            more = {key: record[key] for key in ("num_holdouts", "num_samples")}
+            row |= {**more, "num_tracks": None, "positions": [track.get("pos", i) for i, track in enumerate(own)]}
+            challenges[record["pid"]] = row
+        else:
+            playlists[record["pid"]] = {
+                **dict.fromkeys(PLAYLISTS.names),
+                **row,
+                "num_followers": record["num_followers"],
+            }
+    return playlists, challenges, tracks
 
 
 @dataclass(frozen=True)
@@ -332,7 +343,7 @@ class Passes:
         ids = assign_ids((TaskTracks.read(self.aside, name) for name in scratch), existing)
         for name, own, rows in zip(scratch, ids.of_task, ids.writes, strict=True):
             self.aside.write(f"{name}/ids", pa.table({"track_id": own, "writes": rows}))
-        tables = {t.name: t for t in (PLAYLISTS, TRACKS, QUARANTINE)}
+        tables = {t.name: t for t in (PLAYLISTS, CHALLENGE_PLAYLISTS, TRACKS, QUARANTINE)}
         places = {name: TableLocation(str(self.folder / name), S3) for name in tables}
         written: dict[Table, list[pa.Table]] = {t: [arrow_schema(t).empty_table()] for t in tables.values()}
         for task in range(len(scratch)):
@@ -382,11 +393,12 @@ def test_both_passes_give_the_tables_of_plain_python_for_any_grouping(
     tmp_path: Path, passes: Passes, seed: int
 ) -> None:
     contents = random_slices(seed)
-    expected_playlists, expected_tracks = plain(contents)
+    expected_playlists, expected_challenges, expected_tracks = plain(contents)
     assert sorted(expected_tracks) == list(range(len(expected_tracks))), "ids are dense"
     for runs in groupings(write(tmp_path, contents)):
         made = passes.both(runs, held())
         assert by_key(made[PLAYLISTS], "pid") == expected_playlists
+        assert by_key(made[CHALLENGE_PLAYLISTS], "pid") == expected_challenges
         assert by_key(made[TRACKS], "track_id") == expected_tracks
         assert made[QUARANTINE].num_rows == sum(r["pid"] == "bad" for own in contents.values() for r in own)
 
@@ -395,7 +407,7 @@ def test_later_files_keep_the_ids_that_were_given(tmp_path: Path, passes: Passes
     contents = random_slices(3)
     names = sorted(contents)
     old, new = {n: contents[n] for n in names[:3]}, {n: contents[n] for n in names[3:]}
-    _, before = plain(old)
+    *_, before = plain(old)
     existing = held(
         *((i, r["track_uri"], r["first_pid"], sum(r[n] is None for n in TRACK_FIELDS)) for i, r in before.items())
     )
@@ -404,7 +416,7 @@ def test_later_files_keep_the_ids_that_were_given(tmp_path: Path, passes: Passes
     table = {**before, **by_key(made[TRACKS], "track_id")}
     assert sorted(table) == list(range(len(table)))
     assert all(table[i]["track_uri"] == row["track_uri"] for i, row in before.items())
-    whole_playlists, whole_tracks = plain(contents)
+    whole_playlists, _, whole_tracks = plain(contents)
     for row in whole_tracks.values():
         (own,) = (r for r in table.values() if r["track_uri"] == row["track_uri"])
         assert {**own, "track_id": row["track_id"]} == row, "the best record of all files, old and new"
@@ -484,3 +496,25 @@ def test_the_digest_of_an_object_is_its_entity_tag(tmp_path: Path, passes: Passe
     (file,) = write(tmp_path, {"a.json": []})
     tagged = SourceFile(file.url, file.name, file.size, file.modified_ns, etag="abc")
     assert passes.first([[tagged]])["digest"].to_pylist() == ["etag:abc"]
+
+
+def test_a_compressed_file_is_read_whatever_its_name(tmp_path: Path, passes: Passes) -> None:
+    (plain_file,) = write(tmp_path, {"a.json": [{"pid": 1, "tracks": [{"track_uri": URIS[0]}]}]})
+    content = gzip.compress((tmp_path / "a.json").read_bytes())
+    (tmp_path / "a.json").write_bytes(content)
+    (row,) = passes.first([[plain_file]]).to_pylist()
+    assert (row["status"], row["pids"]) == ("ingested", [1])
+    assert row["digest"] == f"xxh3:{xxhash.xxh3_128_hexdigest(content)}", "of the file as it is"
+
+
+def test_dropped_items_are_counted_apart(tmp_path: Path, passes: Passes) -> None:
+    items = [None, {"track_uri": URIS[0]}, {"track_uri": "spotify:local:x"}]
+    (file,) = write(tmp_path, {"a.json": [{"pid": 1, "tracks": items}, {"pid": 2}]})
+    about = passes.first([[file]])
+    (row,) = about.to_pylist()
+    assert (row["n_playlists"], row["n_quarantined"], row["n_dropped"]) == (1, 3, 2)
+    assert [row["record"] for row in passes.refused(about)] == [
+        "playlist 0, item 0",
+        "playlist 0, item 2",
+        "playlist 1",
+    ]
