@@ -108,12 +108,12 @@ def test_running_again_changes_no_table_and_starts_no_spark(made: tuple[Path, Co
 
 
 LOGS_READ = {
-    "ingest_playlists": 5,
+    "ingest_playlists": 6,
     "ingest_features": 5,
     "build_track_vectors": 5,
     "split_holdout": 3,
     "build_centroids": 5,
-    "recommend": 5,
+    "recommend": 6,
     "evaluate": 6,
     "report": 8,
 }
@@ -274,7 +274,7 @@ class TestInputThatIsNotWhole:
         write_slice(reduced, small)
         (raw / "mpd.slice.300-349.json").write_bytes(b"")
         playlists = json.loads(other.read_text())["playlists"]
-        # a duplicate pid from the first slice, and a playlist whose only track is in no other playlist
+        # a duplicate pid from the first slice, whose track is in no other playlist, and a playlist of a local file
         playlists.append({"pid": 3, "tracks": [{"track_uri": "spotify:track:" + "Z" * 22}]})
         playlists.append({"pid": 900, "tracks": [{"track_uri": "spotify:local:x"}]})
         write_slice(other, playlists)
@@ -286,7 +286,8 @@ class TestInputThatIsNotWhole:
     def test_the_rest_goes_in(self, mixed: tuple[Path, Path]) -> None:
         lake, _ = mixed
         rows = recompute.table(lake, "playlists")
-        assert len(rows) == 250
+        assert len(rows) == 251
+        assert [row["track_ids"] for row in rows if row["pid"] == 900] == [[]]
         assert {row["name"] for row in rows if row["slice"] == "mpd.slice.100-149.json"} == {None}
         assert "spotify:track:" + "Z" * 22 not in {row["track_uri"] for row in recompute.table(lake, "tracks")}
 
@@ -296,7 +297,7 @@ class TestInputThatIsNotWhole:
             ("mpd.slice.50-99.json", "not_json"),
             ("mpd.slice.300-349.json", "not_json"),
             ("mpd.slice.150-199.json", "pid_duplicate"),
-            ("mpd.slice.150-199.json", "track_uri_malformed"),
+            ("mpd.slice.150-199.json", "item_local"),
         }
         assert "is taken from mpd.slice." in found["mpd.slice.150-199.json", "pid_duplicate"]["detail"]
         ledger = {row["slice"]: row for row in recompute.table(mixed[0], "ingest_ledger")}
@@ -326,7 +327,7 @@ class TestInputThatIsNotWhole:
         # of the other files, only those are read that contain tracks whose metadata came from the changed playlists
         assert results[0].facts["files_read"] > 2
         rows = {row["pid"]: row for row in recompute.table(own_lake, "playlists")}
-        assert len(rows) == 299
+        assert len(rows) == 300
         assert len(rows[0]["track_ids"]) == 3
         assert playlists[-1]["pid"] not in rows
         after = {row["track_uri"]: row["track_id"] for row in recompute.table(own_lake, "tracks")}

@@ -41,7 +41,8 @@ def source(folder: Path, *files: range, group: int = 4) -> Scan:
 def halves() -> Kernel:
     def kernel(rows: pa.Table) -> tuple[None, dict[str, Any]]:
         lists = Ragged.from_arrow(rows["track_ids"])
-        return None, {"train": lists.head(2).to_arrow(), "test": lists.where(lists.positions >= 2).to_arrow()}
+        parts = {"train": lists.head(2).to_arrow(), "test": lists.where(lists.positions >= 2).to_arrow()}
+        return None, {**parts, **{name: pa.nulls(len(rows), pa.string()) for name in ("title", "kind")}}
 
     return kernel
 
@@ -55,7 +56,7 @@ def test_rows_do_not_depend_on_tasks_and_blocks(session: Session, tmp_path: Path
     spark, out = session(), tmp_path / "out"
     work = RowMap(source(tmp_path / "in", range(21), range(21, 50)), halves, block=block, tasks=tasks)
     reports = write_rows(spark, work, HOLDOUT, TableLocation(str(out), S3))
-    expected = spark.createDataFrame([(pid, [pid, pid + 1], [pid + 2]) for pid in range(50)], HOLDOUT.ddl)
+    expected = spark.createDataFrame([(pid, [pid, pid + 1], [pid + 2], None, None) for pid in range(50)], HOLDOUT.ddl)
     found = spark.read.parquet(*made(out, reports))
     assert_df_equality(found, expected, ignore_row_order=True, ignore_nullable=True)
     assert sum(reports["read_rows"].drop_null().to_pylist()) == 50
