@@ -18,6 +18,7 @@ from encore.errors import LakeError
 from encore.lake.store import Store, open_store
 from encore.lake.tables import (
     ALL,
+    CHALLENGE_PLAYLISTS,
     FRAMEWORK,
     JOB_COSTS,
     JOB_RUNS,
@@ -75,6 +76,9 @@ def size(count: int) -> str:
 def row_counts(rows: dict[str, int]) -> Iterable[str]:
     """Row counts of the tables that a job wrote, as text; for quarantine, the number of rows added, if any."""
     for table, n in rows.items():
+        if table == CHALLENGE_PLAYLISTS.name and not n:
+            # most lakes have no challenge set
+            continue
         if table != QUARANTINE.name:
             yield f"{table} {n:,}"
         elif n:
