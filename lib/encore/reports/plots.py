@@ -163,7 +163,7 @@ def precision_by_known(summaries: Mapping[str, Summary]) -> Figure:
 def precision_by_kind(summaries: Mapping[str, Summary]) -> Figure:
     """R-precision and NDCG by kind of the challenge protocol; one line per model."""
     labels = {f"kind_{kind.name}": kind_name(kind) for kind in KINDS}
-    return _by_group(summaries, "Accuracy by kind of playlist", "what is known (number of playlists)", labels)
+    return _by_group(summaries, "Accuracy by kind of playlist", "what is known (number of playlists)", labels, WIDTH)
 
 
 def kind_name(kind: Kind) -> str:
@@ -177,9 +177,11 @@ def has_kinds(summaries: Mapping[str, Summary]) -> bool:
     return any(sum(one.counts[len(BUCKETS) :]) for one in summaries.values())
 
 
-def _by_group(summaries: Mapping[str, Summary], title: str, axis: str, labels: Mapping[str, str]) -> Figure:
+def _by_group(
+    summaries: Mapping[str, Summary], title: str, axis: str, labels: Mapping[str, str], width: float = HALF
+) -> Figure:
     """R-precision and NDCG of some groups of playlists, which are named in `labels`; one line per model."""
-    figure, axes = _figure(title, HALF, 6.8, rows=2, sharex=True)
+    figure, axes = _figure(title, width, 6.8, rows=2, sharex=True)
     found = {model: s.figures() for model, s in summaries.items() if s.n_playlists}
     if not found:
         for ax in axes.flat:
