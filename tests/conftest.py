@@ -29,6 +29,9 @@ hypothesis.settings.load_profile("encore")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+QUICK_MODELS = "recommend.models=[cosine,popularity,random]"
+"""Models that are fitted at once, for tests of everything else."""
+
 FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 """Tests are too short for the optimising compiler to pay off."""
 
@@ -43,6 +46,7 @@ def settings(lake: Path | str, *overrides: str) -> Config:
         f"report.path={lake}-report",
         "spark.master=local[2]",
         "log.level=error",
+        QUICK_MODELS,
     ]
     return load_config("local", [*own, *overrides])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
-from encore.lake.tables import ALL, FRAMEWORK, MODEL_METRICS, Table
+from encore.lake.tables import ALL, FRAMEWORK, MODEL_METRICS, MODELS, Table
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:
@@ -25,12 +25,16 @@ def table(lake: Path, name: str) -> list[dict[str, Any]]:
 
 def contents(lake: Path) -> dict[str, list[str]]:
     """The sorted rows of every table, without timestamps, what jobs record about themselves, and the kind of a file's
-    digest (S3 has entity tags). From `model_metrics` only the newest means of each model."""
+    digest (S3 has entity tags). From `model_metrics` only the newest means of each model, and from `models` only the
+    digests of the newest arrays of each."""
     return {declared.name: rows_of(lake, declared) for declared in ALL if declared not in FRAMEWORK}
 
 
 def rows_of(lake: Path, declared: Table) -> list[str]:
     """The rows of one table, as in `contents`."""
+    if declared is MODELS:
+        rows = sorted(table(lake, MODELS.name), key=lambda row: row["fitted_at"])
+        return sorted(f"{name} {digest}" for name, digest in {row["model"]: row["digest"] for row in rows}.items())
     skipped = {
         "ingested_at",
         "modified_ns",

@@ -155,15 +155,119 @@ class SplitConfig(Section):
     )
 
 
+class FusionConfig(Section):
+    """The model `fusion`."""
+
+    depth: int = Field(ge=1, description="Candidates of each of its models, besides the playlist's own tracks.")
+
+
+class IalsConfig(Section):
+    """The model `ials`: matrix factorisation by implicit alternating least squares."""
+
+    dimensions: int = Field(ge=1, description="Dimensions of the factors; more are better, and slower.")
+    iterations: int = Field(ge=1, description="Iterations of training; each solves all playlists, then all items.")
+    cg_steps: int = Field(ge=1, description="Steps of the conjugate gradient method per row and iteration.")
+    unobserved_weight: float = Field(gt=0, description="Weight of an item that a playlist does not have.")
+    regularization: float = Field(
+        gt=0,
+        description="Weight of the squared norm of an average playlist's factors. Other rows have weights in "
+        "proportion to the sum of their entries' weights, including unobserved ones. Because it is stated for a "
+        "playlist and not per entry, it need not shrink as the catalogue grows.",
+    )
+    popularity_exponent: float = Field(ge=0, description="How much entries of popular tracks and artists are damped.")
+    length_exponent: float = Field(ge=0, description="How much entries of long playlists are damped.")
+    artist_weight: float = Field(ge=0, description="Weight of the entries of artists, relative to those of tracks.")
+    title_weight: float = Field(ge=0, description="Weight of the entries of a title's words and n-grams.")
+    block_entries: int = Field(
+        ge=1, description="Entries of the matrix that are solved at a time, and written to one file; bounds memory."
+    )
+    entries_in_memory: int = Field(
+        ge=1, description="Entries of the matrix that are transposed at a time, 8 bytes each; bounds memory."
+    )
+
+
+class AdjacencyConfig(Section):
+    """The model `adjacency`: tracks that are close to the seeds in other playlists."""
+
+    reach: int = Field(ge=1, le=250, description="Largest distance in a playlist at which two tracks count as close.")
+    seed_damping: float = Field(ge=0, description="A seed counts by the number of its playlists to minus this power.")
+    track_damping: float = Field(
+        ge=0, description="A score is divided by the number of the track's playlists to this power."
+    )
+    postings: int = Field(
+        ge=1, description="Playlists per seed that are visited: of more, an evenly spaced sample stands for all."
+    )
+
+
+class ItemKnnConfig(Section):
+    """The model `item_knn`: tracks that occur in the same playlists as the seeds."""
+
+    seed_damping: float = Field(ge=0, description="A seed counts by the number of its playlists to minus this power.")
+    track_damping: float = Field(
+        ge=0, description="A score is divided by the number of the track's playlists to this power."
+    )
+    postings: int = Field(
+        ge=1, description="Playlists per seed that are visited: of more, an evenly spaced sample stands for all."
+    )
+
+
+class PlaylistKnnConfig(Section):
+    """The model `playlist_knn`: tracks of the most similar playlists."""
+
+    neighbours: int = Field(ge=1, description="How many playlists are neighbours.")
+    idf_power: float = Field(
+        ge=0, description="A seed in n playlists counts 1 / ((n - 1) ** idf_power + 1) in similarities."
+    )
+    length_damping: float = Field(
+        ge=0, description="A similarity is divided by the length of the playlist to this power."
+    )
+    similarity_power: int = Field(ge=1, le=8, description="A neighbour counts by its similarity to this power.")
+    track_damping: float = Field(
+        ge=0, description="A score is divided by the number of the track's playlists to this power."
+    )
+    postings: int = Field(
+        ge=1, description="Playlists per seed that are visited: of more, an evenly spaced sample stands for all."
+    )
+
+
+class ArtistConfig(Section):
+    """The model `artist`: popular tracks by the artists of the seeds."""
+
+    seeds_power: float = Field(ge=0, description="An artist counts by the number of its seeds to this power.")
+    rows_damping: float = Field(
+        ge=0, description="A score is divided by the number of the artist's rows in playlists to this power."
+    )
+    popularity_power: float = Field(ge=0.1, description="A track counts by the number of its playlists to this power.")
+
+
+class TitleConfig(Section):
+    """The model `title`: tracks of playlists with similar titles."""
+
+    neighbours: int = Field(ge=1, description="How many playlists are neighbours.")
+    similarity_power: int = Field(
+        ge=0, le=8, description="A neighbour counts by the similarity of its title to this power."
+    )
+    length_damping: float = Field(ge=0, description="What a neighbour counts is divided by its length to this power.")
+    track_damping: float = Field(
+        ge=0, description="A score is divided by the number of the track's playlists to this power."
+    )
+
+
 class RecommendConfig(Section):
     """Models and the number of recommendations."""
 
     models: tuple[str, ...] = Field(min_length=1, strict=False, description="Models to run, by name.")
     k: int = Field(ge=1, description="Recommended tracks per playlist; the challenge evaluates 500.")
     seed: int = Field(ge=0, description="Seed of models that use random numbers.")
+    trial_playlists: int = Field(
+        ge=0,
+        description="Playlists whose tracks are partly hidden from the models that learn from lists, so that models "
+        "that combine others can learn from how these do: at most this many, and at most a twentieth of all.",
+    )
     train_on_challenge: bool = Field(
         description="Train models also on the tracks that challenge sets give (challenge_playlists)."
     )
+    fusion: FusionConfig
     query_block: int = Field(ge=1, description="Playlists that a kernel processes at a time; bounds its memory.")
     item_block: int = Field(ge=1, description="Tracks that a kernel processes at a time; bounds its memory.")
     index_items: int = Field(
@@ -171,6 +275,12 @@ class RecommendConfig(Section):
         description="Tracks per index; a larger catalogue is split into several indexes that are searched in turn. "
         "Bounds the memory of building and searching an index.",
     )
+    ials: IalsConfig
+    adjacency: AdjacencyConfig
+    artist: ArtistConfig
+    item_knn: ItemKnnConfig
+    playlist_knn: PlaylistKnnConfig
+    title: TitleConfig
 
 
 class RunConfig(Section):

@@ -138,6 +138,8 @@ def options(raw: Path, features: Path, home: Path, more: Mapping[str, str]) -> d
         "tracking.uri": f"sqlite:///{home}/mlflow.db",
         "tracking.artifacts": str(home / "artifacts"),
         "report.path": str(home / "report"),
+        # the models whose cost grows with the catalogue alone, so that runs of all sizes can be compared
+        "recommend.models": "[cosine,popularity,random]",
         **more,
     }
 

@@ -25,7 +25,7 @@ from encore.runtime.pipeline import plan, run_pipeline
 from encore.runtime.registry import JOBS
 from encore.spark.session import Session
 from tests import recompute
-from tests.conftest import ROOT, settings
+from tests.conftest import QUICK_MODELS, ROOT, settings
 from tests.deploy.cluster import Cluster, DiskUsage, can_isolate, isolated, monitored, standalone
 from tests.deploy.mlflow_server import secrets_manager
 from tests.deploy.s3proxy import Recorder, recording
@@ -36,7 +36,7 @@ from tests.s3server import S3Server
 K = 50
 LOGIN = "cluster-mlflow"
 """Name of the secret with the ARN of the MLflow server."""
-OWN = [f"recommend.k={K}"]
+OWN = [f"recommend.k={K}", QUICK_MODELS]
 SIZES = 'spark.settings={spark.executor.cores: "1", spark.executor.memory: 1g, spark.executor.memoryOverhead: 1g}'
 """One executor per worker, small enough for these machines."""
 

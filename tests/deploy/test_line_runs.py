@@ -25,6 +25,7 @@ from encore.lake.tables import ALL, JOB_RUNS, Table
 from encore.runtime.graph import edges
 from encore.runtime.registry import JOBS, extra_nodes, node, nodes, upkeep
 from encore.spark.session import Session
+from tests.conftest import QUICK_MODELS
 from tests.deploy.emr import Runner, RunResult, ServiceError, emr_serverless, spark_submit
 from tests.deploy.mlflow_server import MlflowServer, mlflow_server, secrets_manager
 from tests.deploy.s3proxy import Call, recording
@@ -34,7 +35,13 @@ from tests.s3server import S3Server
 REGION = "us-east-1"
 FEW = ("split_holdout", "evaluate", "report")
 QUICK = Limits(job_seconds=600, queue_seconds=60, tries=3, wait_seconds=1, retry_seconds=1)
-SETTINGS = ["s3.path_style=true", "spark.shuffle_partitions=4", "recommend.k=50", "run.chunk_playlists=200"]
+SETTINGS = [
+    "s3.path_style=true",
+    "spark.shuffle_partitions=4",
+    "recommend.k=50",
+    "run.chunk_playlists=200",
+    QUICK_MODELS,
+]
 
 
 @dataclass

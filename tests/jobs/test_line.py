@@ -113,7 +113,8 @@ LOGS_READ = {
     "build_track_vectors": 5,
     "split_holdout": 3,
     "build_centroids": 5,
-    "recommend": 6,
+    "fit_models": 6,
+    "recommend": 7,
     "evaluate": 6,
     "report": 8,
 }

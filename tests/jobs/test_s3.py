@@ -10,6 +10,7 @@ from encore.config import load_config
 from encore.runtime.pipeline import plan, run_pipeline
 from encore.spark.session import Session
 from tests import recompute
+from tests.conftest import QUICK_MODELS
 from tests.s3server import S3Server
 
 BUCKET = "encore-line"
@@ -27,7 +28,7 @@ def test_the_line_with_slices_features_and_lake_in_s3(
     client = s3_server.client()
     client.create_bucket(Bucket=BUCKET)
     s3_server.upload(generated, BUCKET, "mpd/")
-    settings = ["spark.master=local[2]", "recommend.k=50", "log.level=info", "log.format=json"]
+    settings = ["spark.master=local[2]", "recommend.k=50", QUICK_MODELS, "log.level=info", "log.format=json"]
     settings += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"tracking.artifacts={tmp_path}/artifacts"]
     settings += [f"raw.playlists=s3://{BUCKET}/mpd/", f"raw.features=s3://{BUCKET}/mpd/features"]
     settings += [f"lake.path=s3://{BUCKET}/lake", "s3.path_style=true"]

@@ -113,7 +113,7 @@ class TestModels:
 
     def test_a_forced_run_is_up_to_date_afterwards(self, session: Session, lake: Path, generated: Path) -> None:
         config = configured(lake, generated, MODELS)
-        for job in ("split_holdout", "recommend"):
+        for job in ("split_holdout", "fit_models", "recommend"):
             assert run_job(job, config, session, Tracking(config, "forced"), force=True).status == "done"
             assert run_job(job, config, session, Tracking(config, "next")).status == "up_to_date"
         assert models_in(written_by(config, RECOMMENDATIONS, "forced")) == {"popularity", "random"}

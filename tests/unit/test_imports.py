@@ -182,10 +182,10 @@ def test_only_who_speaks_to_aws_knows_boto() -> None:
     assert importers("boto3", "botocore") == found
 
 
-def test_only_the_cosine_model_searches() -> None:
+def test_only_models_of_vectors_search() -> None:
     found = {module for module in importers("encore.search") if not is_within(module, "encore.search")}
     # centroids are a function of the kernel, and the workers' daemon loads its compiled loops
-    assert found <= {"encore.recommenders.cosine", "encore.jobs.build_centroids"}
+    assert found <= {"encore.recommenders.cosine", "encore.recommenders.ials", "encore.jobs.build_centroids"}
 
 
 def test_nothing_but_the_command_line_imports_the_generator() -> None:

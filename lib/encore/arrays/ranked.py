@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encore.arrays.ragged import Ragged
+from encore.arrays.ragged import I64, Ragged, offsets_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,18 @@ class Ranked:
     def concat(cls, parts: Sequence[Ranked]) -> Ranked:
         """The rows of all parts, in order. Raises ValueError if there are no parts."""
         return cls(Ragged.concat([part.ids for part in parts]), np.concatenate([part.scores for part in parts]))
+
+    @classmethod
+    def packed(cls, room: I64, lengths: I64, ids: NDArray[np.int32], scores: NDArray[np.float32]) -> Ranked:
+        """Rows that were written with gaps: row i from position room[i] on, of which the first lengths[i] count.
+
+        `room` int64 (n + 1,); `lengths` int64 (n,), at most np.diff(room); `ids` and `scores` (room[-1],).
+        """
+        offsets = offsets_of(lengths)
+        if offsets[-1] < room[-1]:
+            kept = np.arange(room[-1]) - np.repeat(room[:-1], np.diff(room)) < np.repeat(lengths, np.diff(room))
+            ids, scores = ids[kept], scores[kept]
+        return cls(Ragged(offsets, ids), scores)
 
     def where(self, mask: NDArray[np.bool_]) -> Ranked:
         """Only the ids for which `mask` (as long as `scores`) is true; the number of rows stays the same."""

@@ -235,6 +235,36 @@ def import_command(
 
 
 @app.command()
+def recommend(
+    tracks: Annotated[
+        list[str], typer.Option("--tracks", "-t", help="Tracks of the playlist, separated by commas.")
+    ] = [],  # noqa: B006
+    title: Annotated[str | None, typer.Option(help="Title of the playlist.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="File of a playlist, in a format that `encore import` reads.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Default: the first of recommend.models that is fitted.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many tracks.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Recommend tracks for a playlist that is in no table: its tracks, its title, or both."""
+
+    def work() -> None:
+        from encore.cli.console import err, out
+        from encore.cli.recommend import print_recommendations
+
+        config = settings(env, overrides, debug)
+        print_recommendations(config, tracks, title, source, model, k, as_json=as_json, out=out, err=err)
+
+    _exit(guarded(work))
+
+
+@app.command()
 def challenge(
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose recommendations are submitted.")] = "cosine",
     out_file: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("submission.csv.gz"),

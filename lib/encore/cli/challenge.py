@@ -15,37 +15,35 @@ from encore.config import Config
 from encore.errors import InputError
 from encore.evaluation.submission import N_TRACKS, verify_submission, write_submission
 from encore.lake.store import Store, open_store
-from encore.lake.tables import CHALLENGE_PLAYLISTS, HOLDOUT, TRACKS, Table, arrow_schema
+from encore.lake.tables import CHALLENGE_PLAYLISTS, TRACKS, Table, arrow_schema
 from encore.lake.track_arrays import check_track_ids
 from encore.progress import meter
-from encore.recommenders import popularity
-from encore.recommenders.base import recommend
+from encore.recommenders.base import Queries, recommend
 from encore.recommenders.fallback import completed
-from encore.recommenders.registry import model
-from encore.recommenders.training import training_data
+from encore.recommenders.fitted import FittedModels
 
 _BLOCK = 2000
 
 
 class ChallengeSet:
-    """The playlists of the challenge sets in a lake, sorted by pid: `pids` int64 (n,) and their `seeds`, n rows.
+    """The playlists of the challenge sets in a lake as `queries`, sorted by pid.
 
     Raises InputError if the lake has none.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        rows = self.whole(CHALLENGE_PLAYLISTS, ("pid", "track_ids"))
+        rows = self.whole(CHALLENGE_PLAYLISTS, ("pid", "name", "track_ids"))
         if not rows.num_rows:
             raise InputError(
                 f"no challenge playlists in the lake {store.path}",
                 remedy="put challenge_set.json beside the slices and call `encore run`",
             )
         order = np.argsort(rows["pid"].to_numpy())
-        self.pids = rows["pid"].to_numpy()[order]
-        self.seeds = Ragged.from_arrow(rows["track_ids"]).take(order)
+        every = Queries(rows["pid"].to_numpy(), Ragged.from_arrow(rows["track_ids"]), rows["name"].to_pylist())
+        self.queries = every.take(order)
         tracks = self.whole(TRACKS, ("track_id", "track_uri"))
-        check_track_ids(CHALLENGE_PLAYLISTS, "track_ids", self.seeds.values, tracks.num_rows)
+        check_track_ids(CHALLENGE_PLAYLISTS, "track_ids", self.queries.seeds.values, tracks.num_rows)
         uris = np.empty(tracks.num_rows, object)
         uris[tracks["track_id"].to_numpy()] = tracks["track_uri"].to_numpy()
         self.uris = uris
@@ -62,47 +60,39 @@ class ChallengeSet:
 
     def seed_uris(self) -> dict[int, frozenset[str]]:
         """The URIs of the seeds of each playlist, by pid."""
-        return {int(pid): frozenset(self.uris[self.seeds[i]]) for i, pid in enumerate(self.pids)}
+        return {int(pid): frozenset(self.uris[self.queries.seeds[i]]) for i, pid in enumerate(self.queries.pids)}
 
 
 def make_submission(config: Config, name: str, path: Path, team: str, email: str, out: Console) -> None:
     """Write and verify a submission with the recommendations of a model.
 
-    The model is fitted on the lake as `recommend` would fit it. A list that the model leaves short is completed with
+    The model is the newest that `fit_models` has fitted. A list that the model leaves short is completed with
     the most popular tracks, so that a playlist of which only the title is known gets its row too. Raises InputError if
     the catalogue is too small, or if there is no challenge set.
     """
-    entry, store, settings = model(name), open_store(config), config.recommend
+    store = open_store(config)
     challenge = ChallengeSet(store)
-    if not store.exists(HOLDOUT):
-        raise InputError(f"no training data in the lake {store.path}", remedy="call `encore run` first")
-    train = training_data(
-        challenge.stream,
-        len(challenge.uris),
-        {*entry.needs, "counts"},
-        with_challenge=settings.train_on_challenge,
-    )
-    popular = popularity.fit(train, settings).arrays["order"]
-    longest = int(challenge.seeds.lengths.max())
+    fitted = FittedModels.newest(config, store, name).load(name)
+    popular = FittedModels.newest(config, store, "popularity").load("popularity").arrays["order"]
+    longest = int(challenge.queries.seeds.lengths.max())
     if len(popular) < N_TRACKS + longest:
         raise InputError(
             f"{store.path}: expected at least {N_TRACKS + longest:,} tracks, for rows of {N_TRACKS} without the "
             f"given ones; found {len(popular):,}",
             remedy="ingest more playlists",
         )
-    fitted = entry.fit(train, settings)
     completed_rows = 0
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         nonlocal completed_rows
-        with meter(f"challenge {name}", "playlists", len(challenge.pids)) as shown:
-            for start in range(0, len(challenge.pids), _BLOCK):
-                stop = min(start + _BLOCK, len(challenge.pids))
-                pids, seeds = challenge.pids[start:stop], challenge.seeds.slice(start, stop)
-                ranked = recommend(fitted, pids, seeds, N_TRACKS)
+        with meter(f"challenge {name}", "playlists", len(challenge.queries)) as shown:
+            for start in range(0, len(challenge.queries), _BLOCK):
+                stop = min(start + _BLOCK, len(challenge.queries))
+                queries = challenge.queries.slice(start, stop)
+                ranked = recommend(fitted, queries, N_TRACKS)
                 completed_rows += int((ranked.ids.lengths < N_TRACKS).sum())
-                lists = completed(ranked.ids, seeds, popular, N_TRACKS)
-                for i, pid in enumerate(pids.tolist()):
+                lists = completed(ranked.ids, queries.seeds, popular, N_TRACKS)
+                for i, pid in enumerate(queries.pids.tolist()):
                     yield pid, challenge.uris[lists[i]].tolist()
                 shown.update(stop)
 
@@ -124,4 +114,4 @@ def check_submission(config: Config, path: Path, out: Console) -> None:
     problems = verify_submission(path, challenge.seed_uris())
     if problems:
         raise InputError(f"{path} is not a valid submission:\n" + "\n".join(f"  {problem}" for problem in problems))
-    out.print(f"{path}: a valid submission for {len(challenge.pids):,} playlists", highlight=False)
+    out.print(f"{path}: a valid submission for {len(challenge.queries):,} playlists", highlight=False)

@@ -77,6 +77,18 @@ def import_playlists(
         raise os_error(str(error.filename or out), error, InputError) from error
 
 
+def read_playlists(source: Path) -> Iterator[Playlist]:
+    """The playlists of a file or folder as found, with what cannot be imported left out; tables of several playlists
+    are not read. Raises InputError if a file cannot be read."""
+    for entry in entries(source, source):
+        try:
+            if entry.ending not in TABLES or is_one_playlist(entry):
+                yield from _playlists(entry, Losses())
+        except UNREADABLE as error:
+            remedy = error.remedy if isinstance(error, Unreadable) else None
+            raise InputError(f"{entry.path}: {error}", remedy=remedy) from error
+
+
 class _Import:
     """An import in progress."""
 

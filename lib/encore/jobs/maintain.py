@@ -1,4 +1,4 @@
-"""Maintain the tables: compact small files and remove unreferenced ones. Changes no row.
+"""Maintain the lake: compact small files, remove unreferenced ones and arrays of unknown models. Changes no row.
 
 Not a job of the pipeline: it runs when requested by name, or on its own schedule. Table versions that an MLflow run
 refers to stay readable as long as that run exists: to release them, delete the run.
@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 from encore.errors import TransientError
 from encore.lake import maintenance
-from encore.lake.tables import ALL
+from encore.lake.model_arrays import ModelArrays
+from encore.lake.tables import ALL, MODELS
 from encore.runtime.context import JobContext
 
 READS = ()
@@ -46,4 +47,17 @@ def run(ctx: JobContext) -> None:
         kept = sorted(referred.get(table.name, set()))
         ctx.facts[f"{table.name}/files_removed"] = maintenance.vacuum(ctx.store, table, kept, limits.retention_days)
         ctx.facts[f"{table.name}/versions_kept"] = len(kept)
+    ctx.facts["models_removed"] = _remove_models(ctx)
     ctx.log.info("maintained", tables=len(tables))
+
+
+def _remove_models(ctx: JobContext) -> int:
+    """Delete arrays of fitted models that no row of `models` refers to, such as those of a fit that was killed; returns
+    of how many."""
+    stored = ModelArrays.of(ctx.config)
+    rows = ctx.store.read_small(MODELS, ["model", "fingerprint"]).to_pylist()
+    unknown = stored.fitted() - {(row["model"], row["fingerprint"]) for row in rows}
+    for model, fingerprint in sorted(unknown):
+        ctx.check_lock()
+        stored.delete(model, fingerprint)
+    return len(unknown)

@@ -391,6 +391,27 @@ PLAYLIST_CENTROIDS = Table(
     checks={"n_tracks_positive": at_least("n_tracks", 1)},
 )
 
+MODELS = Table(
+    name="models",
+    layer="model",
+    grain="a fitted model, or a part that models are made of",
+    key=("model", "fingerprint"),
+    columns=(
+        Column("model", "string", "Name in the registry of models"),
+        Column("fingerprint", "string", "Digest of all that it depends on; arrays: _models/MODEL/FINGERPRINT"),
+        Column("settings", "string", "Its settings, as JSON"),
+        Column("parts", "map<string,string>", "Fingerprint of each model that it is made of"),
+        Column("fitted_at", "timestamp", "When, UTC"),
+        Column("run_id", "string", "The pipeline run that fitted it"),
+        Column("seconds", "double", "How long fitting it took"),
+        Column("size_bytes", "bigint", "Size of its arrays"),
+        Column("arrays", "map<string,string>", "Type and shape of each array"),
+        Column("digest", "string", "Of the contents of its arrays"),
+        Column("inputs", "map<string,bigint>", "Delta version of each table that it was fitted on"),
+        Column("table_ids", "map<string,string>", "Delta id of each of these tables"),
+    ),
+)
+
 RECOMMENDATIONS = Table(
     name="recommendations",
     layer="model_output",
@@ -527,6 +548,7 @@ ALL: tuple[Table, ...] = (
     TRACK_VECTORS,
     HOLDOUT,
     PLAYLIST_CENTROIDS,
+    MODELS,
     RECOMMENDATIONS,
     PLAYLIST_METRICS,
     MODEL_METRICS,

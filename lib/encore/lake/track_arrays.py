@@ -139,17 +139,22 @@ def without_orphans(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def artist_numbers(parts: Iterable[pa.Table], n_tracks: int) -> tuple[np.ndarray, pa.Array]:
-    """The number of each track's artist, int32 (n_tracks,), -1 if it has none, and the artists' URIs.
+    """The number of each track's artist, and the artists' URIs: see `numbered`."""
+    return numbered(parts, "artist_uri", n_tracks)
 
-    `parts` have `track_id` and `artist_uri`. Artists are numbered in the order of their first tracks. Raises LakeError
-    if an id is repeated or is not below n_tracks.
+
+def numbered(parts: Iterable[pa.Table], column: str, n_tracks: int) -> tuple[np.ndarray, pa.Array]:
+    """Numbers for the texts of a column: that of each track, int32 (n_tracks,), -1 if it has none, and the texts.
+
+    `parts` have `track_id` and the column. Texts are numbered in the order of their first tracks. Raises LakeError if
+    an id is repeated or is not below n_tracks.
     """
-    schema = pa.schema([("track_id", pa.int32()), ("artist_uri", pa.string())])
+    schema = pa.schema([("track_id", pa.int32()), (column, pa.string())])
     rows = pa.concat_tables([schema.empty_table(), *checked_tracks(parts, n_tracks)])
     ids = rows["track_id"].to_numpy()
     if (np.diff(ids) < 0).any():
         rows = rows.take(np.argsort(ids))
-    encoded = rows["artist_uri"].combine_chunks().dictionary_encode()
+    encoded = rows[column].combine_chunks().dictionary_encode()
     numbers = np.full(n_tracks, -1, np.int32)
     numbers[rows["track_id"].to_numpy()] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return numbers, encoded.dictionary

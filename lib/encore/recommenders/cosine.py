@@ -9,7 +9,7 @@ from encore import temporary
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import FittedModel, Model, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
 from encore.search import index, kernel
 
 
@@ -20,13 +20,13 @@ class Cosine:
     `vectors`, or -1.
     """
 
-    def __init__(self, arrays: NamedArrays, config: RecommendConfig) -> None:
+    def __init__(self, arrays: NamedArrays, config: RecommendConfig, parts: Parts) -> None:
         self.arrays = arrays
         self._index = index.BlockedIndex.load(arrays, query_block=config.query_block, item_block=config.item_block)
 
-    def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
+    def candidates(self, queries: Queries, n: NDArray[np.int64]) -> Ranked:
         """See FittedModel."""
-        means, counts = kernel.centroids(seeds, self.arrays["row_of"], self.arrays["vectors"])
+        means, counts = kernel.centroids(queries.seeds, self.arrays["row_of"], self.arrays["vectors"])
         return self.nearest(means, np.where(counts > 0, n, 0))
 
     def nearest(self, centroids: NDArray[np.float32], n: NDArray[np.int64]) -> Ranked:
@@ -40,7 +40,7 @@ class Cosine:
         return Ranked(Ragged.from_lengths(lengths, found.ids.values), found.scores)
 
 
-def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
+def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools) -> NamedArrays:
     """Build the index. Raises ValueError if vectors are not finite, or if their ids are not ascending or unknown."""
     ids = train.vector_ids
     if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < train.n_tracks:
@@ -51,7 +51,7 @@ def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
     built = index.build_blocked(blocks, query_block=config.query_block, item_block=config.item_block, keep=keep)
     row_of = np.full(train.n_tracks, -1, dtype=np.int32)
     row_of[ids] = np.arange(len(ids), dtype=np.int32)
-    return Cosine({**built.arrays, "vectors": train.vectors, "row_of": row_of}, config)
+    return {**built.arrays, "vectors": train.vectors, "row_of": row_of}
 
 
 def _mapped(arrays: NamedArrays) -> NamedArrays:

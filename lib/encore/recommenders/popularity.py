@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import FittedModel, Model, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
 
 
 class Popularity:
@@ -17,10 +17,10 @@ class Popularity:
     Arrays: `order` int32 (m,): the m listed tracks, best first; `scores` float32 (m,): their scores.
     """
 
-    def __init__(self, arrays: NamedArrays, config: RecommendConfig) -> None:
+    def __init__(self, arrays: NamedArrays, config: RecommendConfig, parts: Parts) -> None:
         self.arrays = arrays
 
-    def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
+    def candidates(self, queries: Queries, n: NDArray[np.int64]) -> Ranked:
         """See FittedModel."""
         order, scores = self.arrays["order"], self.arrays["scores"]
         lengths = np.minimum(n, len(order))
@@ -29,15 +29,19 @@ class Popularity:
         return Ranked(Ragged(offsets, order[positions]), scores[positions])
 
 
-def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
+def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools) -> NamedArrays:
     """Rank the catalogue. Raises ValueError unless there is one non-negative count per track."""
     if train.counts.shape != (train.n_tracks,) or (train.counts < 0).any():
         raise ValueError(f"counts: expected {train.n_tracks} numbers of at least 0, found {train.counts.shape}")
-    ids = train.listed
-    scores = train.counts[ids].astype(np.float32)
+    return ranked_by(train.counts, train.listed)
+
+
+def ranked_by(counts: NDArray[np.int64], ids: NDArray[np.int32]) -> NamedArrays:
+    """The arrays of Popularity: `ids`, ascending, ranked by the counts of all tracks (n_tracks,)."""
+    scores = counts[ids].astype(np.float32)
     # rank by the score as stored: counts of 2**24 or more may round to the same float32
     order = np.argsort(-scores, kind="stable")
-    return Popularity({"order": ids[order], "scores": scores[order]}, config)
+    return {"order": ids[order], "scores": scores[order]}
 
 
 MODEL = Model(name="popularity", needs=("counts",), fit=fit, load=Popularity)

@@ -28,12 +28,7 @@ def exclude_seeds(found: Ranked, seeds: Ragged, k: int) -> Ranked:
     ids, scores = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
     lengths = np.zeros(len(found), np.int64)
     _exclude(found.ids.values, found.scores, found.ids.offsets, own, seeds.offsets, room, k, ids, scores, lengths)
-    offsets = offsets_of(lengths)
-    if offsets[-1] < room[-1]:
-        # only rows that fell short of k leave gaps
-        kept = np.arange(room[-1]) - np.repeat(room[:-1], np.diff(room)) < np.repeat(lengths, np.diff(room))
-        ids, scores = ids[kept], scores[kept]
-    return Ranked(Ragged(offsets, ids), scores)
+    return Ranked.packed(room, lengths, ids, scores)
 
 
 @lru_cache(maxsize=1)

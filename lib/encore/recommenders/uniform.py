@@ -12,7 +12,7 @@ from encore.arrays import hashing
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import FittedModel, Model, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
 
 _MAX_TRACKS = 2**23
 """Up to this rank, 1 / rank differs from its neighbours in float32."""
@@ -30,17 +30,17 @@ class Uniform:
     or empty if all tracks are listed.
     """
 
-    def __init__(self, arrays: NamedArrays, config: RecommendConfig) -> None:
+    def __init__(self, arrays: NamedArrays, config: RecommendConfig, parts: Parts) -> None:
         self.arrays = arrays
         self._n_tracks, self._prime = (int(number) for number in arrays["catalogue"])
         self._seed = config.seed
 
-    def candidates(self, pids: NDArray[np.int64], seeds: Ragged, n: NDArray[np.int64]) -> Ranked:
+    def candidates(self, queries: Queries, n: NDArray[np.int64]) -> Ranked:
         """See FittedModel. Raises ValueError for more than 2**23 tracks per playlist, whose scores would tie."""
         lengths = np.minimum(n, self._n_tracks)
         if (lengths > _MAX_TRACKS).any():
             raise ValueError(f"random: expected at most {_MAX_TRACKS} tracks per playlist, found {lengths.max()}")
-        state = hashing.mix(self._seed, pids)
+        state = hashing.mix(self._seed, queries.pids)
         prime = np.uint64(self._prime)
         a = hashing.extend(state, np.zeros(1, dtype=np.int64)) % (prime - np.uint64(1)) + np.uint64(1)
         b = hashing.extend(state, np.ones(1, dtype=np.int64)) % prime
@@ -64,11 +64,11 @@ def smallest_prime(least: int) -> int:
     return candidate
 
 
-def fit(train: TrainingData, config: RecommendConfig) -> FittedModel:
+def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools) -> NamedArrays:
     """Learns only which tracks are listed."""
     n_listed = train.n_tracks - len(train.orphaned)
     catalogue = np.array([n_listed, smallest_prime(n_listed)], dtype=np.int64)
-    return Uniform({"catalogue": catalogue, "ids": train.listed if len(train.orphaned) else train.orphaned}, config)
+    return {"catalogue": catalogue, "ids": train.listed if len(train.orphaned) else train.orphaned}
 
 
 MODEL = Model(name="random", needs=(), fit=fit, load=Uniform, settings=("seed",))

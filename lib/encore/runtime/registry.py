@@ -31,6 +31,7 @@ JOBS: tuple[str, ...] = (
     "build_track_vectors",
     "split_holdout",
     "build_centroids",
+    "fit_models",
     "recommend",
     "evaluate",
     "report",

@@ -346,13 +346,13 @@ class Tracking:
         for i in range(0, len(items), 100):
             self._client.log_batch(run, params=items[i : i + 100])
 
-    def _log_metrics(self, run: str, metrics: Mapping[str, float]) -> None:
+    def _log_metrics(self, run: str, metrics: Mapping[str, float], step: int = 0) -> None:
         import time
 
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        items = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+        items = [Metric(name, float(value), now, step) for name, value in metrics.items()]
         for i in range(0, len(items), 500):
             self._client.log_batch(run, metrics=items[i : i + 500])
 
@@ -404,6 +404,15 @@ class Tracking:
 
         self._try("versions", tag_versions)
         self._try("inputs", lambda: self._log_inputs(parent, inputs, result.name))
+
+    def log_step(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics of a step of a long computation to the parent run, as `name`.`metric`."""
+        parent = self.parent()
+        if parent is None:
+            return
+
+        named = {f"{name}.{metric}": value for metric, value in metrics.items()}
+        self._try("step metrics", lambda: self._log_metrics(parent, named, step))
 
     def log_model(
         self,

@@ -25,7 +25,11 @@ MODULES = (
 )
 LOOPS = {
     "encore.arrays.track_keys": "encore.arrays.track_key_loops",
+    "encore.search.inner": "encore.search.inner_loops",
     "encore.search.tree": "encore.search.loops",
+    "encore.recommenders.ials": "encore.recommenders.ials_loops",
+    "encore.recommenders.ials_training": "encore.recommenders.ials_loops",
+    "encore.recommenders.interactions": "encore.recommenders.loops",
     "encore.recommenders.seed_exclusion": "encore.recommenders.seed_exclusion",
 }
 """Modules with a function `load_loops`, and the modules that contain the loops."""

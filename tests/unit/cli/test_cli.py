@@ -322,7 +322,8 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(encore: Encore, tmp_path: Pa
     assert result.stdout.splitlines() == [
         "split_holdout: playlists -> holdout",
         "build_centroids: tracks, holdout, track_vectors -> playlist_centroids",
-        "recommend: tracks, holdout, challenge_playlists, track_vectors -> recommendations",
+        "fit_models: tracks, holdout, challenge_playlists, track_vectors, models -> models",
+        "recommend: tracks, holdout, challenge_playlists, track_vectors, models -> recommendations",
     ]
     assert list(tmp_path.iterdir()) == []
 
