@@ -8,7 +8,7 @@ import pytest
 
 from encore.aws.access import RAW, Buckets, cluster_statements, statements
 from encore.lake.lock import NAME as LOCK
-from encore.lake.tables import ALL, FRAMEWORK
+from encore.lake.tables import ALL, FRAMEWORK, MODELS
 from encore.runtime.registry import EXTRA_JOBS, JOBS, node, upkeep
 from tests.deploy.proxy import Request
 from tests.deploy.s3proxy import Call, calls_of
@@ -37,6 +37,18 @@ def test_a_role_reads_and_writes_only_what_its_job_declares(job: str) -> None:
                 assert may_write == (table in written), f"{job} {action} {table.name}"
         may_list = denial(allowed, Call("s3:ListBucket", "lake", prefix=f"lake/{table.name}/")) is None
         assert may_list == (table in {*mine.reads, *written}), f"{job} lists {table.name}"
+
+
+@pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
+def test_a_role_uses_the_arrays_of_fitted_models_as_the_table_of_them(job: str) -> None:
+    key, mine = "lake/_models/ials/0a1b/items.npy", node(job)
+    written = {*mine.writes, *upkeep(job)}
+    may_read = denial(policy(job), Call("s3:GetObject", "lake", key)) is None
+    assert may_read == (MODELS in {*mine.reads, *written})
+    for action in WRITES:
+        assert (denial(policy(job), Call(action, "lake", key)) is None) == (MODELS in written), action
+    may_list = denial(policy(job), Call("s3:ListBucket", "lake", prefix="lake/_models/ials/0a1b/")) is None
+    assert may_list == may_read
 
 
 @pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])

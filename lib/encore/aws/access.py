@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from encore.lake.lock import NAME as LOCK
-from encore.lake.tables import FRAMEWORK, Table
+from encore.lake.model_arrays import FOLDER as ARRAYS
+from encore.lake.tables import FRAMEWORK, MODELS, Table
 from encore.runtime.graph import Node
 
 Statement = dict[str, Any]
@@ -111,7 +112,9 @@ def tracking_statements(server: str, artefacts: str) -> list[Statement]:
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
-    return sorted({table.name for table in tables})
+    """The folders of some tables. Who may use the rows of `models` may use the arrays that they describe."""
+    arrays = {ARRAYS} if MODELS in tables else set()
+    return sorted({table.name for table in tables} | arrays)
 
 
 def _under(folder: str) -> list[str]:
