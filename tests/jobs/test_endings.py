@@ -163,7 +163,15 @@ def test_the_last_line_says_where_metrics_are_that_mlflow_did_not_take(
     (tmp_path / "file").touch()
     settings = [f"raw.playlists={generated}", f"raw.features={generated}/features", "recommend.models=[popularity]"]
     broken = lake_settings(*settings, f"tracking.uri=sqlite:///{tmp_path}/file/no.db")
-    jobs = ["ingest_playlists", "ingest_features", "build_track_vectors", "split_holdout", "recommend", "evaluate"]
+    jobs = [
+        "ingest_playlists",
+        "ingest_features",
+        "build_track_vectors",
+        "split_holdout",
+        "fit_models",
+        "recommend",
+        "evaluate",
+    ]
     notes = list[str]()
     run_pipeline(broken, jobs, run_id="later", session=session, on_note=notes.append)
     assert notes[-1].startswith("MLflow: nothing was logged: ")

@@ -48,6 +48,8 @@ SAMPLE: dict[str, Any] = {
     "array<double>": [0.5],
     "array<string>": ["a"],
     "array<array<double>>": [[0.5]],
+    "map<string,string>": [("a", "b")],
+    "map<string,bigint>": [("a", 7)],
 }
 SPECIAL = {"track_uri": "spotify:track:" + "0" * 22, "reason": "not_json", "status": "ingested"}
 

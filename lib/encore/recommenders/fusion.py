@@ -10,7 +10,7 @@ seen.
 1994.)
 
 Cost: that of its models, and the sort of some P * depth candidates per query, about 0.2 ms for 4 models. Memory: P
-numbers of 8 bytes per candidate, for 256 queries at a time.
+numbers of 8 bytes per candidate, for 128 queries at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BUCKETS: Final = (0, 1, 2, 6, 11, 26, 51, 101)
 LEAST_QUERIES: Final = 50
 """A bucket with fewer queries in the trial takes the weights of the nearest bucket that has enough."""
 
-_QUERIES: Final = 256
+_QUERIES: Final = 128
 _K: Final = 500
 _STEPS: Final = (0.3, 0.15, 0.07, 0.03)
 """How far a weight is moved; smaller steps are tried once no move of the larger one helps."""

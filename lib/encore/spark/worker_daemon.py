@@ -30,6 +30,7 @@ LOOPS = {
     "encore.recommenders.ials": "encore.recommenders.ials_loops",
     "encore.recommenders.ials_training": "encore.recommenders.ials_loops",
     "encore.recommenders.interactions": "encore.recommenders.loops",
+    "encore.recommenders.union": "encore.recommenders.union_loops",
     "encore.recommenders.seed_exclusion": "encore.recommenders.seed_exclusion",
 }
 """Modules with a function `load_loops`, and the modules that contain the loops."""
