@@ -11,7 +11,7 @@ Recommendation Algorithms (TOIS 2004); the weight of nearby places is that of ha
 Pennington et al., GloVe (EMNLP 2014).
 
 Cost: a query with s seeds visits at most s * postings playlists and 2 * reach + 1 tracks in each; fitting computes
-tables of N numbers. Memory: the interactions, mapped, and 8 M bytes in each thread; neither grows with the queries.
+tables of N numbers. Memory: the interactions, mapped, and 12 M bytes in each thread; neither grows with the queries.
 
 A playlist of the training data is left out of all counts and sums of its own query, so the query gets the row that it
 would get if the playlist had never been trained on.

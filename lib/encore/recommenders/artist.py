@@ -8,7 +8,7 @@ track is. Tracks without a known artist, and those that no playlist has, are not
 Source: tuned on playlists of the dataset; teams of the RecSys Challenge 2018 used the artist in the same way, such as
 Creamy Fireflies: Antenucci et al., Artist-driven layering and user's behaviour impact on recommendations.
 
-Cost: a query visits at most n + s tracks of each artist of its s seeds; fitting sorts the M tracks. Memory: 8 M + 16 A
+Cost: a query visits at most n + s tracks of each artist of its s seeds; fitting sorts the M tracks. Memory: 12 M + 16 A
 bytes in each thread for A artists, and 12 M mapped; neither grows with the queries.
 
 A playlist of the training data is left out of all counts of its own query, so the query gets the row that it would get

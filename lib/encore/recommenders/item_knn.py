@@ -10,7 +10,7 @@ Item-Based Top-N Recommendation Algorithms (TOIS 2004). No neighbour is pruned: 
 neighbours, the sum is taken over the playlists of the seeds, each of which adds the same to all of its tracks.
 
 Cost: a query with s seeds visits at most s * postings playlists, and once all tracks of each that it has reached;
-fitting computes tables of N numbers. Memory: the interactions, mapped, and 8 M + 8 N bytes in each thread; neither
+fitting computes tables of N numbers. Memory: the interactions, mapped, and 12 M + 12 N bytes in each thread; neither
 grows with the queries.
 
 A playlist of the training data is left out of all counts and sums of its own query, so the query gets the row that it

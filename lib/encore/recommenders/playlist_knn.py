@@ -10,7 +10,7 @@ Source: the kNN of team Definitive Turtles, Kelen et al., Efficient K-NN for Pla
 2018).
 
 Cost: a query with s seeds visits at most s * postings playlists, then all tracks of its neighbours; fitting computes
-tables of N numbers. Memory: the interactions, mapped, and 8 M + 8 N bytes in each thread; neither grows with the
+tables of N numbers. Memory: the interactions, mapped, and 12 M + 12 N bytes in each thread; neither grows with the
 queries.
 
 A playlist of the training data is left out of all counts and sums of its own query, so the query gets the row that it

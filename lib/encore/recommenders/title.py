@@ -14,7 +14,7 @@ al., Artist-driven layering and user's behaviour impact on recommendations.
 
 Cost: fitting splits the T distinct titles into grams; a query visits the titles that share a gram with it, and the
 tracks of `neighbours` playlists. Memory: 12 bytes per gram of a distinct title, mapped, the interactions, mapped, and
-8 M + 8 T bytes in each thread; nothing grows with the queries.
+12 M + 12 T bytes in each thread; nothing grows with the queries.
 
 A playlist of the training data is left out of its own query's neighbours and of pop. It still counts in df, and its
 title in the order of titles: that changes an idf by at most ln((1 + df) / df), the same for all titles with the gram.
