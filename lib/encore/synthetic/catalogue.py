@@ -12,9 +12,12 @@ Model
   tail).
 * Tracks are ranked within an artist. Ranks follow a third Lomax distribution, whose scale (the artist's *breadth*)
   differs between artists. The tail exponents determine how the number of distinct tracks grows with the number of rows
-  (Heaps' law).
+  (Heaps' law). Besides this law of *deep cuts* there is a narrower one of *hits*: the less known the artist, the fewer
+  hits have most of the rows.
 * Each listener belongs to one of ``CIRCLES`` circles. Of ``CIRCLES`` tracks of an artist with neighbouring ranks, each
   circle prefers a different one. This correlates tracks while hardly changing their popularity.
+* A scene has *canons*: unlimited sequences of well-known tracks, such as charts, of which many playlists copy pieces
+  and take single tracks. The track at each place of a canon is a hash function, too.
 * Tracks are dealt to the artist's albums like cards, so album 0 has the biggest hit, album 1 the next.
 * Audio features follow a Gaussian copula: the genre, scene, artist, album and track components share one correlation
   matrix, and monotone maps give each feature its marginal distribution.
@@ -88,16 +91,22 @@ GENRE_SHARE, SUBSCENE_SHARE = _shares()
 """Share of all listening by genre (24,), and by sub-scene within a genre (8,); both sum to 1."""
 SCENE_SHARE: Final[F64] = (GENRE_SHARE[:, None] * SUBSCENE_SHARE).ravel()
 
-# Fitted so that 1,000,000 playlists have the published distinct counts (see encore.mpd.published).
-STAR_SHARE: Final = 0.863
+# Fitted so that 1,000,000 playlists have the published distinct counts (see encore.mpd.published), and 7,071 playlists
+# those of a real sample (see encore.synthetic.calibration).
+STAR_SHARE: Final = 0.80
 STAR_SCALE, STAR_EXPONENT = 16.0, 5.0
-DEEP_SCALE, DEEP_EXPONENT = 242.0, 3.05
+DEEP_SCALE, DEEP_EXPONENT = 290.0, 3.05
 ARTIST_RANKS: Final = 1 << 30
-BREADTH_SCALE, BREADTH_DECAY, BREADTH_SPREAD, BREADTH_FLOOR = 69.0, 0.333, 0.65, 0.15
-TRACK_EXPONENT: Final = 5.34
+BREADTH_SCALE, BREADTH_DECAY, BREADTH_SPREAD, BREADTH_FLOOR = 105.0, 0.50, 0.65, 0.15
+DEEP_CUTS_SCALE, DEEP_CUTS_EXPONENT = 1.1, 8.0
+HITS_SCALE, HITS_DECAY, HITS_EXPONENT = 0.56, 0.48, 5.34
 ALBUM_TRACKS: Final = 12
 CIRCLES: Final = 4
-ALBUMS_SCALE: Final = 0.19
+ALBUMS_SCALE: Final = 0.33
+CANON_SCALE, CANON_EXPONENT = 0.5, 3.0
+CANON_LENGTH, CANON_DECAY = 250.0, 4.0
+CANON_STAR_SHARE, CANON_STAR_SCALE = 0.9, 40.0
+CANON_HITS, CANON_DEEP_SHARE, CANON_CIRCLE_SHARE = 1.5, 0.1, 0.7
 
 # Share of the variance of the audio latents explained by each level; the rest is specific to the track.
 AUDIO_GENRE, AUDIO_SCENE, AUDIO_ARTIST, AUDIO_ALBUM = 0.12, 0.10, 0.18, 0.08
@@ -157,6 +166,11 @@ def track_id(scene: I64, artist_rank: I64, track_rank: I64) -> U64:
     return packed.astype(np.uint64)
 
 
+def track_of(artist: U64, track_rank: I64) -> U64:
+    """Return the track of each rank by each artist."""
+    return (artist << np.uint64(TRACK_BITS)) | track_rank.astype(np.uint64)
+
+
 def artist_of(track: U64) -> U64:
     """Return the artist id (scene << 32 | artist rank) of each track."""
     return track >> np.uint64(TRACK_BITS)
@@ -191,7 +205,7 @@ def mood_of_scene(scene: int) -> int:
 # --- popularity distributions -------------------------------------------------------------------------------
 
 
-def lomax_rank(u: F64, scale: float | F64, exponent: float, limit: int) -> I64:
+def lomax_rank(u: F64, scale: float | F64, exponent: float | F64, limit: int) -> I64:
     """Return ranks in [0, limit) from uniforms in [0, 1): ``P(R >= r) = (1 + r/scale)^-(exponent - 1)``.
 
     The distribution is truncated at ``limit`` and renormalised. Its tail is ``p(r) ~ r^-exponent``, so the number of
@@ -219,13 +233,16 @@ def breadth(seed: int, artist: U64) -> F64:
     return np.maximum(BREADTH_FLOOR, wide)
 
 
-def track_rank(seed: int, u: F64, artist: U64, circle: I64) -> I64:
-    """Return ranks of tracks within their artists, one per uniform.
+def track_rank(seed: int, u: F64, artist: U64, circle: I64, deep: NDArray[np.bool_]) -> I64:
+    """Return ranks of tracks within their artists, one per uniform: deep cuts if ``deep``, otherwise hits.
 
     If ``circle`` is not negative, the track is the one that this circle prefers in its group of ``CIRCLES`` tracks with
     neighbouring ranks.
     """
-    ranks = lomax_rank(u, breadth(seed, artist), TRACK_EXPONENT, 1 << TRACK_BITS)
+    wide = breadth(seed, artist)
+    hits = HITS_SCALE * wide * (1.0 + rank_of_artist(artist)) ** -HITS_DECAY
+    scale = np.where(deep, DEEP_CUTS_SCALE * wide, np.maximum(hits, BREADTH_FLOOR))
+    ranks = lomax_rank(u, scale, np.where(deep, DEEP_CUTS_EXPONENT, HITS_EXPONENT), 1 << TRACK_BITS)
     turn = (hash64(seed, 14, artist) % np.uint64(CIRCLES)).astype(np.int64)
     chosen: I64 = np.where(circle < 0, ranks, ranks - ranks % CIRCLES + (circle + turn) % CIRCLES)
     return chosen
@@ -250,14 +267,38 @@ def album_of(seed: int, track: U64) -> U64:
     return (artist_of(track) << np.uint64(TRACK_BITS)) | index.astype(np.uint64)
 
 
-def album_mate(seed: int, track: U64, slot: I64) -> U64:
-    """Return the track at position ``slot`` (0 .. 11) on the album of each given track."""
+def album_mate(seed: int, track: U64, step: I64) -> U64:
+    """Return the track ``step`` places after each given track on its album; the artist's next album follows."""
     artist = artist_of(track)
     per = albums_per_block(seed, artist)
     size = per * ALBUM_TRACKS
     block, place = np.divmod(rank_of_track(track), size)
-    rank = np.minimum(block * size + place % per + per * slot, int(_TRACK_MASK))
-    return (artist << np.uint64(TRACK_BITS)) | rank.astype(np.uint64)
+    ahead, slot = np.divmod(place // per + step, ALBUM_TRACKS)
+    block, column = np.divmod(block * per + place % per + ahead, per)
+    return track_of(artist, np.minimum(block * size + column + per * slot, int(_TRACK_MASK)))
+
+
+def canon_number(u: F64, circle: I64) -> I64:
+    """Return numbers of canons (< 2**23) within their scenes; circles share the most popular ones in pairs."""
+    return lomax_rank(u, CANON_SCALE, CANON_EXPONENT, 1 << 22) * 2 + circle % 2
+
+
+def canon_place(u: F64) -> I64:
+    """Return places within a canon (< 2**14), mostly near its start."""
+    return lomax_rank(u, CANON_LENGTH, CANON_DECAY, 1 << 14)
+
+
+def canon_track(seed: int, scene: I64, number: I64, place: I64) -> U64:
+    """Return the track at each place (< 2**16) of a canon, given by its scene and its number within the scene."""
+    key = ((scene << 40) | (number << 16) | place).astype(np.uint64)
+    star = uniform(seed, 61, key) < CANON_STAR_SHARE
+    u = uniform(seed, 62, key)
+    rank = lomax_rank(u, DEEP_SCALE, DEEP_EXPONENT, ARTIST_RANKS)
+    rank[star] = lomax_rank(u[star], CANON_STAR_SCALE, STAR_EXPONENT, ARTIST_RANKS)
+    artist = artist_of(track_id(scene, rank, np.zeros_like(rank)))
+    circle = np.where(uniform(seed, 63, key) < CANON_CIRCLE_SHARE, number % CIRCLES, -1)
+    deep = uniform(seed, 64, key) < CANON_DEEP_SHARE
+    return track_of(artist, track_rank(seed, uniform(seed, 65, key) ** CANON_HITS, artist, circle, deep))
 
 
 # --- attributes ---------------------------------------------------------------------------------------------

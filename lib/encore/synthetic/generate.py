@@ -4,10 +4,14 @@
 memory and with several processes. A playlist depends only on the seed and its ``pid``, not on the number of playlists
 or processes.
 
-Each playlist has one to four *focus* scenes (see ``encore.synthetic.catalogue``), a share of mainstream artists
-("stars"), a share of songs from anywhere, a circle (which tracks of an artist it prefers), and a tendency to take
-several tracks from the same artist or album. Songs are drawn in bursts: each burst picks an artist, then tracks by that
-artist. A track that the playlist already has is drawn again; about 1.3% of the rows repeat a track on purpose.
+Each playlist has one to four *focus* scenes (see ``encore.synthetic.catalogue``) and one canon of each, a taste between
+obscure and mainstream, a share of songs from anywhere, and a circle (which tracks of an artist it prefers).
+
+Its rows are divided into stretches of a few rows, each of one of three kinds: tracks of an album in track order, a
+piece copied from a canon in its order, or a mix. In a mix, each burst of rows picks an artist, then tracks by that
+artist; most playlists avoid artists that they already have. A few *devoted* playlists consist of a few artists. A track
+that the playlist already has is drawn again; 1.3% of the rows repeat a track nevertheless, most on purpose. Finally,
+some playlists are reversed, and some are shuffled to some degree.
 """
 
 from __future__ import annotations
@@ -45,9 +49,28 @@ MIN_LENGTH, MAX_LENGTH = 5, 250
 # Log-normal, truncated to [5, 250], with the published mean 66.35 and median 49.
 _LENGTH_MU, _LENGTH_SIGMA = 3.96678, 1.03585
 _FOCUS: Final = 4
-_REPEAT_SHARE: Final = 0.0133
-_BURST_MEAN: Final = 0.19
+_FOCUS_CDF: Final = np.array([0.32, 0.56, 0.80, 1.0])
+# Repeats on purpose. Those that are left after the last attempt to avoid them make it the published 0.0133.
+_REPEAT_SHARE: Final = 0.0108
 _CIRCLE_SHARE: Final = 0.7
+
+# Fitted to the order of real playlists (see ``calibration.SAMPLE``).
+_STRETCH_MEAN: Final = 7.0
+_ALBUM_SHARE: Final = 0.17
+_COPIED_SHARE: Final = 0.20
+_BURST_MEAN: Final = 0.25
+_ANYWHERE_MOST: Final = 0.25
+_ANYWHERE_HITS: Final = 1.5
+_SUPERSTAR_SHARE: Final = 0.06
+_DEEP_SHARE: Final = 0.3
+_CANON_EXPONENT: Final = 0.3
+_VARIETY_EXPONENT: Final = 0.5
+_VARIETY_ROUNDS: Final = 2
+_DEVOTED_SHARE: Final = 0.05
+_DEVOTED_STRETCH_MEAN: Final = 100.0
+_DEVOTED_BURST: Final = 0.98
+_REVERSED_SHARE: Final = 0.12
+_TIDY_SHARE: Final = 0.7
 _DESCRIBED: Final = 0.01876
 _COLLABORATIVE: Final = 0.0226
 # Playlists are named only after the best-known artists of a scene.
@@ -137,64 +160,102 @@ def _focus_scenes(u: F64) -> I64:
 
 @dataclass(frozen=True)
 class _Tastes:
-    """Preferences of the n playlists of a slice, one array element or row per playlist."""
+    """Preferences of the n playlists of a slice, one array element or row per playlist.
 
-    scenes: I64  # (n, 4)
-    weights: F64  # (n, 4), cumulative, last column 1
+    Attributes:
+        scenes: int64 (n, 4), the focus scenes.
+        weights: float64 (n, 4), their cumulative weights, last column 1.
+        canons: int64 (n, 4), number of the canon of each focus scene.
+        circle: int64 (n,), 0 .. CIRCLES - 1.
+        star, deep, canon, anywhere: float64 (n,), shares of star artists, of deep cuts, of tracks from a canon, and of
+            songs from anywhere, among the tracks that are drawn.
+        burst: float64 (n,), probability that the next track of a mix is by the same artist.
+        variety: float64 (n,), probability to replace an artist that the playlist already has.
+        album, copied: float64 (n,), shares of the stretches that are an album's or copied from a canon.
+        devoted: bool (n,), whether the playlist consists of a few artists.
+    """
+
+    scenes: I64
+    weights: F64
+    canons: I64
+    circle: I64
     star: F64
+    deep: F64
+    canon: F64
     anywhere: F64
     burst: F64
+    variety: F64
     album: F64
-    circle: I64  # 0 .. CIRCLES - 1
+    copied: F64
+    devoted: NDArray[np.bool_]
 
 
 def _tastes(rng: np.random.Generator, n: int) -> _Tastes:
     scenes = _focus_scenes(rng.random((n, 3 * _FOCUS)))
-    active = np.arange(_FOCUS) < (1 + _pick(np.array([0.22, 0.50, 0.76, 1.0]), rng.random(n)))[:, None]
+    active = np.arange(_FOCUS) < (1 + _pick(_FOCUS_CDF, rng.random(n)))[:, None]
     weights = -np.log1p(-rng.random((n, _FOCUS))) + 0.05
     weights[:, 0] += 0.65
     weights = np.cumsum(weights * active, axis=1)
     weights /= weights[:, -1:]
-    share = catalogue.STAR_SHARE
-    star = rng.random(n) ** ((1.0 - share) / share)
-    anywhere = 0.33 * rng.random(n) ** 1.5
-    burst = 2.0 * _BURST_MEAN * rng.random(n)
-    devoted = rng.random(n) < 0.03
+    circle = (rng.random(n) * catalogue.CIRCLES).astype(np.int64)
+    # One number decides all shares, so that well-known tracks are together, and obscure ones too.
+    mainstream = rng.random(n)
+    devoted = rng.random(n) < _DEVOTED_SHARE
     return _Tastes(
         scenes=scenes,
         weights=weights,
-        star=star,
-        anywhere=np.where(devoted, 0.0, anywhere),
-        burst=np.where(devoted, 0.95, np.minimum(burst, 0.9)),
-        album=rng.random(n) ** 2,
-        circle=(rng.random(n) * catalogue.CIRCLES).astype(np.int64),
+        canons=catalogue.canon_number(rng.random((n, _FOCUS)), circle[:, None]),
+        circle=circle,
+        star=mainstream ** (1.0 / catalogue.STAR_SHARE - 1.0),
+        deep=np.where(devoted, 1.0, (1.0 - mainstream) ** (1.0 / _DEEP_SHARE - 1.0)),
+        canon=np.where(devoted, 0.0, mainstream**_CANON_EXPONENT),
+        anywhere=np.where(devoted, 0.0, _ANYWHERE_MOST * rng.random(n) ** 1.5),
+        burst=np.where(devoted, _DEVOTED_BURST, 2.0 * _BURST_MEAN * rng.random(n)),
+        variety=np.where(devoted, 0.0, rng.random(n) ** _VARIETY_EXPONENT),
+        album=np.where(devoted, 0.5, 3.0 * _ALBUM_SHARE * rng.random(n) ** 2),
+        copied=np.where(devoted, 0.0, 2.0 * _COPIED_SHARE * rng.random(n)),
+        devoted=devoted,
     )
+
+
+def _pick_focus(tastes: _Tastes, playlist: I64, u: F64) -> tuple[I64, I64]:
+    """Return a focus scene, and the number of its canon, for each entry of ``playlist`` (indices of playlists)."""
+    column = np.minimum((u[:, None] >= tastes.weights[playlist]).sum(axis=1), _FOCUS - 1)
+    return tastes.scenes[playlist, column], tastes.canons[playlist, column]
 
 
 def _draw_tracks(rng: np.random.Generator, seed: int, tastes: _Tastes, playlist: I64) -> U64:
     """Draw one track by a newly picked artist for each entry of ``playlist`` (indices of playlists)."""
-    u = rng.random((6, len(playlist)))
-    focus = (u[0][:, None] >= tastes.weights[playlist]).sum(axis=1)
-    focus = np.minimum(focus, _FOCUS - 1)
+    u = rng.random((8, len(playlist)))
+    scene, number = _pick_focus(tastes, playlist, u[0])
     anywhere = u[1] < tastes.anywhere[playlist]
+    canon = ~anywhere & (u[2] < tastes.canon[playlist])
+    tracks = np.empty(len(playlist), dtype=np.uint64)
+    tracks[canon] = catalogue.canon_track(seed, scene[canon], number[canon], catalogue.canon_place(u[3, canon]))
+
+    own = np.flatnonzero(~canon)
+    u, playlist, anywhere = u[:, own], playlist[own], anywhere[own]
     # Given that it chose "anywhere", this uniform is uniform below the threshold, so it can be reused.
     spread = np.where(anywhere, u[1] / np.maximum(tastes.anywhere[playlist], 1e-12), 0.0)
-    scene = np.where(anywhere, _pick(_SCENE_CDF, spread), tastes.scenes[playlist, focus])
-    star = (u[2] < tastes.star[playlist]) | anywhere
-    rank = catalogue.artist_rank(u[3], star)
-    first = catalogue.track_id(scene, rank, np.zeros_like(rank))
+    scene = np.where(anywhere, _pick(_SCENE_CDF, spread), scene[own])
+    rank = catalogue.artist_rank(u[3], (u[4] < tastes.star[playlist]) | anywhere)
+    superstar = anywhere & (u[2] < _SUPERSTAR_SHARE)
+    scene[superstar] = rank[superstar] = 0
+    artist = catalogue.artist_of(catalogue.track_id(scene, rank, np.zeros_like(rank)))
     circle = np.where(u[5] < _CIRCLE_SHARE, tastes.circle[playlist], -1)
-    return first | catalogue.track_rank(seed, u[4], catalogue.artist_of(first), circle).astype(np.uint64)
+    # Songs from anywhere are hits, except that everything by the superstar is well known.
+    deep = np.where(anywhere, superstar, u[6] < tastes.deep[playlist])
+    which = np.where(anywhere & ~superstar, u[7] ** _ANYWHERE_HITS, u[7])
+    tracks[own] = catalogue.track_of(artist, catalogue.track_rank(seed, which, artist, circle, deep))
+    return tracks
 
 
-def _same_artist(rng: np.random.Generator, seed: int, track: U64, circle: I64, album: NDArray[np.bool_]) -> U64:
-    """Draw another track by the artist of each track, from the same album if ``album``."""
+def _same_artist(rng: np.random.Generator, seed: int, tastes: _Tastes, playlist: I64, track: U64) -> U64:
+    """Draw another track by the artist of each track, for the playlists of the given indices."""
     u = rng.random((3, len(track)))
     artist = catalogue.artist_of(track)
-    rank = catalogue.track_rank(seed, u[0], artist, np.where(u[2] < _CIRCLE_SHARE, circle, -1))
-    free = (artist << np.uint64(catalogue.TRACK_BITS)) | rank.astype(np.uint64)
-    slot = (u[1] ** 1.5 * catalogue.ALBUM_TRACKS).astype(np.int64)
-    return np.where(album, catalogue.album_mate(seed, track, slot), free)
+    circle = np.where(u[1] < _CIRCLE_SHARE, tastes.circle[playlist], -1)
+    return catalogue.track_of(artist, catalogue.track_rank(seed, u[0], artist, circle, u[2] < tastes.deep[playlist]))
 
 
 def _repeated(playlist: I64, track: U64) -> NDArray[np.intp]:
@@ -210,24 +271,47 @@ def _rows(rng: np.random.Generator, seed: int, tastes: _Tastes, lengths: I64) ->
     n = len(lengths)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     playlist = np.repeat(np.arange(n), lengths)
-    starts = rng.random(len(playlist)) >= tastes.burst[playlist]
-    starts[offsets[:-1]] = True
-    burst = np.cumsum(starts) - 1
-    heads = _draw_tracks(rng, seed, tastes, playlist[starts])
-    from_album = (rng.random(len(heads)) < tastes.album[playlist[starts]])[burst]
-    tracks = heads[burst]
-    follow = np.flatnonzero(~starts)
-    tracks[follow] = _same_artist(rng, seed, tracks[follow], tastes.circle[playlist[follow]], from_album[follow])
 
-    for attempt in range(7):
+    # Divide the rows into stretches, and each mixed stretch into bursts.
+    stretch_mean = np.where(tastes.devoted, _DEVOTED_STRETCH_MEAN, _STRETCH_MEAN)
+    begins = rng.random(len(playlist)) < 1.0 / stretch_mean[playlist]
+    begins[offsets[:-1]] = True
+    stretch = np.cumsum(begins) - 1
+    step = np.arange(len(playlist)) - np.flatnonzero(begins)[stretch]
+    owner = playlist[begins]
+    kind = rng.random(len(owner))
+    from_album = (kind < tastes.album[owner])[stretch]
+    copied = (kind >= 1.0 - tastes.copied[owner])[stretch]
+    goes_on = rng.random(len(playlist)) < tastes.burst[playlist]
+    starts = ~copied & (begins | ~(from_album | goes_on))
+
+    tracks = np.empty(len(playlist), dtype=np.uint64)
+    scene, number = _pick_focus(tastes, owner, rng.random(len(owner)))
+    place = catalogue.canon_place(rng.random(len(owner)))
+    at = stretch[copied]
+    tracks[copied] = catalogue.canon_track(seed, scene[at], number[at], place[at] + step[copied])
+
+    head_of = playlist[starts]
+    heads = _draw_tracks(rng, seed, tastes, head_of)
+    for _ in range(_VARIETY_ROUNDS):
+        again = _repeated(head_of, catalogue.artist_of(heads))
+        again = again[rng.random(len(again)) < tastes.variety[head_of[again]]]
+        heads[again] = _draw_tracks(rng, seed, tastes, head_of[again])
+    burst = np.maximum(np.cumsum(starts) - 1, 0)
+    tracks[starts] = heads
+    tracks[from_album] = catalogue.album_mate(seed, heads[burst[from_album]], step[from_album])
+    follows = ~(starts | from_album | copied)
+    tracks[follows] = _same_artist(rng, seed, tastes, playlist[follows], heads[burst[follows]])
+
+    follows |= from_album
+    for attempt in range(10):
         again = _repeated(playlist, tracks)
         if len(again) == 0:
             break
-        if attempt < 3:
-            free = np.zeros(len(again), dtype=np.bool_)
-            tracks[again] = _same_artist(rng, seed, tracks[again], tastes.circle[playlist[again]], free)
-        else:
-            tracks[again] = _draw_tracks(rng, seed, tastes, playlist[again])
+        same = again[follows[again]] if attempt < 3 else again[:0]
+        other = again[~follows[again]] if attempt < 3 else again
+        tracks[same] = _same_artist(rng, seed, tastes, playlist[same], tracks[same])
+        tracks[other] = _draw_tracks(rng, seed, tastes, playlist[other])
 
     # A few playlists have most of the repeats.
     careless = 5.0 * _REPEAT_SHARE * rng.random(n) ** 4
@@ -235,9 +319,10 @@ def _rows(rng: np.random.Generator, seed: int, tastes: _Tastes, lengths: I64) ->
     source = offsets[playlist[repeat]] + (rng.random(len(repeat)) * lengths[playlist[repeat]]).astype(np.int64)
     tracks[repeat] = tracks[source]
 
-    # Most playlists keep bursts together; the others are shuffled to some degree.
-    mess = np.maximum(0.0, 1.5 * rng.random(n) - 0.6)
-    place = np.arange(len(playlist)) - offsets[playlist]
+    # Most playlists keep their order, some have the newest first; the others are shuffled to some degree.
+    mess = np.maximum(0.0, (rng.random(n) - _TIDY_SHARE) / (1.0 - _TIDY_SHARE))
+    direction = np.where(rng.random(n) < _REVERSED_SHARE, -1, 1)
+    place = direction[playlist] * (np.arange(len(playlist)) - offsets[playlist])
     position = place + mess[playlist] * lengths[playlist] * rng.random(len(playlist))
     ordered: U64 = tracks[np.lexsort((position, playlist))]
     return ordered
@@ -275,7 +360,7 @@ def draw_slice(seed: int, index: int) -> SliceDraw:
 
     draws = rng.random((n, titles.TITLE_DRAWS)).tolist()
     first_artist = catalogue.artist_of(tracks[offsets[:-1]])
-    devoted = np.flatnonzero((tastes.burst > 0.92) & (catalogue.rank_of_artist(first_artist) < _NAMED_ARTISTS))
+    devoted = np.flatnonzero(tastes.devoted & (catalogue.rank_of_artist(first_artist) < _NAMED_ARTISTS))
     names = (json.loads(f'"{name}"') for name in titles.artist_names(seed, first_artist[devoted]))
     artist: dict[int, str] = dict(zip(devoted.tolist(), names, strict=True))
     plain = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 from pathlib import Path
@@ -271,13 +270,28 @@ def test_sample_has_the_published_shape() -> None:
     assert lines["share of tracks that occur once"].generated == pytest.approx(0.62, abs=0.05)
 
 
-def test_distinct_tracks_grow_as_in_the_published_sample() -> None:
-    slices = (draw_slice(42, index).tracks for index in itertools.count())
-    rows = np.empty(0, np.uint64)
-    while len(rows) < calibration.SAMPLE_ROWS:
-        rows = np.concatenate([rows, next(slices)])
-    distinct = len(np.unique(rows[: calibration.SAMPLE_ROWS]))
-    assert distinct == pytest.approx(calibration.SAMPLE_TRACKS, rel=0.10)
+def test_order_is_that_of_the_real_sample() -> None:
+    lines = {line.name: line for line in calibration.measure_sample()}
+    assert lines.keys() == calibration.SAMPLE.keys()
+    assert lines["rows"].ratio == pytest.approx(1.0, abs=0.02)
+    assert lines["distinct tracks"].ratio == pytest.approx(1.0, abs=0.10)
+    for name, line in lines.items():
+        assert line.ratio == pytest.approx(1.0, abs=0.17), name
+
+
+def test_order_of_playlists_made_by_hand() -> None:
+    # Tracks 1 and 2 are by artist 0; 3 (once shifted) is another artist's.
+    one, two, three = 1, 2, 3 << catalogue.TRACK_BITS
+    playlists = [[one, two, three], [three, one, two], [two, one, three], [one, three, two, two]]
+    offsets = np.concatenate(([0], np.cumsum([len(p) for p in playlists])))
+    tracks = np.array([t for p in playlists for t in p], dtype=np.uint64)
+    occurrences = calibration._Occurrences(offsets, tracks)
+    # The pair (1, 2) of the first playlist is together in all others, adjacent in two, in the same order in one.
+    found = occurrences.elsewhere(np.array([0]), np.array([1]))
+    assert found == pytest.approx((1.0, 2 / 3, 1 / 3))
+    # The pair (2, 2) is no pair of two tracks.
+    both = occurrences.elsewhere(np.array([0, 11]), np.array([1, 12]))
+    assert both == pytest.approx(found)
 
 
 def test_measurement_agrees_with_the_written_files(content: dict[str, Any]) -> None:
