@@ -57,8 +57,8 @@ _CIRCLE_SHARE: Final = 0.7
 # Fitted to the order of real playlists (see ``calibration.SAMPLE``).
 _STRETCH_MEAN: Final = 7.0
 _ALBUM_SHARE: Final = 0.17
-_COPIED_SHARE: Final = 0.20
-_BURST_MEAN: Final = 0.25
+_COPIED_SHARE: Final = 0.25
+_BURST_MEAN: Final = 0.27
 _ANYWHERE_MOST: Final = 0.25
 _ANYWHERE_HITS: Final = 1.5
 _SUPERSTAR_SHARE: Final = 0.06
@@ -74,7 +74,7 @@ _TIDY_SHARE: Final = 0.7
 _DESCRIBED: Final = 0.01876
 _COLLABORATIVE: Final = 0.0226
 # Playlists are named only after the best-known artists of a scene.
-_NAMED_ARTISTS: Final = 10
+_NAMED_ARTISTS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _tastes(rng: np.random.Generator, n: int) -> _Tastes:
         weights=weights,
         canons=catalogue.canon_number(rng.random((n, _FOCUS)), circle[:, None]),
         circle=circle,
-        star=mainstream ** (1.0 / catalogue.STAR_SHARE - 1.0),
+        star=np.where(devoted, 1.0, mainstream ** (1.0 / catalogue.STAR_SHARE - 1.0)),
         deep=np.where(devoted, 1.0, (1.0 - mainstream) ** (1.0 / _DEEP_SHARE - 1.0)),
         canon=np.where(devoted, 0.0, mainstream**_CANON_EXPONENT),
         anywhere=np.where(devoted, 0.0, _ANYWHERE_MOST * rng.random(n) ** 1.5),
