@@ -28,7 +28,7 @@ from encore.search import kernel
 from encore.splits import holdout
 from encore.synthetic import catalogue, titles
 from encore.synthetic import generate as generator
-from encore.synthetic.generate import FEATURES_FILE, SLICE_PLAYLISTS, DistinctIds, draw_slice
+from encore.synthetic.generate import FEATURES_FILE, REVISION, SLICE_PLAYLISTS, DistinctIds, draw_slice
 from encore.synthetic.generate import _write_features as write_features
 from tests.bench.figures import BenchError
 from tests.bench.machine import ROOT, cores
@@ -194,10 +194,10 @@ def first_slices(data: Path, slices: int, target: Path) -> tuple[Path, str]:
 
 
 def generated_with(data: Path) -> tuple[int, float] | None:
-    """Seed and coverage with which `encore generate` made a folder; None if it did not, or did not finish."""
+    """Seed and coverage with which this `encore generate` made a folder; None if it did not, or did not finish."""
     try:
-        _, _, seed, coverage = (data / ".complete").read_text(encoding="utf-8").split()
-        return int(seed), float(coverage)
+        _, revision, _, seed, coverage, *_ = (data / ".complete").read_text(encoding="utf-8").split()
+        return (int(seed), float(coverage)) if int(revision) == REVISION else None
     except (OSError, ValueError):
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from encore.recommenders import ials
 from encore.spark.session import Session
@@ -12,6 +13,7 @@ from encore.spark.tasks import run_tasks
 from tests.unit.recommenders.cases import CONFIG, TRAIN, new_tools
 
 
+@pytest.mark.slow
 def test_training_on_spark_gives_the_same_arrays(session: Session) -> None:
     values = {"dimensions": 4, "iterations": 2, "block_entries": 60}
     config = CONFIG.model_copy(update={"ials": CONFIG.ials.model_copy(update=values)})

@@ -114,11 +114,12 @@ def generate(
         from encore.config import load_config
         from encore.log import configure_logging
         from encore.progress import meter
+        from encore.synthetic.generate import REVISION
         from encore.synthetic.generate import generate as make
 
         configure_logging(load_config().log)
         done = out_dir / ".complete"
-        asked = f"{__version__} {playlists} {seed} {coverage}{f' {challenge}' if challenge else ''}\n"
+        asked = f"{__version__} {REVISION} {playlists} {seed} {coverage}{f' {challenge}' if challenge else ''}\n"
         if if_missing and done.is_file() and done.read_text() == asked:
             err.print(f"{out_dir} is there already: {playlists:,} playlists", highlight=False)
             return

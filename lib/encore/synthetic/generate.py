@@ -38,6 +38,8 @@ from encore.errors import InputError
 from encore.synthetic import catalogue, titles
 from encore.synthetic.catalogue import F64, I64, U64
 
+REVISION: Final = 2
+"""Incremented whenever the same arguments give other playlists."""
 SLICE_PLAYLISTS: Final = 1000
 FEATURES_FILE: Final = "audio_features.parquet"
 DAY: Final = 86_400
