@@ -68,8 +68,11 @@ class Fusion:
 
 
 def union_of(parts: Sequence[FittedModel], queries: Queries, n: I64) -> Union:
-    """The candidates of each part, at most n[i] each, as one union."""
-    return Union.of([part.candidates(queries, n).head(n) for part in parts])
+    """The candidates of each part, at most n[i] each with the seeds, as one union without the seeds.
+
+    Seeds are left out before scores are divided by the greatest, since that of a seed would be far above all others.
+    """
+    return Union.of([_without(part.candidates(queries, n).head(n), queries.seeds) for part in parts])
 
 
 def weighted(union: Union, weights: F32) -> F32:
@@ -121,7 +124,7 @@ class _Trial:
     def of(cls, parts: Sequence[FittedModel], queries: Queries, truth: Ragged, depth: int) -> _Trial:
         """Ask all parts once: only the weights change in the search."""
         n = depth + queries.seeds.distinct().lengths
-        union = Union.of([_without(part.candidates(queries, n).head(n), queries.seeds) for part in parts])
+        union = union_of(parts, queries, n)
         discount = np.cumsum(1 / np.log2(np.arange(2, _K + 2)))
         return cls(union, union.ids.isin(truth), discount[np.minimum(truth.lengths, _K) - 1])
 

@@ -90,6 +90,15 @@ def test_popularity_is_there_for_a_playlist_of_which_nothing_is_known() -> None:
     assert recommend(there, Queries.of(Ragged.empty(1)), 3).ids.tolist() == [[0, 1, 2]]
 
 
+def test_scores_of_seeds_do_not_outweigh_those_of_other_tracks() -> None:
+    """As in the trial: a model that ranks the seeds first counts as much as one that leaves them out."""
+    one, other = Fixed([101, 102]), Fixed([7, 8, 9, 111])
+    own = parts(ials=one, adjacency=other)
+    there = fusion.Fusion(fusion.fit(TrainingData(N_TRACKS), CONFIG, own, TOOLS), CONFIG, own)
+    found = recommend(there, Queries.of(Ragged.from_lists([[7, 8, 9]])), 2)
+    assert set(found.ids[0].tolist()) == {101, 111}
+
+
 def test_rows_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     own = parts(ials=Fixed([5, 7, 9]), artist=Fixed([9, 3], least=2))
     there = fusion.Fusion(fusion.fit(TrainingData(N_TRACKS), CONFIG, own, TOOLS), CONFIG, own)
