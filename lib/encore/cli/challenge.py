@@ -49,14 +49,10 @@ class ChallengeSet:
         self.uris = uris
         """The URI of each track by its id, strings (n_tracks,)."""
 
-    def stream(self, table: Table, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Columns of a table, in parts; nothing if the table does not exist."""
-        if self._store.exists(table):
-            yield from self._store.scan(table, columns).read()
-
     def whole(self, table: Table, columns: Sequence[str]) -> pa.Table:
-        """Columns of a table as one table."""
-        return pa.concat_tables([arrow_schema(table, columns).empty_table(), *self.stream(table, columns)])
+        """Columns of a table; no rows if it does not exist."""
+        found = self._store.exists(table)
+        return self._store.scan(table, columns).whole() if found else arrow_schema(table, columns).empty_table()
 
     def seed_uris(self) -> dict[int, frozenset[str]]:
         """The URIs of the seeds of each playlist, by pid."""

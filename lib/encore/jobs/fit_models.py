@@ -44,19 +44,21 @@ def state(ctx: JobContext) -> str:
 
     So arrays that were deleted are fitted again.
     """
-    return ModelArrays.of(ctx.config).token(ctx.run_id, _is_complete(ctx))
+    arrays = ModelArrays.of(ctx.config)
+    return arrays.token(ctx.run_id, not _missing(arrays, model_fingerprints(ctx)))
 
 
-def _is_complete(ctx: JobContext) -> bool:
-    stored = ModelArrays.of(ctx.config)
-    return all(stored.has(name, found) for name, found in model_fingerprints(ctx).items())
+def _missing(arrays: ModelArrays, models: Mapping[str, str]) -> set[str]:
+    """Names of the models whose arrays are not stored; `models`: fingerprints by name."""
+    return {name for name, found in models.items() if not arrays.has(name, found)}
 
 
 def run(ctx: JobContext) -> None:
     """Fit the models whose fingerprint is new, one after the other; each is stored before its row is written."""
-    arrays, was_complete = ModelArrays.of(ctx.config), _is_complete(ctx)
+    arrays = ModelArrays.of(ctx.config)
+    missing = _missing(arrays, ctx.models)
     rows = ctx.store.read_small(MODELS, ["model", "fingerprint"]).to_pylist()
-    known = {(row["model"], row["fingerprint"]) for row in rows if arrays.has(row["model"], row["fingerprint"])}
+    known = {(row["model"], row["fingerprint"]) for row in rows if row["model"] not in missing}
     models = FittedModels(arrays, ctx.config.recommend, ctx.models)
     entries = with_parts(ctx.config.recommend.models)
     stale = [entry for entry in entries if ctx.force or (entry.name, ctx.models[entry.name]) not in known]
@@ -95,7 +97,7 @@ def run(ctx: JobContext) -> None:
         where = KeyIn("fingerprint", pa.array([own]))
         ctx.write(MODELS, [table], where, part=entry.name, fingerprint=own)
         ctx.log.info("model_fitted", model=entry.name, seconds=round(seconds, 3), size_bytes=stored.size)
-    if not was_complete:
+    if missing:
         arrays.write_token(ctx.run_id)
 
 

@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from encore.arrays.jit import file_lock
+from encore.arrays.mapped import open_mapped
 from encore.config import S3Config
 from encore.errors import LakeError
 from encore.lake.failures import os_error
@@ -104,20 +105,25 @@ class ArrayFiles:
     def _local(self) -> Path:
         if not is_s3(self.folder):
             return Path(self.folder)
-        cache = Path(tempfile.gettempdir()) / f"encore-models-{os.getuid()}"
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if cache.stat().st_uid != os.getuid():
-            raise LakeError(f"{cache} belongs to another user", remedy="set TMPDIR to a folder of your own")
-        folder = cache / f"{xxhash.xxh3_128_hexdigest(self.folder.encode())}-checkpoints"
+        folder = machine_cache() / f"{xxhash.xxh3_128_hexdigest(self.folder.encode())}-checkpoints"
         folder.mkdir(exist_ok=True)
         return folder
 
 
+def machine_cache() -> Path:
+    """The folder in which all processes of this user on this machine share copies of arrays in S3.
+
+    Raises LakeError if it belongs to another user, who could have put anything there.
+    """
+    cache = Path(tempfile.gettempdir()) / f"encore-models-{os.getuid()}"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cache.stat().st_uid != os.getuid():
+        raise LakeError(f"{cache} belongs to another user", remedy="set TMPDIR to a folder of your own")
+    return cache
+
+
 def _mapped(path: Path) -> NDArray[Any]:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except ValueError:
-        # an empty array cannot be mapped
-        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+        return open_mapped(path)
     except OSError as error:
         raise os_error(str(path), error) from error

@@ -9,9 +9,8 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from encore.arrays.jit import file_lock
+from encore.arrays.mapped import open_mapped
 from encore.config import Config, S3Config
 from encore.errors import LakeError
+from encore.lake.array_files import machine_cache
 from encore.lake.failures import os_error
 from encore.lake.filesystem import delete_folder, file_sizes, is_s3, read_bytes, write_bytes
 
@@ -93,11 +94,15 @@ class ModelArrays:
 
     def has(self, model: str, fingerprint: str) -> bool:
         """Whether the arrays of a fitted model are there, completely."""
-        sizes = file_sizes(self.url(model, fingerprint), self.s3)
+        return self._names(self.url(model, fingerprint)) is not None
+
+    def _names(self, url: str) -> list[str] | None:
+        """The names of the arrays in a folder; None if they are not all there."""
+        sizes = file_sizes(url, self.s3)
         if MANIFEST not in sizes:
-            return False
-        arrays = json.loads(read_bytes(f"{self.url(model, fingerprint)}/{MANIFEST}", self.s3))["arrays"]
-        return {f"{name}.npy" for name in arrays} <= set(sizes)
+            return None
+        names = list(json.loads(read_bytes(f"{url}/{MANIFEST}", self.s3))["arrays"])
+        return names if {f"{name}.npy" for name in names} <= set(sizes) else None
 
     def open(self, model: str, fingerprint: str) -> dict[str, NDArray[Any]]:
         """The arrays of a fitted model, read-only and memory-mapped; from S3 they are downloaded once per machine.
@@ -105,18 +110,15 @@ class ModelArrays:
         Raises LakeError if they are not there.
         """
         url = self.url(model, fingerprint)
-        if not self.has(model, fingerprint):
+        names = self._names(url)
+        if names is None:
             raise LakeError(f"{url}: no arrays of a fitted model", remedy="run fit_models first")
-        names = json.loads(read_bytes(f"{url}/{MANIFEST}", self.s3))["arrays"]
         folder = self._downloaded(url, names) if is_s3(url) else Path(url.removeprefix("file://"))
-        return {name: _load(folder / f"{name}.npy") for name in names}
+        return {name: open_mapped(folder / f"{name}.npy") for name in names}
 
-    def _downloaded(self, url: str, names: Mapping[str, str]) -> Path:
+    def _downloaded(self, url: str, names: Sequence[str]) -> Path:
         """A local copy of a folder in S3, which all processes of this machine share."""
-        cache = Path(tempfile.gettempdir()) / f"encore-models-{os.getuid()}"
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if cache.stat().st_uid != os.getuid():
-            raise LakeError(f"{cache} belongs to another user", remedy="set TMPDIR to a folder of your own")
+        cache = machine_cache()
         folder = cache / xxhash.xxh3_128_hexdigest(url.encode())
         with file_lock(cache / f"{folder.name}.lock"):
             if not folder.is_dir():
@@ -162,11 +164,3 @@ def _describe(arrays: Mapping[str, NDArray[Any]]) -> Stored:
             digest.update(flat[start : start + _BLOCK].data)
         size += array.nbytes
     return Stored(f"xxh3:{digest.hexdigest()}", size, shapes)
-
-
-def _load(path: Path) -> NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        # an empty array cannot be mapped
-        return np.load(path, allow_pickle=False)

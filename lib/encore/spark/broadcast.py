@@ -12,6 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from encore import temporary
+from encore.arrays.mapped import open_mapped
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,15 +33,7 @@ class BroadcastArrays:
 def _mapped(files: tuple[tuple[str, str], ...]) -> dict[str, NDArray[Any]]:
     from pyspark import SparkFiles
 
-    # `_load` falls back to reading: mapping an empty array is an error, and there is nothing to share
-    return {name: _load(SparkFiles.get(file)) for name, file in files}
-
-
-def _load(path: str) -> NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        return np.load(path, allow_pickle=False)
+    return {name: open_mapped(SparkFiles.get(file)) for name, file in files}
 
 
 def ship(spark: SparkSession, arrays: dict[str, NDArray[Any]]) -> BroadcastArrays:
