@@ -262,7 +262,7 @@ class RecommendConfig(Section):
     trial_playlists: int = Field(
         ge=0,
         description="Playlists whose tracks are partly hidden from the models that learn from lists, so that models "
-        "that combine others can learn from how these do: at most this many, and at most a twentieth of all.",
+        "that combine others can learn from how these do: at most this many, and at most a tenth of all.",
     )
     train_on_challenge: bool = Field(
         description="Train models also on the tracks that challenge sets give (challenge_playlists)."

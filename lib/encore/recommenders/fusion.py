@@ -4,8 +4,8 @@
 
 with s_mj the score of model m for track j, clipped at 0 and divided by the model's greatest score in the query, and b
 the bucket of the query's number of distinct seeds. The weights of each bucket are at least 0 and sum to 1; they are
-those, of the ones tried, with the highest mean NDCG over the queries of the trial, whose hidden tracks no model has
-seen.
+those, of the ones tried, with the highest sum of mean R-precision and mean NDCG over the queries of the trial, whose
+hidden tracks no model has seen. (NDCG alone gives more weight to models that are good far down the list.)
 (A linear combination after dividing by the maximum: E. A. Fox, J. A. Shaw: Combination of Multiple Searches, TREC-2,
 1994.)
 
@@ -118,6 +118,7 @@ class _Trial:
 
     union: Union
     is_hit: NDArray[np.bool_]
+    n_test: I64
     ideal: F64
 
     @classmethod
@@ -126,12 +127,14 @@ class _Trial:
         n = depth + queries.seeds.distinct().lengths
         union = union_of(parts, queries, n)
         discount = np.cumsum(1 / np.log2(np.arange(2, _K + 2)))
-        return cls(union, union.ids.isin(truth), discount[np.minimum(truth.lengths, _K) - 1])
+        ideal = discount[np.minimum(truth.lengths, _K) - 1]
+        return cls(union, union.ids.isin(truth), truth.lengths, ideal)
 
-    def ndcg(self, weights: F64) -> float:
-        """The mean NDCG of the lists that the weights give."""
+    def value(self, weights: F64) -> float:
+        """The sum of the mean R-precision and the mean NDCG of the lists that the weights give."""
         each = np.broadcast_to(weights.astype(np.float32), (len(self.ideal), len(weights)))
-        return float(np.mean(gains(self.union.ids, weighted(self.union, each), self.is_hit, _K) / self.ideal))
+        dcg, n_early = gains(self.union.ids, weighted(self.union, each), self.is_hit, self.n_test, _K)
+        return float(np.mean(n_early / self.n_test) + np.mean(dcg / self.ideal))
 
 
 def _without(found: Ranked, seeds: Ragged) -> Ranked:
@@ -139,11 +142,11 @@ def _without(found: Ranked, seeds: Ragged) -> Ranked:
 
 
 def _search(trial: _Trial) -> F64:
-    """The weights at a local maximum of the mean NDCG: from each part alone and from all equal, the best one is moved
+    """The weights at a local maximum of their value: from each part alone and from all equal, the best one is moved
     along one weight at a time, and normalised."""
     p = trial.union.scores.shape[1]
     starts = [np.full(p, 1 / p), *np.eye(p)]
-    values = [trial.ndcg(start) for start in starts]
+    values = [trial.value(start) for start in starts]
     at = int(np.argmax(values))
     weights, value = starts[at], values[at]
     for step in _STEPS:
@@ -157,7 +160,7 @@ def _search(trial: _Trial) -> F64:
                     if tried.sum() == 0 or tried[m] == weights[m]:
                         continue
                     tried /= tried.sum()
-                    found = trial.ndcg(tried)
+                    found = trial.value(tried)
                     if found > value:
                         weights, value, moved = tried, found, True
     return weights

@@ -24,7 +24,7 @@ Stream = Callable[[Table, Sequence[str]], Iterator[pa.Table]]
 
 _TRIAL_SEED: Final = 0x7121A1
 """Combined with split.seed, so that the trial is independent of the test tracks."""
-_TRIAL_SHARE: Final = 20
+_TRIAL_SHARE: Final = 10
 """At most one playlist in so many is in the trial."""
 
 
@@ -40,7 +40,7 @@ def training_data(
     """The training data with the fields in `needs`; the others are empty.
 
     Models are trained on the train tracks of the playlists without a kind, and `with_challenge` also on the tracks that
-    a challenge set gives. `trial_playlists`: at most how many playlists are in the trial, which are at most one in 20.
+    a challenge set gives. `trial_playlists`: at most how many playlists are in the trial, which are at most one in 10.
     Raises LakeError if a table refers to a track that is not one of `n_tracks`.
     """
     found: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from encore.arrays.ragged import Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -57,14 +58,15 @@ def best(ids: Ragged, scores: F32, n: I64) -> Ranked:
     return Ranked(Ragged(room, out_ids), out_scores)
 
 
-def gains(ids: Ragged, scores: F32, is_hit: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """The DCG of the k tracks with the highest scores in each row, float64 (n,): see evaluation.metrics.
+def gains(ids: Ragged, scores: F32, is_hit: NDArray[np.bool_], n_test: I64, k: int) -> tuple[F64, I64]:
+    """What the k tracks with the highest scores in each row are worth, two arrays (n,): see evaluation.metrics.
 
-    `scores` and `is_hit`: one per track; equal scores are ordered by id.
+    Their DCG, float64, and the number of hits among the first n_test[i], int64. `scores` and `is_hit`: one per track;
+    equal scores are ordered by id.
     """
-    found = np.zeros(len(ids))
-    load_loops().gains(ids.offsets, scores, is_hit, 1 / np.log2(np.arange(2.0, k + 2)), found)
-    return found
+    dcg, n_early = np.zeros(len(ids)), np.zeros(len(ids), np.int64)
+    load_loops().gains(ids.offsets, scores, is_hit, n_test, 1 / np.log2(np.arange(2.0, k + 2)), dcg, n_early)
+    return dcg, n_early
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +77,10 @@ def load_loops() -> ModuleType:
 
         offsets, ids, lengths = np.array([0, 1]), np.zeros(1, np.int32), np.zeros(1, np.int64)
         scores, ranks = np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32)
+        is_hit, n_early = np.ones(1, np.bool_), np.zeros(1, np.int64)
         loops.union(offsets[None], ids, np.ones(1, np.float32), offsets, ids, scores, ranks, lengths)
         loops.best(offsets, ids, np.ones(1, np.float32), offsets, ids, np.ones(1, np.float32))
-        loops.gains(offsets, np.ones(1, np.float32), np.ones(1, np.bool_), np.ones(1), np.zeros(1))
+        loops.gains(
+            offsets, np.ones(1, np.float32), np.ones(1, np.bool_), lengths, np.ones(1), np.zeros(1), lengths.copy()
+        )
         return loops

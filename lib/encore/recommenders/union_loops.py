@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -69,10 +70,10 @@ def best(offsets: I64, ids: I32, scores: F32, room: I64, out_ids: I32, out_score
 
 @numba.njit(cache=True, nogil=True)
 def gains(
-    offsets: I64, scores: F32, is_hit: NDArray[np.bool_], discount: NDArray[np.float64], out: NDArray[np.float64]
+    offsets: I64, scores: F32, is_hit: NDArray[np.bool_], n_test: I64, discount: F64, dcg: F64, n_early: I64
 ) -> None:
     """See union.gains."""
-    for q in range(len(out)):
+    for q in range(len(dcg)):
         start, stop = offsets[q], offsets[q + 1]
         keys = np.empty(stop - start, np.uint64)
         for i in range(start, stop):
@@ -83,7 +84,9 @@ def gains(
         keys.sort()
         for k in range(n):
             if is_hit[start + np.int64(keys[k] & np.uint64(0xFFFFFFFF))]:
-                out[q] += discount[k]
+                dcg[q] += discount[k]
+                if k < n_test[q]:
+                    n_early[q] += 1
 
 
 @numba.njit(cache=True, nogil=True)

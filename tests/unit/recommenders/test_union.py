@@ -62,8 +62,10 @@ def test_gains_are_those_of_the_best(rows: list[list[float]], k: int, seed: int)
     ids = Ragged.from_lists([list(range(len(row))) for row in rows])
     scores = np.array([score for row in rows for score in row], np.float32)
     is_hit = np.random.default_rng(seed).random(len(scores)) < 0.5
-    found = gains(ids, scores, is_hit, k)
+    n_test = np.arange(1, len(rows) + 1)
+    dcg, n_early = gains(ids, scores, is_hit, n_test, k)
     top = best(ids, scores, np.full(len(rows), k))
     for q in range(len(rows)):
         hits = [is_hit[ids.offsets[q] + track] for track in top.ids[q].tolist()]
-        assert math.isclose(found[q], sum(1 / math.log2(i + 2) for i, hit in enumerate(hits) if hit))
+        assert math.isclose(dcg[q], sum(1 / math.log2(i + 2) for i, hit in enumerate(hits) if hit))
+        assert n_early[q] == sum(hits[: q + 1])
