@@ -142,6 +142,10 @@ bench: setup ## Benchmark against peers (about ten minutes); PARTS="topk parser 
 bench-compare: setup ## Compare two benchmark reports: A=FILE B=FILE
 	@$(BIN)/python -m tests.bench compare $(A) $(B)
 
+.PHONY: bench-docs
+bench-docs: setup ## Write the table and picture of a report of PARTS=models into the docs: A=FILE
+	@$(BIN)/python -m tests.bench docs $(A)
+
 .PHONY: bench-full
 bench-full: setup ## Benchmark a million playlists and fractions of it, resumable; DATA=DIR: your slices, LIMIT=8g: memory
 	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
@@ -154,6 +158,8 @@ lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and it
 		-c deploy/requirements.txt -o deploy/requirements-emr.txt
 	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
+	@for file in tests/bench/contenders/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
+		--generate-hashes --no-header --no-annotate -o $${file%.in}.txt; done
 
 .PHONY: clean
 clean: ## Remove data/ (generated data, lake, MLflow store), build/ and dist/; keep .venv

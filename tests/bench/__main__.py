@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tests.bench import curves, ingest, line, parser, topk
+from tests.bench import curves, ingest, inner, line, models, models_table, parser, topk
 from tests.bench import full as full_size
 from tests.bench.data import CACHE
 from tests.bench.figures import (
@@ -42,8 +42,10 @@ PARTS: dict[str, tuple[Callable[[Any], Found], Any, Any]] = {
     "ingest": (ingest.run, ingest.Sizes(), ingest.QUICK),
     "line": (line.run, line.Sizes(), line.QUICK),
     "curves": (curves.run, curves.Sizes(), curves.QUICK),
+    "inner": (inner.run, inner.Sizes(), inner.QUICK),
+    "models": (models.run, models.Sizes(), models.QUICK),
 }
-ONLY_BY_NAME = ("curves",)
+ONLY_BY_NAME = ("curves", "inner", "models")
 """Parts that only run if they are named."""
 ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 """By part, variables that must be set before its libraries are imported."""
@@ -52,7 +54,8 @@ ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 @app.command()
 def run(
     parts: Annotated[
-        list[str] | None, typer.Argument(help="Some of topk, parser, ingest, line (default: all of these), curves")
+        list[str] | None,
+        typer.Argument(help="Some of topk, parser, ingest, line (default: all of these), curves, inner, models"),
     ] = None,
     quick: Annotated[bool, typer.Option(help="Use small sizes, only to check that everything works")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the reports")] = CACHE / "reports",
@@ -118,6 +121,13 @@ def compare_reports(a: Path, b: Annotated[Path, typer.Argument(help="Two reports
 
 
 @app.command()
+def docs(report: Annotated[Path, typer.Argument(help="A report of the part models, as JSON")]) -> None:
+    """Write the table of models of a report into deploy/docs/benchmarks.md, and its picture into deploy/images."""
+    models_table.write_docs(read_report(report))
+    typer.echo(f"{models_table.DOCS}, {models_table.PICTURE}")
+
+
+@app.command()
 def full(
     data: Annotated[Path | None, typer.Option(help="Slices of a million playlists; generated if not given")] = None,
     limit: Annotated[str | None, typer.Option(help="Memory limit for all processes together, such as 8g")] = None,
@@ -138,7 +148,10 @@ def _publish(report: Report, out: Path) -> None:
     write_json(out / f"{report.stamp}.json", report.as_json())
     (out / f"{report.stamp}.md").write_text(text, encoding="utf-8")
     plot = out / f"{report.stamp}.png"
-    _plot(report.found.figures, plot)
+    if report.parts == ["models"]:
+        models_table.draw(report.found.facts["models"]["rows"], plot)
+    else:
+        _plot(report.found.figures, plot)
     typer.echo(text)
     typer.echo(f"{out / report.stamp}.json, .md, .png")
 
@@ -153,9 +166,16 @@ def _text(report: Report) -> str:
         f"load at start {machine['load_at_start'][0]}",
         f"Python {machine['python']}, {machine['java']}, {versions}",
     ]
-    rows = [(one.name, shown(one.value), one.unit, spread(one), one.note or one.work) for one in report.found.figures]
+    rows = [
+        (one.name, shown(one.value), one.unit, spread(one), one.note or one.work)
+        for one in report.found.figures
+        if not one.name.startswith("models.")
+    ]
+    parts = [markdown(("figure", "value", "", "spread", "of"), rows)] if rows else []
+    if "models" in report.found.facts:
+        parts.append(models_table.table(report.found.facts["models"]["rows"]))
     checks = [f"{'ok' if check.ok else 'FAILED'}: {check.name}: {check.detail}" for check in report.found.checks]
-    return "\n\n".join(["\n".join(head), markdown(("figure", "value", "", "spread", "of"), rows), "\n".join(checks)])
+    return "\n\n".join(["\n".join(head), *parts, "\n".join(checks)])
 
 
 CURVES = {"M": "tracks", "k": "results", "d": "dimensions"}
@@ -179,7 +199,10 @@ def _plot(figures: Sequence[Figure], path: Path) -> None:
     """Ratios as bars on a logarithmic axis; if there are none, curves, or seconds by number of playlists."""
     from matplotlib.figure import Figure as Canvas
 
-    ratios = [one for one in figures if one.unit == "x" and one.better == "higher"]
+    # better quality is not more speed
+    ratios = [
+        one for one in figures if one.unit == "x" and one.better == "higher" and not one.name.startswith("models.")
+    ]
     seconds = [one for one in figures if one.name.endswith(".seconds")]
     canvas = Canvas(figsize=(8, 1 + 0.3 * max(4, len(ratios))), layout="constrained")
     if ratios:

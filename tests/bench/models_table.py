@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.bench.machine import ROOT
 
 DOCS = ROOT / "deploy" / "docs" / "benchmarks.md"
 PICTURE = ROOT / "deploy" / "images" / "models.png"
-BEGIN, END = "<!-- models: written by `make bench-docs` -->", "<!-- end of models -->"
+BEGIN, END = "<!-- models: written by make bench-docs -->", "<!-- end of models -->"
 HEADER = ("model", "R-precision", "with artist credit", "NDCG", "clicks", "fit, s", "ms a query", "memory, GB")
 OURS, PEERS = "#1f5fb4", "#c2571a"
 
@@ -177,8 +177,3 @@ def _overlap(a: Any, b: Any) -> float:
     """The common area of two boxes x0, y0, x1, y1, in pixels."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return float(width * height) if width > 0 and height > 0 else 0.0
-
-
-def report_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The table for the terminal."""
-    return table(list(rows))

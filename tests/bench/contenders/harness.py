@@ -1,4 +1,4 @@
-"""Runs one contender in this process and measures it: time, memory and its lists. Needs only NumPy, SciPy, threadpoolctl.
+"""Runs one contender in this process and measures it. Needs only NumPy, SciPy and threadpoolctl.
 
 `python -m tests.bench.contenders.harness MODULE FOLDER OUT SETTINGS`: the module has `start(task, settings)`, which
 returns `fit() -> model` and `recommend(model, rows) -> lists`. What `start` does is not measured.
@@ -86,9 +86,11 @@ def padded(lists: NDArray[Any]) -> I32:
 
 
 def measure(task: Task, fit: Fit, recommend: Recommend) -> tuple[I32, dict[str, float]]:
-    """The lists of all rows of the task, and: fit_seconds, fit_cpu (of this process, in seconds), query_ms, query_cpu_ms
-    (per query), and memory, in bytes: by how much the peak of this process and its children exceeds their resident
-    sizes before the fit."""
+    """The lists of all rows of the task, and the measurements.
+
+    These are fit_seconds; fit_cpu, of this process, in seconds; query_ms and query_cpu_ms, per query; and memory, in
+    bytes: by how much the peak of this process and its children exceeds their resident sizes before the fit.
+    """
     gc.collect()
     before = _resident("VmRSS")
     _reset_peaks()

@@ -8,8 +8,20 @@ from typing import Any
 
 import implicit.cpu.als
 import implicit.nearest_neighbours as knn
+import numpy as np
 
-from tests.bench.contenders.harness import FIT_THREADS, I32, I64, QUERY_THREADS, Fit, K, Recommend, Task, padded, version
+from tests.bench.contenders.harness import (
+    FIT_THREADS,
+    I32,
+    I64,
+    QUERY_THREADS,
+    Fit,
+    K,
+    Recommend,
+    Task,
+    padded,
+    version,
+)
 
 VERSION = partial(version, "implicit")
 MODELS = {
@@ -31,7 +43,10 @@ def start(task: Task, settings: Mapping[str, Any]) -> tuple[Fit, Recommend]:
         return model
 
     def recommend(model: Any, rows: I64) -> I32:
-        ids, _ = model.recommend(rows, task.lists[rows], N=K, filter_already_liked_items=True)
+        ids, scores = model.recommend(rows, task.lists[rows], N=K, filter_already_liked_items=True)
+        if settings["model"] != "als":
+            # where there are fewer than K, it adds the playlist's own tracks, with score 0
+            ids = np.where(scores > 0, ids, -1)
         return padded(ids)
 
     return fit, recommend

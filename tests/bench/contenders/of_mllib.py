@@ -52,7 +52,10 @@ def start(task: Task, settings: Mapping[str, Any]) -> tuple[Fit, Recommend]:
 
     def fit() -> Any:
         model = als.fit(spark.read.parquet(str(file)))
-        playlists, tracks = factors(model.userFactors, task.lists.shape[0]), factors(model.itemFactors, task.lists.shape[1])
+        playlists, tracks = (
+            factors(model.userFactors, task.lists.shape[0]),
+            factors(model.itemFactors, task.lists.shape[1]),
+        )
         return playlists, np.ascontiguousarray(tracks.T)
 
     def recommend(model: Any, rows: I64) -> I32:

@@ -35,7 +35,7 @@ def start(task: Task, settings: Mapping[str, Any]) -> tuple[Fit, Recommend]:
 
     def fit() -> Any:
         dataset = Dataset.construct(frame)
-        model = EASEModel(**arguments) if settings["model"] == "ease" else PureSVDModel(random_state=42, **arguments)
+        model = EASEModel(**arguments) if settings["model"] == "ease" else PureSVDModel(**arguments)
         return model.fit(dataset), dataset
 
     def recommend(model: Any, rows: I64) -> I32:

@@ -18,7 +18,8 @@ from encore.arrays.ragged import Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import Config, load_config
 from encore.lake.tables import HOLDOUT, TRACK_VECTORS, TRACKS, Table
-from encore.recommenders.base import Queries, Tools, recommend as recommended
+from encore.recommenders.base import Queries, Tools
+from encore.recommenders.base import recommend as recommended
 from encore.recommenders.registry import with_parts
 from encore.recommenders.training import training_data
 from tests.bench.contenders.harness import FIT_THREADS, I32, I64, Fit, K, Recommend, Task, padded, version
@@ -61,7 +62,9 @@ def _matrix(found: Ranked) -> I32:
     return padded(lists)
 
 
-def _tables(task: Task, lists: Ragged, titles: Sequence[str | None], n_tracks: int | None = None) -> dict[str, pa.Table]:
+def _tables(
+    task: Task, lists: Ragged, titles: Sequence[str | None], n_tracks: int | None = None
+) -> dict[str, pa.Table]:
     """The columns of the tables that models are fitted on; the first `n_tracks` tracks, or all."""
     n = task.lists.shape[1] if n_tracks is None else n_tracks
     ids = np.arange(n, dtype=np.int32)

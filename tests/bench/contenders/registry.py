@@ -31,8 +31,8 @@ def ours(name: str) -> Contender:
     return Contender(name, name, True, "ours", None, {"model": name}, "defaults")
 
 
-def peers(d: int) -> list[Contender]:
-    """All peers; factor models have d dimensions, as Encore's `ials`.
+def peers(d: int, ease_tracks: int) -> list[Contender]:
+    """All peers; factor models have d dimensions, as Encore's `ials`. EASE knows `ease_tracks` tracks.
 
     Tuned settings are the best of a few by NDCG, on other generated playlists than those of the benchmark.
     """
@@ -53,7 +53,7 @@ def peers(d: int) -> list[Contender]:
         return Contender(f"turtles{name}", f"Turtles' kNN{label}", False, "turtles", None, settings, text)
 
     als = {"model": "als", "factors": d}
-    alpha, regularization = 20.0, 50.0
+    alpha, regularization = 20.0, 10.0
     tuned = f"alpha {alpha:g}, regularization {regularization:g}"
     return [
         implicit("als", "ALS", "defaults: 15 iterations, alpha 1, regularization .01", **als),
@@ -66,16 +66,17 @@ def peers(d: int) -> list[Contender]:
         implicit("cosine", "cosine", "default: K 20", model="cosine"),
         implicit("cosine_k500", "cosine, K 500", "K 500", model="cosine", K=500),
         mllib("als", "ALS, 6 iterations", "6 iterations, otherwise defaults: alpha 1, regParam .1", iterations=6),
+        mllib("als_tuned", "ALS, 6 iterations, tuned", f"6 iterations, alpha {alpha:g}", iterations=6, alpha=alpha),
         lightfm("warp", "WARP", "15 epochs, otherwise defaults", d=d, epochs=15),
         lightfm("warp_artists", "WARP with artists", "15 epochs, artists as item features", d=d, epochs=15, artists=1),
         rectools("svd", "PureSVD", "defaults", model="svd", factors=d),
         rectools(
             "ease",
             "EASE",
-            "lambda 150, only the 10,000 most frequent tracks",
+            f"lambda 150, only the {ease_tracks:,} most frequent tracks",
             model="ease",
             regularization=150.0,
-            tracks=10_000,
+            tracks=ease_tracks,
         ),
         turtles("", "", "k and rho by number of seeds, as in the authors' code"),
         turtles("_k1000", ", k 1,000", "k 1,000, rho as in the authors' code", neighbours=1000),
