@@ -14,7 +14,7 @@ from tests.bench.machine import ROOT
 DOCS = ROOT / "deploy" / "docs" / "benchmarks.md"
 PICTURE = ROOT / "deploy" / "images" / "models.png"
 BEGIN, END = "<!-- models: written by make bench-docs -->", "<!-- end of models -->"
-HEADER = ("model", "R-precision", "with artist credit", "NDCG", "clicks", "fit, s", "ms a query", "memory, GB")
+HEADER = ("model", "R-precision", "with artist credit", "NDCG", "clicks", "fit, s", "ms a query", "memory, MB")
 OURS, PEERS = "#1f5fb4", "#c2571a"
 
 Rows = Sequence[Mapping[str, Any]]
@@ -30,7 +30,7 @@ def table(rows: Rows) -> str:
             f"{row['clicks']:.2f}",
             shown(row["fit_seconds"]),
             shown(row["query_cpu_ms"]),
-            f"{row['memory'] / 1e9:.2f}",
+            shown(row["memory"] / 1e6),
         )
         for row in done
     ]

@@ -112,7 +112,7 @@ def test_models_that_are_not_in_the_expected_order_fail_a_check() -> None:
 def test_the_table_is_sorted_and_names_what_failed() -> None:
     text = models_table.table([row("peer", 0.1), failed("broken", "out of memory"), row("fusion", 0.2, ours=True)])
     lines = text.splitlines()
-    assert lines[2].startswith("| **Encore: fusion** | 0.2000 | 0.2000 | 0.4000 | 5.00 | 3.00 | 1.50 | 2.00 |")
+    assert lines[2].startswith("| **Encore: fusion** | 0.2000 | 0.2000 | 0.4000 | 5.00 | 3.00 | 1.50 | 2,000 |")
     assert lines[3].startswith("| peer | 0.1000")
     assert lines[-1] == "- broken: not measured: out of memory"
 
