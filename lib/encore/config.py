@@ -283,6 +283,16 @@ class RecommendConfig(Section):
     title: TitleConfig
 
 
+class EvaluateConfig(Section):
+    """What is evaluated."""
+
+    sample: int | None = Field(
+        ge=1,
+        description="Evaluate only this many playlists, chosen by a hash, the same for all models; null: all. Other "
+        "playlists get no recommendations, so an expensive model can be tried on a large dataset within minutes.",
+    )
+
+
 class RunConfig(Section):
     """How jobs run."""
 
@@ -362,6 +372,7 @@ class Config(Section):
     vectors: VectorsConfig
     split: SplitConfig
     recommend: RecommendConfig
+    evaluate: EvaluateConfig
     run: RunConfig
     maintain: MaintainConfig
     report: ReportConfig

@@ -22,11 +22,12 @@ from encore.lake.track_arrays import artist_numbers, check_track_ids, count_trac
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, fingerprint
 from encore.spark.row_map import Kernel, RowMap
+from encore.splits.sampling import sample_settings, sampled_pids
 
 READS = (RECOMMENDATIONS, HOLDOUT, TRACKS)
 WRITES = (PLAYLIST_METRICS, MODEL_METRICS)
 DERIVED = (PLAYLIST_METRICS,)
-SETTINGS = ("recommend",)
+SETTINGS = ("recommend", "evaluate")
 
 
 def state(ctx: JobContext) -> str:
@@ -46,7 +47,7 @@ def _fingerprint(ctx: JobContext, model: str) -> str:
     return fingerprint(
         f"{ctx.name} {model}",
         code=code_digest(__name__, left_out={"encore.reports"}),
-        settings={"k": ctx.config.recommend.k},
+        settings={"k": ctx.config.recommend.k, "sample": sample_settings(ctx.config)},
         inputs={RECOMMENDATIONS.name: own, **{table.name: ctx.data_id(table) for table in (HOLDOUT, TRACKS)}},
         writes=WRITES,
     )
@@ -63,12 +64,16 @@ def run(ctx: JobContext) -> None:
     listed = listed_tracks(tracks, n_tracks)
     artists = ctx.ship(artist_of=artist_of)
     covered = {model: np.zeros(n_tracks, np.bool_) for model in models}
+    sample = sampled_pids(ctx.stream, ctx.config)
     left_out = ctx.chunked(
         HOLDOUT,
         PLAYLIST_METRICS,
         ("pid", "train", "test", "kind"),
-        lambda holdout, pids, own: _metrics(ctx, holdout, pids, artists, {model: covered[model] for model in own}),
+        lambda holdout, pids, own: _metrics(
+            ctx, holdout, pids, artists, {model: covered[model] for model in own}, is_sample=sample is not None
+        ),
         models=models,
+        only=sample,
     )
     for name in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model") - set(models)):
         ctx.write(PLAYLIST_METRICS, [], KeyRange((("model", name),)), part=f"{name}: dropped")
@@ -176,12 +181,20 @@ def merge(states: list[bytes], what: str, model: str, into: np.ndarray) -> np.nd
     return into
 
 
-def _metrics(ctx: JobContext, holdout: Scan, pids: np.ndarray, artists: Any, covered: dict[str, np.ndarray]) -> RowMap:
-    """Metrics of a range of playlists, for the models in `covered`.
+def _metrics(
+    ctx: JobContext,
+    holdout: Scan,
+    pids: np.ndarray,
+    artists: Any,
+    covered: dict[str, np.ndarray],
+    *,
+    is_sample: bool,
+) -> RowMap:
+    """Metrics of a range of playlists, for the models in `covered`; `is_sample`: only of those in `pids`.
 
     The ground truth is sent to every executor, so that the much larger recommended lists need not be moved.
     """
-    truth = _truth(ctx, holdout)
+    truth = _truth(ctx, holdout, pids if is_sample else None)
     test = truth.test
     shipped = ctx.ship(
         pids=truth.pids, offsets=test.offsets, values=test.values, n_train=truth.n_train, kinds=truth.kinds
@@ -214,8 +227,13 @@ class _Truth(NamedTuple):
     kinds: np.ndarray
 
 
-def _truth(ctx: JobContext, holdout: Scan) -> _Truth:
-    rows = holdout.whole(ctx.io_stats)
+def _truth(ctx: JobContext, holdout: Scan, only: np.ndarray | None) -> _Truth:
+    if only is None:
+        rows = holdout.whole(ctx.io_stats)
+    else:
+        wanted, parts = pa.array(only), holdout.read(ctx.io_stats)
+        sampled = (part.filter(pc.is_in(part["pid"], wanted)) for part in parts)
+        rows = pa.concat_tables([holdout.schema.empty_table(), *sampled])
     pids = rows["pid"].to_numpy()
     test, train = Ragged.from_arrow(rows["test"]), Ragged.from_arrow(rows["train"])
     check_track_ids(HOLDOUT, "test", test.values, ctx.n_rows(TRACKS))

@@ -101,6 +101,11 @@ class Scan:
         kept = tuple(row_range for row_range in self.row_ranges if dict(row_range.partition)[column] in values)
         return replace(self, row_ranges=kept)
 
+    def within(self, where: KeyRange) -> Scan:
+        """The rows of this scan, which has all rows of its files, whose key is in another range."""
+        kept = tuple(replace(row_range, filtered=True) for row_range in self.row_ranges)
+        return replace(self, where=where, row_ranges=kept)
+
     def cut(self, n: int) -> list[Scan]:
         """At most n scans of about equal size, none empty, which together are this one, in order."""
         total, parts = self.rows, min(n, self.rows)

@@ -214,17 +214,20 @@ class JobContext:
         make: Callable[[Scan, np.ndarray, tuple[str, ...]], row_map.RowMap],
         *,
         models: Sequence[str] = (),
+        only: np.ndarray | None = None,
     ) -> dict[str, list[Interval]]:
         """Write `target` from `source` in ranges of pids, one commit each, without the ranges that are already done.
 
         `make(scan, pids, models)` returns the work for one range, from the source's columns in it and its sorted pids.
         What is done follows from the target's log. With `models`, each model's rows are replaced in a commit of its
-        own, under its own fingerprint, and models that lack the same ranges are computed together. Returns by model
-        ("" without models) the ranges that were already done: from a pid, below a pid.
+        own, under its own fingerprint, and models that lack the same ranges are computed together. `only`: the sorted
+        pids that get rows, if not all do; chunks are cut by their number. Returns by model ("" without models) the
+        ranges that were already done: from a pid, below a pid.
         """
         pids = self.pids(source)
         if (np.diff(pids) <= 0).any():
             raise damaged(source, "key pid is unique", f"pid {pids[1:][np.diff(pids) <= 0][0]}")
+        pids = pids if only is None else only
         log = list(changes(self.store.there(target)))
         todo = {model: self.remaining(log, model) for model in models or ("",)}
         groups: dict[tuple[Interval, ...], list[str]] = {}
