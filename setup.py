@@ -35,6 +35,8 @@ EXTRAS = {
     "store": ["mlflow==3.17.2"],
     # For jobs on EMR: authentication to an MLflow server managed by SageMaker.
     "emr": ["sagemaker-mlflow==0.5.0"],
+    # `encore tune`.
+    "tune": ["optuna==5.0.0"],
     # The peers in `make bench`; not needed otherwise.
     "bench": [
         "duckdb==2.0.1",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -293,6 +293,15 @@ class EvaluateConfig(Section):
     )
 
 
+class TuneConfig(Section):
+    """Tuning of models by `encore tune`."""
+
+    path: str = Field(description="Local folder of the studies, which `encore tune` continues when called again.")
+    playlists: int = Field(
+        ge=1, description="Training playlists that trials are judged by: at most this many, and a twentieth of all."
+    )
+
+
 class RunConfig(Section):
     """How jobs run."""
 
@@ -373,6 +382,7 @@ class Config(Section):
     split: SplitConfig
     recommend: RecommendConfig
     evaluate: EvaluateConfig
+    tune: TuneConfig
     run: RunConfig
     maintain: MaintainConfig
     report: ReportConfig
@@ -425,6 +435,40 @@ def _layer(path: Path) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of settings, found a list")
     return loaded
+
+
+_WRITTEN = "# Written by `encore tune`."
+
+
+def write_layer(name: str, env: str, values: Mapping[str, Any]) -> Path:
+    """Write conf/<name>.yaml: the layer of an environment with some settings replaced; returns its path.
+
+    `values`: by section. Raises ConfigError if a file of that name exists that was not written by this function.
+    """
+    check_layer(name)
+    folder = conf_dir()
+    path = folder / f"{name}.yaml"
+    merged = _merge([(f"{env}.yaml", _layer(folder / f"{env}.yaml")), ("tuned", OmegaConf.create(dict(values)))])
+    text = f"{_WRITTEN} It is {env}.yaml with tuned settings; use it with --env {name}.\n{OmegaConf.to_yaml(merged)}"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {_one_line(error)}") from error
+    return path
+
+
+def check_layer(name: str) -> None:
+    """Raise ConfigError if `write_layer` would not write this configuration, whose name may be taken."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigError(f"a configuration cannot be named {name!r}", remedy="use letters, digits, - and _")
+    path = conf_dir() / f"{name}.yaml"
+    if path.is_file() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
+        raise ConfigError(f"{path} exists already", remedy="choose another name")
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Settings by section as YAML, to paste into a layer."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
 def read_yaml(path: Path) -> Any:

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("evaluation", "features", "mpd", "search", "splits"),
     ("importing", "recommenders", "reports", "synthetic"),
-    ("jobs",),
+    ("jobs", "tuning"),
     ("aws",),
     ("cli",),
 )

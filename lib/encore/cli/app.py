@@ -266,6 +266,33 @@ def recommend(
 
 
 @app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="The model whose settings are tuned.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many trials in all, including those of earlier calls.")] = 50,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=0, help="Minutes after which no further trial starts.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What is maximised: ndcg or r_precision.")] = "ndcg",
+    save: Annotated[
+        str | None, typer.Option("--save", help="Write the best settings to conf/NAME.yaml, for --env NAME.")
+    ] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Choose a model's settings on training playlists with hidden tracks; called again, it continues."""
+
+    def work() -> None:
+        from encore.cli.console import err, out
+        from encore.cli.tune import tune_model
+
+        config = settings(env, overrides, debug)
+        tune_model(config, model, trials=trials, minutes=budget, metric=metric, save=save, out=out, err=err)
+
+    _exit(guarded(work))
+
+
+@app.command()
 def challenge(
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose recommendations are submitted.")] = "cosine",
     out_file: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("submission.csv.gz"),

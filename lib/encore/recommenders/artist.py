@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
 
 _MOST_SEEDS: Final = 10_000
@@ -80,4 +80,12 @@ def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools
     }
 
 
-MODEL = Model(name="artist", needs=("artist_of",), fit=fit, load=Artist, settings=("artist",), parts=("interactions",))
+MODEL = Model(
+    name="artist",
+    needs=("artist_of",),
+    fit=fit,
+    load=Artist,
+    settings=("artist",),
+    parts=("interactions",),
+    tunable={"seeds_power": Space(0.2, 2.0), "rows_damping": Space(0.0, 1.0), "popularity_power": Space(0.1, 1.5)},
+)

@@ -146,12 +146,28 @@ class Tools:
 
 
 @dataclass(frozen=True)
+class Space:
+    """The values of a setting that tuning tries, from `low` to `high`: whole numbers if both are; `is_log`: evenly
+    spaced on a logarithmic scale."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    @property
+    def is_int(self) -> bool:
+        """Whether the values are whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclass(frozen=True)
 class Model:
     """An entry of the registry.
 
     `needs` lists the fields of TrainingData that `fit` reads besides n_tracks and orphaned. `fit` learns and returns
     arrays; `load` makes a fitted model of them. Both take the settings and the fitted models of `parts`, which are
-    fitted first. `settings` lists the settings, besides k, on which the arrays or the model's rows depend.
+    fitted first. `settings` lists the settings, besides k, on which the arrays or the model's rows depend. `tunable`:
+    the settings in the model's own section, recommend.<name>, that `encore tune` chooses, and where it looks for them.
     """
 
     name: str
@@ -162,6 +178,7 @@ class Model:
     parts: tuple[str, ...] = ()
     is_distributed: bool = False
     """Whether `fit` uses the executors, for which Spark has to be started."""
+    tunable: Mapping[str, Space] = field(default_factory=dict)
 
 
 def recommend(fitted: FittedModel, queries: Queries, k: int) -> Ranked:

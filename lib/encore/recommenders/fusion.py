@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import FittedModel, Model, Parts, Queries, Tools, TrainingData
+from encore.recommenders.base import FittedModel, Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.popularity import Popularity, ranked_by
 from encore.recommenders.union import Union, best, gains
 
@@ -173,4 +173,5 @@ MODEL = Model(
     load=Fusion,
     settings=("fusion",),
     parts=("interactions", *PARTS),
+    tunable={"depth": Space(200, 2000, is_log=True)},
 )

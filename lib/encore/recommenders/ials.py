@@ -39,7 +39,7 @@ from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
 from encore.lake.array_files import ArrayFiles
 from encore.recommenders import ials_matrix, ials_training
-from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.search.inner import InnerIndex
 
 
@@ -128,4 +128,14 @@ MODEL = Model(
     load=Ials,
     settings=("ials", "seed"),
     is_distributed=True,
+    tunable={
+        "dimensions": Space(32, 256, is_log=True),
+        "iterations": Space(3, 12),
+        "unobserved_weight": Space(0.002, 0.2, is_log=True),
+        "regularization": Space(1.0, 100.0, is_log=True),
+        "popularity_exponent": Space(0.0, 1.0),
+        "length_exponent": Space(0.0, 1.0),
+        "artist_weight": Space(0.0, 1.0),
+        "title_weight": Space(0.0, 2.0),
+    },
 )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
 
 
@@ -66,4 +66,12 @@ def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools
     }
 
 
-MODEL = Model(name="item_knn", needs=(), fit=fit, load=ItemKnn, settings=("item_knn",), parts=("interactions",))
+MODEL = Model(
+    name="item_knn",
+    needs=(),
+    fit=fit,
+    load=ItemKnn,
+    settings=("item_knn",),
+    parts=("interactions",),
+    tunable={"seed_damping": Space(0.0, 1.0), "track_damping": Space(0.0, 1.0)},
+)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
 
 
@@ -70,5 +70,17 @@ def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools
 
 
 MODEL = Model(
-    name="playlist_knn", needs=(), fit=fit, load=PlaylistKnn, settings=("playlist_knn",), parts=("interactions",)
+    name="playlist_knn",
+    needs=(),
+    fit=fit,
+    load=PlaylistKnn,
+    settings=("playlist_knn",),
+    parts=("interactions",),
+    tunable={
+        "neighbours": Space(50, 2000, is_log=True),
+        "idf_power": Space(0.0, 1.5),
+        "length_damping": Space(0.0, 1.0),
+        "similarity_power": Space(1, 4),
+        "track_damping": Space(0.0, 0.6),
+    },
 )

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
 from encore.recommenders.titles import grams, normalised
 
@@ -136,4 +136,17 @@ def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools
     }
 
 
-MODEL = Model(name="title", needs=("titles",), fit=fit, load=Title, settings=("title",), parts=("interactions",))
+MODEL = Model(
+    name="title",
+    needs=("titles",),
+    fit=fit,
+    load=Title,
+    settings=("title",),
+    parts=("interactions",),
+    tunable={
+        "neighbours": Space(50, 5000, is_log=True),
+        "similarity_power": Space(0, 6),
+        "length_damping": Space(0.0, 1.0),
+        "track_damping": Space(0.0, 0.6),
+    },
+)

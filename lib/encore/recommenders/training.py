@@ -101,16 +101,21 @@ def take_trial(
     trial_playlists: int,
     *,
     n_tracks: int,
+    seed: int = _TRIAL_SEED,
+    eligible: np.ndarray | None = None,
 ) -> tuple[Trial, Ragged, list[str | None]]:
     """Hide tracks of some playlists by the same protocol as the split; returns the lists and titles that remain.
 
     With the protocol `random`, playlists of the trial lose `settings.fraction` of their tracks; with `challenge`, they
-    are taken out as a whole, and their rows become empty and untitled. All rows keep their places.
+    are taken out as a whole, and their rows become empty and untitled. All rows keep their places. `seed` is combined
+    with split.seed. `eligible` bool (N,): the playlists that may be chosen; None: all of them.
     """
-    seed, n = settings.seed ^ _TRIAL_SEED, min(trial_playlists, len(pids) // _TRIAL_SHARE)
+    seed, n = settings.seed ^ seed, min(trial_playlists, len(pids) // _TRIAL_SHARE)
+    among = np.arange(len(pids)) if eligible is None else np.flatnonzero(eligible)
     if settings.protocol == "challenge":
         titled = np.array([bool(title and title.strip()) for title in titles], np.bool_)
-        kinds = challenge.assign_kinds(pids, lists.lengths, titled, n, seed=seed)
+        kinds = np.full(len(pids), NO_KIND, np.int8)
+        kinds[among] = challenge.assign_kinds(pids[among], lists.lengths[among], titled[among], n, seed=seed)
         chosen = np.flatnonzero(kinds != NO_KIND)
         rest = lists.where(np.repeat(kinds == NO_KIND, lists.lengths))
         is_trained = np.bincount(rest.values, minlength=n_tracks) > 0
@@ -118,7 +123,7 @@ def take_trial(
         left = [None if kind != NO_KIND else title for kind, title in zip(kinds.tolist(), titles, strict=True)]
         shown = [titles[i] if KINDS[kinds[i]].has_title else None for i in chosen.tolist()]
     else:
-        chosen = np.sort(np.lexsort((pids, hashing.mix(seed, pids)))[:n])
+        chosen = np.sort(among[np.lexsort((pids[among], hashing.mix(seed, pids[among])))[:n]])
         train, test = split(pids[chosen], lists.take(chosen), seed=seed, fraction=settings.fraction)
         hidden = np.zeros(len(pids), np.bool_)
         hidden[chosen] = True

@@ -56,6 +56,9 @@ MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-trac
 OWNER, LAKE = "encore.owner", "encore.lake"
 """Tags of a parent run: the process that created it, identified as in `temporary`, and the lake that it works on."""
 
+STUDY, TRIAL = "encore.study", "encore.trial"
+"""Tags of the runs of a tuning study: its name, on the parent run, and the number of a trial, on each child run."""
+
 KILLED_SECONDS = 2.0
 """How long an interrupted run waits for its parent run to be created, in order to mark it as killed."""
 
@@ -275,10 +278,11 @@ class Tracking:
         return self._config.tracking.experiment
 
     def _end_abandoned(self) -> None:
-        """Mark as killed those parent runs of this lake whose processes ran on this machine and are gone."""
+        """Mark as killed those parent runs of this lake, of pipelines and studies, whose processes ran on this machine
+        and are gone."""
         found = self._client.search_runs(
             [self._experiment()],
-            f"attributes.status = 'RUNNING' AND tags.`encore.kind` = 'pipeline' AND tags.`{LAKE}` = '{self._lake}'",
+            f"attributes.status = 'RUNNING' AND tags.`{LAKE}` = '{self._lake}'",
             max_results=1000,
         )
         for run in found:
@@ -288,6 +292,10 @@ class Tracking:
             if not temporary.is_running(int(owner[1]), int(owner[2])):
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 self.abandoned += 1
+
+    @property
+    def _owner(self) -> str:
+        return f"{temporary.machine()} {os.getpid()} {temporary.start_of(os.getpid())}"
 
     @property
     def _lake(self) -> str:
@@ -308,8 +316,7 @@ class Tracking:
         found = self._oldest_parent(experiment)
         if found is not None:
             return found
-        owner = f"{temporary.machine()} {os.getpid()} {temporary.start_of(os.getpid())}"
-        own_tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", LAKE: self._lake, OWNER: owner}
+        own_tags = {"encore.run_id": self.run_id, "encore.kind": "pipeline", LAKE: self._lake, OWNER: self._owner}
         tags = {**own_tags, **self._common_tags()}
         made = self._client.create_run(experiment, start_time=self._began, run_name=self.run_id, tags=tags)
         own = str(made.info.run_id)
@@ -483,6 +490,88 @@ class Tracking:
 
         versions: dict[str, set[int]] | None = self._try("versions of runs", work)
         return versions
+
+    def begin_study(self, study: str, model: str, versions: Mapping[str, int]) -> set[int] | None:
+        """Create the parent run of a tuning study, or reopen it, as this object's parent run.
+
+        Returns the numbers of the trials that it has; None if MLflow fails. `versions`: of the tables that are read.
+        """
+
+        def work() -> set[int]:
+            experiment = self._experiment()
+            found = self._client.search_runs([experiment], f"tags.`{STUDY}` = '{study}'", max_results=1)
+            if found:
+                self._parent = str(found[0].info.run_id)
+                self._client.update_run(self._parent, status="RUNNING")
+                self._client.set_tag(self._parent, OWNER, self._owner)
+            else:
+                tags = {STUDY: study, "encore.kind": "study", "encore.model": model}
+                tags |= {LAKE: self._lake, OWNER: self._owner, **self._common_tags()}
+                tags |= {f"version.{table}": str(version) for table, version in versions.items()}
+                made = self._client.create_run(experiment, run_name=f"tune {study}", tags=tags)
+                self._parent = str(made.info.run_id)
+                self._log_params(self._parent, {"model": model, **self._config.flat()})
+            logged: set[int] = set()
+            for run in self._trials(experiment):
+                number = run.data.tags.get(TRIAL, "")
+                if run.info.status == "FINISHED" and number.isdigit():
+                    logged.add(int(number))
+                else:
+                    # its process was killed while it was logging
+                    self._client.delete_run(run.info.run_id)
+            return logged
+
+        found: set[int] | None = self._try("study", work)
+        return found
+
+    def _trials(self, experiment: str) -> list[Any]:
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment], f"tags.`mlflow.parentRunId` = '{self._parent}'", max_results=1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def log_trial(
+        self, number: int, params: Mapping[str, Any], metrics: Mapping[str, float], times: tuple[int, int]
+    ) -> None:
+        """Log a finished trial of the study as a child run; `times`: when it started and ended, in ms since 1970."""
+        if self._parent is None:
+            return
+
+        def work() -> None:
+            own = {"mlflow.parentRunId": str(self._parent), "encore.kind": "trial", TRIAL: str(number)}
+            made = self._client.create_run(
+                self._experiment(),
+                start_time=times[0],
+                run_name=f"trial {number}",
+                tags={**own, **self._common_tags()},
+            )
+            run, status = str(made.info.run_id), "KILLED"
+            try:
+                self._log_params(run, params)
+                self._log_metrics(run, metrics)
+                status = "FINISHED"
+            finally:
+                self._client.set_terminated(run, status, end_time=times[1])
+
+        self._try("trial", work)
+
+    def finish_study(self, metrics: Mapping[str, float], status: str) -> None:
+        """End the parent run of the study, with metrics of its best trial; `status`: FINISHED, FAILED or KILLED."""
+        parent = self._parent
+        if parent is None:
+            return
+
+        def work() -> None:
+            self._log_metrics(parent, metrics)
+            self._client.set_terminated(parent, status)
+
+        self._try("finish", work)
 
     def log_file(self, path: str, folder: str | None = None) -> None:
         """Log a file as an artefact of the parent run."""

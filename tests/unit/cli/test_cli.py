@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from encore.errors import TransientError
 from encore.lake.lock import LakeLock
 from encore.runtime import registry
 from encore.runtime.graph import mermaid
+from tests.unit.tuning.lakes import make_lake
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -386,3 +388,33 @@ def test_the_settings_are_printed_without_their_secrets(encore: Encore) -> None:
     assert result.exit_code == 0
     assert "127.0.0.1:5000" in result.stdout
     assert "hush" not in result.stdout
+
+
+def test_tune_prints_and_saves_what_it_found_and_ends_with_130_if_interrupted(
+    encore: Encore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(REPOSITORY / "conf", conf)
+    monkeypatch.setenv("ENCORE_CONF_DIR", str(conf))
+    own = ["--set", "lake.path=lake", "--set", "recommend.item_knn.track_damping=0.0", "--set", "recommend.k=20"]
+    make_lake(load_config("local", ["lake.path=lake"]), n=100)
+    done = encore("tune", "item_knn", "--trials", "3", "--save", "good", *own)
+    assert done.exit_code == 0, done.output
+    assert "trial 2: ndcg " in done.output
+    assert "recommend:\n  item_knn:\n    seed_damping: " in done.output
+    found = load_config("good")
+    assert found.spark == load_config("local").spark
+    assert f"track_damping: {found.recommend.item_knn.track_damping}" in done.output
+    assert found.recommend.item_knn.track_damping > 0
+    again = encore("tune", "item_knn", "--trials", "3", "--save", "good", *own)
+    assert again.exit_code == 0, again.output
+    assert "continues after 3 trials" in again.output
+    assert "trial 2: ndcg " not in again.output
+    refused = encore("tune", "item_knn", "--save", "emr", *own)
+    assert (refused.exit_code, "emr.yaml exists already" in refused.output) == (2, True)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("encore.tuning.study.recommend", interrupted)
+    assert encore("tune", "item_knn", "--trials", "4", *own).exit_code == 130

@@ -1,0 +1,1 @@
+"""Choosing the settings of models, without Spark and without the test tracks."""
