@@ -44,6 +44,7 @@ def rows_of(lake: Path, declared: Table) -> list[str]:
         "evaluated_at",
         "fingerprint",
         "logged_to",
+        "fitted",
     }
     return sorted(
         json.dumps({k: v for k, v in row.items() if k not in skipped}, sort_keys=True, default=str)

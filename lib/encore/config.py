@@ -321,7 +321,8 @@ class MaintainConfig(Section):
     retention_days: int = Field(
         ge=7,
         description="Keep files that the latest version no longer references for at least this many days; no reader "
-        "may take longer. Files of versions that an MLflow run references are kept as long as the run.",
+        "may take longer. Files of versions that an MLflow run references are kept as long as the run. Fitted "
+        "models to which nothing refers are kept as long, too.",
     )
 
 

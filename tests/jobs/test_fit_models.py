@@ -6,9 +6,11 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
 
 from encore.cli.challenge import make_submission
@@ -19,6 +21,7 @@ from encore.jobs import maintain
 from encore.lake.model_arrays import ModelArrays
 from encore.runtime.pipeline import plan, run_pipeline
 from encore.runtime.runner import run_job
+from encore.runtime.tracking import FITTED as FITTED_TAG
 from encore.runtime.tracking import Tracking
 from encore.spark.session import Session
 from tests import recompute
@@ -52,6 +55,8 @@ def made(session: Session, generated: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def lake(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "lake")
+    # making an MLflow store takes seconds
+    shutil.copy(f"{made}-mlflow.db", tmp_path / "lake-mlflow.db")
     return tmp_path / "lake"
 
 
@@ -178,3 +183,117 @@ def test_a_submission_needs_a_challenge_set(made: Path, generated: Path, tmp_pat
         make_submission(
             configured(made, generated), "artist", tmp_path / "s.gz", "t", "a@b.c", Console(file=io.StringIO())
         )
+
+
+class TestMaintain:
+    """Which fitted models `maintain` removes, with their rows."""
+
+    @pytest.fixture(autouse=True)
+    def in_two_months(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Everything that is fitted in these tests is older than maintain.retention_days."""
+
+        class Later(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Later:
+                return super().now(tz) + timedelta(days=60)
+
+        monkeypatch.setattr(maintain, "datetime", Later)
+
+    @pytest.fixture
+    def reach(self, lake: Path, generated: Path, session: Session) -> Callable[..., str]:
+        """Run jobs with another reach of `adjacency`; returns the fingerprint of the model."""
+
+        def reach(value: int, last: str = "fit_models") -> str:
+            config = configured(lake, generated, f"recommend.adjacency.reach={value}")
+            run_pipeline(config, plan(first="fit_models", last=last), session=session)
+            rows = [row for row in recompute.table(lake, "models") if row["model"] == "adjacency"]
+            found = {json.loads(row["settings"])["adjacency"]["reach"]: row["fingerprint"] for row in rows}
+            return str(found[value])
+
+        return reach
+
+    @pytest.fixture
+    def left(self, lake: Path, generated: Path, session: Session) -> Callable[..., set[str]]:
+        """Maintain the lake; returns the fingerprints of `adjacency` that are left, after comparing rows and arrays."""
+
+        def left(*more: str) -> set[str]:
+            config = configured(lake, generated, *more)
+            run_job("maintain", config, session, Tracking(config, "maintain"), force=True)
+            rows = {(row["model"], row["fingerprint"]) for row in recompute.table(lake, "models")}
+            assert ModelArrays.of(config).fitted() == rows
+            assert {name for name, _ in rows} == FITTED, "the others have been fitted once"
+            return {fingerprint for name, fingerprint in rows if name == "adjacency"}
+
+        return left
+
+    def test_fits_that_nothing_refers_to_are_removed(
+        self, reach: Callable[..., str], left: Callable[..., set[str]], lake: Path, generated: Path, session: Session
+    ) -> None:
+        default, _, newest = reach(20), reach(3), reach(5)
+        # `recommendations` come from the first
+        assert left() == {default, newest}
+        assert fit(configured(lake, generated), session, "again") == ("done", set())
+        assert fit(configured(lake, generated, "recommend.adjacency.reach=3"), session, "3") == ("done", {"adjacency"})
+
+    def test_what_the_configuration_uses_is_kept(
+        self, reach: Callable[..., str], left: Callable[..., set[str]]
+    ) -> None:
+        default, used, newest = reach(20), reach(3), reach(5)
+        assert left("recommend.adjacency.reach=3") == {default, used, newest}
+
+    def test_what_recommendations_come_from_is_kept(
+        self, reach: Callable[..., str], left: Callable[..., set[str]]
+    ) -> None:
+        default, recommended, newest = reach(20), reach(3, "recommend"), reach(5)
+        assert left() == {default, recommended, newest}
+        assert left("recommend.adjacency.reach=5") == {recommended, newest}
+
+    def test_what_newest_metrics_and_mlflow_runs_are_of_is_kept(
+        self,
+        reach: Callable[..., str],
+        left: Callable[..., set[str]],
+        lake: Path,
+        generated: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # drawing takes the most time
+        monkeypatch.setattr(MlflowClient, "log_figure", lambda *_: None)
+        logged, evaluated = reach(7, "evaluate"), reach(3, "evaluate")
+        default, newest = reach(20, "recommend"), reach(5)
+        rows = [row for row in recompute.table(lake, "model_metrics") if row["model"] == "adjacency"]
+        assert {row["fitted"] for row in rows} == {logged, evaluated}
+        client = MlflowClient(tracking_uri=configured(lake, generated).tracking.uri)
+        experiment = client.get_experiment_by_name("encore")
+        assert experiment is not None
+        runs = {}
+        for fitted in (logged, evaluated):
+            (run,) = client.search_runs([experiment.experiment_id], f"tags.`{FITTED_TAG}` = '{fitted}'")
+            assert run.data.tags["model"] == "adjacency"
+            runs[fitted] = run.info.run_id
+        client.delete_run(runs[evaluated])
+        assert left() == {default, logged, evaluated, newest}
+        client.delete_run(runs[logged])
+        assert left() == {default, evaluated, newest}
+        reach(20, "evaluate")
+        assert left() == {default, newest}
+
+    def test_recent_fits_are_kept(
+        self, reach: Callable[..., str], left: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        every = {reach(20), reach(3), reach(5)}
+        monkeypatch.setattr(maintain, "datetime", datetime)
+        assert left() == every
+
+    def test_parts_of_what_is_kept_are_kept(
+        self, reach: Callable[..., str], left: Callable[..., set[str]], lake: Path, generated: Path, session: Session
+    ) -> None:
+        # other lists, so another fit of all, while `recommendations` come from the first fits
+        before = {(row["model"], row["fingerprint"]) for row in recompute.table(lake, "models")}
+        for trial in (8, 9):
+            config = configured(lake, generated, f"recommend.trial_playlists={trial}")
+            run_pipeline(config, plan(first="fit_models", last="fit_models"), session=session)
+        left(f"recommend.trial_playlists={trial}")
+        found = {(row["model"], row["fingerprint"]) for row in recompute.table(lake, "models")}
+        assert before <= found
+        for name in ("interactions", "adjacency"):
+            assert sum(model == name for model, _ in found) == 2

@@ -52,7 +52,7 @@ class Buckets:
 
 
 def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> list[Statement]:
-    """All that a job's role may do in S3. `upkeep`: tables whose files it rewrites without changing rows."""
+    """All that a job's role may do in S3. `upkeep`: tables that it maintains, without being their writer."""
     reads = _names([*node.reads, *node.writes, *upkeep, *FRAMEWORK])
     writes = _names([*node.writes, *upkeep, *FRAMEWORK])
     tables = f"{buckets.lake}/{buckets.prefix}"

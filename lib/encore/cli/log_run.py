@@ -98,7 +98,8 @@ def _log_models(store: Store, tracking: Tracking, own: list[dict[str, Any]]) -> 
                 "clicks_distribution": plots.clicks_distribution(mine),
             }
         versions, inputs = (dict(evaluated["inputs"]), _inputs(store, evaluated)) if evaluated else ({}, [])
-        tracking.log_model(model, metrics, versions, inputs, figures)
+        fitted = next(row["fitted"] for row in rows if row["model"] == model)
+        tracking.log_model(model, metrics, versions, inputs, figures, fitted)
     return len(models)
 
 

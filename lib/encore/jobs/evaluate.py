@@ -15,6 +15,7 @@ from encore.arrays.kinds import kind_names, kind_numbers
 from encore.arrays.ragged import Ragged
 from encore.evaluation.metrics import Metrics, Summary, evaluate
 from encore.evaluation.rows import COLUMNS, summary
+from encore.lake.coverage import fitted_models
 from encore.lake.delta import Interval
 from encore.lake.scan import KeyIn, KeyRange, Scan
 from encore.lake.tables import HOLDOUT, MODEL_METRICS, PLAYLIST_METRICS, RECOMMENDATIONS, TRACKS, arrow_schema
@@ -103,18 +104,26 @@ def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[
     rows = ctx.store.scan(PLAYLIST_METRICS, COLUMNS, where=KeyRange((("model", model),))).whole(ctx.io_stats)
     # the covered tracks were already determined by the tasks that read the lists
     found = summary(rows, covered[listed])
-    is_logged = _log(ctx, model, found) is not None
+    fitted = _fitted(ctx, model)
+    is_logged = _log(ctx, model, found, fitted) is not None
     constant = {
         "run_id": ctx.run_id,
         "model": model,
         "fingerprint": ctx.models[model],
         "evaluated_at": datetime.now(UTC),
         "logged_to": state(ctx) if is_logged else None,
+        "fitted": fitted,
     }
     means = [{**constant, **mean} for mean in means_of(found)]
     table = pa.Table.from_pylist(means, schema=arrow_schema(MODEL_METRICS))
     where = KeyIn("run_id", pa.array([ctx.run_id]), (("model", model),))
     ctx.write(MODEL_METRICS, [table], where, part=model, fingerprint=ctx.models[model])
+
+
+def _fitted(ctx: JobContext, model: str) -> str | None:
+    """The fingerprint of the fitted model that the evaluated recommendations come from; None if it is not just one."""
+    found = fitted_models(ctx.inputs[RECOMMENDATIONS.name].changes(), (("model", model),))
+    return next(iter(found)) if found is not None and len(found) == 1 else None
 
 
 def means_of(summary: Summary) -> list[dict[str, Any]]:
@@ -259,7 +268,7 @@ def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray, k
     return {**{name: getattr(metrics, name) for name in Metrics._fields}, **others}
 
 
-def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
+def _log(ctx: JobContext, model: str, summary: Summary, fitted: str | None) -> str | None:
     # import matplotlib only on the driver: workers import this module too
     from encore.reports import plots
 
@@ -269,4 +278,4 @@ def _log(ctx: JobContext, model: str, summary: Summary) -> str | None:
         "clicks_distribution": plots.clicks_distribution(mine),
         **({"precision_by_kind": plots.precision_by_kind(mine)} if plots.has_kinds(mine) else {}),
     }
-    return ctx.tracking.log_model(model, summary.figures(), ctx.versions, ctx.input_tables, figures)
+    return ctx.tracking.log_model(model, summary.figures(), ctx.versions, ctx.input_tables, figures, fitted)

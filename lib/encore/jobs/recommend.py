@@ -78,6 +78,7 @@ def run(ctx: JobContext) -> None:
     """Write `recommendations`, model by model, in pid ranges, from each row's seed tracks and the mapped arrays."""
     log = list(changes(ctx.store.there(RECOMMENDATIONS)))
     models = _fitted(ctx)
+    ctx.fitted = {name: models.fingerprints[name] for name in ctx.models}
     todo = [name for name in ctx.config.recommend.models if ctx.remaining(log, name)]
     # with the challenge protocol, only some playlists are evaluated, and lists for the others would serve nobody
     is_partial = any(part["kind"].null_count < len(part) for part in ctx.stream(HOLDOUT, ["kind"]))

@@ -43,6 +43,20 @@ def remaining(
     return [_bounds(low, high) for low, high in _joined([*lost, *undecided])]
 
 
+def fitted_models(changes: Iterable[Change], partition: tuple[tuple[str, str], ...]) -> set[str] | None:
+    """The fingerprints of the fitted models that the rows of a partition come from; None if the log does not say.
+
+    `changes`: newest first. Includes models of which only a few rows are left, or none.
+    """
+    found: set[str] = set()
+
+    def noted(commit: Commit) -> bool:
+        found.add(commit.fitted)
+        return True
+
+    return None if remaining(changes, partition, noted) or "" in found else found
+
+
 def complement(intervals: Iterable[Interval]) -> list[Interval]:
     """The complement of ranges that are sorted and do not overlap."""
     found, low = [], _LEAST

@@ -36,7 +36,7 @@ class Commit:
 
     `part` names the unit of work. `partition` and `rows` identify the replaced rows: all rows with these partition
     values whose key lies in the interval. `rows` is None if the replaced rows are not such a range, or if an older
-    release wrote the commit.
+    release wrote the commit. `fitted`: the fingerprint of the fitted model that the rows come from; empty if from none.
     """
 
     job: str
@@ -45,6 +45,7 @@ class Commit:
     part: str = "all"
     partition: tuple[tuple[str, str], ...] = ()
     rows: Interval | None = None
+    fitted: str = ""
 
     def json(self) -> str:
         """The JSON that is stored in the Delta log."""

@@ -473,6 +473,7 @@ MODEL_METRICS = Table(
         Column("fingerprint", "string", "Digest of all that the model's rows of playlist_metrics depend on"),
         Column("evaluated_at", "timestamp", "When, UTC; a model's newest rows are those in force"),
         Column("logged_to", "string", "The MLflow store and experiment that have them; null: none", True),
+        Column("fitted", "string", "models.fingerprint of the model that was evaluated; null: unknown", True),
     ),
     partition_by=("model",),
 )

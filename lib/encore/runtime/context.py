@@ -42,7 +42,8 @@ class JobContext:
     """What a job works with. Reading or writing a table that it did not declare is refused.
 
     `inputs`: the state of each table that it reads and that existed when it started. `models`: by name of the model,
-    the fingerprint of the job's rows of it, for jobs whose tables have rows of several models.
+    the fingerprint of the job's rows of it, for jobs whose tables have rows of several models; `fitted`: that of the
+    fitted model that they come from.
     """
 
     name: str
@@ -55,6 +56,7 @@ class JobContext:
     writes: tuple[Table, ...]
     fingerprint: str = ""
     models: dict[str, str] = field(default_factory=dict)
+    fitted: dict[str, str] = field(default_factory=dict)
     force: bool = False
     lock: LakeLock | None = None
     inputs: dict[str, TableState] = field(default_factory=dict)
@@ -151,15 +153,16 @@ class JobContext:
         *,
         part: str = "all",
         fingerprint: str | None = None,
+        fitted: str = "",
         exclusive: bool = False,
     ) -> None:
         """Replace the rows `where` by those of files that were written (`parquet.REPORT`), in one commit.
 
-        `fingerprint` is the job's unless it is given; `exclusive` as in Transaction.commit. TransientError, and nothing
-        is committed, where another run has taken the lake's lock over.
+        `fingerprint` is the job's unless it is given; `fitted` as in Commit; `exclusive` as in Transaction.commit.
+        TransientError, and nothing is committed, where another run has taken the lake's lock over.
         """
         self.check_lock()
-        commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part)
+        commit = Commit(self.name, self.run_id, fingerprint or self.fingerprint, part, fitted=fitted)
         self.transaction(table).commit(reports, commit, where, exclusive=exclusive)
         n_rows = self._count(reports)
         if table is QUARANTINE:
@@ -275,8 +278,10 @@ class JobContext:
             own = reports.filter(pc.equal(reports["partition"], json.dumps(dict(_partition(model)))))
             shared = others if first else others.filter(others["broken"].is_valid())
             own, first = pa.concat_tables([own, shared]), False
-            where = KeyRange(_partition(model), "pid", *rows)
-            self.commit_files(target, own, where, part=f"{model}: {part}", fingerprint=self.models[model])
+            where, fitted = KeyRange(_partition(model), "pid", *rows), self.fitted.get(model, "")
+            self.commit_files(
+                target, own, where, part=f"{model}: {part}", fingerprint=self.models[model], fitted=fitted
+            )
 
     def pids(self, table: Table) -> np.ndarray:
         """The sorted pids of a table, int64."""

@@ -10,7 +10,8 @@ A job is a module of `encore.jobs` with
     def state(ctx: JobContext) -> str             optional: digest of the state outside the lake that it depends on
     def model_fingerprints(ctx: JobContext) -> dict[str, str]     optional: the fingerprint of each model's rows
     DERIVED: tuple[Table, ...]    optional: tables computed entirely from the inputs, so all rows have one fingerprint
-    UPKEEP: tuple[Table, ...]     optional: tables whose files it changes, but not their rows
+    UPKEEP: tuple[Table, ...]     optional: tables whose files it changes, but not their rows, except that `maintain`
+                                  removes rows of `models` that nothing refers to
 
 The result of a job is a function of its input tables, these settings, this state and the code. Their digest, the
 fingerprint, is stored with each run and in each commit, so that a job with nothing to do is detected without starting
@@ -39,7 +40,7 @@ JOBS: tuple[str, ...] = (
 """The jobs of the pipeline. They run in the order of the graph, not in this order."""
 
 EXTRA_JOBS: tuple[str, ...] = ("maintain",)
-"""Jobs outside the pipeline: they run only when requested by name, and change no rows."""
+"""Jobs outside the pipeline: they run only when requested by name."""
 
 
 def job_module(name: str) -> ModuleType:
@@ -54,7 +55,7 @@ def node(name: str) -> Node:
 
 
 def upkeep(name: str) -> tuple[Table, ...]:
-    """The tables whose files, but not rows, a job changes."""
+    """The tables that a job maintains, without being their writer."""
     found: tuple[Table, ...] = getattr(job_module(name), "UPKEEP", ())
     return found
 

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -56,6 +56,9 @@ MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-trac
 OWNER, LAKE = "encore.owner", "encore.lake"
 """Tags of a parent run: the process that created it, identified as in `temporary`, and the lake that it works on."""
 
+FITTED = "encore.fitted"
+"""Tag of a model's run: the fingerprint of the fitted model that was evaluated."""
+
 STUDY, TRIAL = "encore.study", "encore.trial"
 """Tags of the runs of a tuning study: its name, on the parent run, and the number of a trial, on each child run."""
 
@@ -77,6 +80,15 @@ EXPERIMENT_TAGS = {
     "without a parent is a run of the pipeline, with its settings, what each job took and the tables that were read. "
     "It has a child run for each evaluated model, with metrics and plots; select several of them to compare them.",
 }
+
+
+@dataclass(frozen=True)
+class References:
+    """What MLflow's runs refer to: `versions` of Delta tables, by table, and `fitted`: the fingerprints of fitted
+    models. Deleting a run releases what it refers to."""
+
+    versions: Mapping[str, Set[int]]
+    fitted: Set[str]
 
 
 @dataclass(frozen=True)
@@ -428,9 +440,10 @@ class Tracking:
         versions: Mapping[str, int],
         inputs: Sequence[InputTable],
         figures: Mapping[str, Figure],
+        fitted: str | None = None,
     ) -> str | None:
         """Log a model's evaluation as a child run, which is reused if the same pipeline run evaluates it again; returns
-        the child run's id, None if MLflow fails."""
+        the child run's id, None if MLflow fails. `fitted`: the fingerprint of the fitted model, None if unknown."""
         parent = self.parent()
         if parent is None:
             return None
@@ -460,6 +473,8 @@ class Tracking:
                 # the settings are logged here too, so that comparing the runs of two models shows their differences
                 self._log_params(run, {"model": model, **self._config.flat()})
                 self._log_params(run, {f"version.{table}": version for table, version in versions.items()})
+            if fitted is not None:
+                self._client.set_tag(run, FITTED, fitted)
             self._log_metrics(run, metrics)
             self._log_inputs(run, inputs, "evaluate")
             for name, figure in figures.items():
@@ -470,26 +485,29 @@ class Tracking:
         found: str | None = self._try(f"model {model}", work)
         return found
 
-    def versions(self) -> dict[str, set[int]] | None:
-        """By table, the Delta versions that pipeline and model runs refer to; None if MLflow fails."""
+    def references(self) -> References | None:
+        """What the runs of the experiment refer to, and what therefore has to be kept; None if MLflow fails."""
         if self.parent() is None:
             return None
 
-        def work() -> dict[str, set[int]]:
+        def work() -> References:
             experiment, token = self._experiment(), None
-            found: dict[str, set[int]] = {}
+            versions: dict[str, set[int]] = {}
+            fitted: set[str] = set()
             while True:
                 page = self._client.search_runs([experiment], max_results=1000, page_token=token)
                 for run in page:
                     for name, value in {**run.data.params, **run.data.tags}.items():
                         if name.startswith("version.") and value.isdigit():
-                            found.setdefault(name.removeprefix("version."), set()).add(int(value))
+                            versions.setdefault(name.removeprefix("version."), set()).add(int(value))
+                    if FITTED in run.data.tags:
+                        fitted.add(run.data.tags[FITTED])
                 token = page.token
                 if not token:
-                    return found
+                    return References(versions, fitted)
 
-        versions: dict[str, set[int]] | None = self._try("versions of runs", work)
-        return versions
+        found: References | None = self._try("references of runs", work)
+        return found
 
     def begin_study(self, study: str, model: str, versions: Mapping[str, int]) -> set[int] | None:
         """Create the parent run of a tuning study, or reopen it, as this object's parent run.

@@ -21,7 +21,7 @@ from encore.lake.store import Store
 from encore.lake.tables import JOB_RUNS, PLAYLIST_CENTROIDS, arrow_schema
 from encore.lake.transaction import append_small
 from encore.runtime.runner import run_job
-from encore.runtime.tracking import Tracking
+from encore.runtime.tracking import References, Tracking
 from encore.spark.session import Session
 
 
@@ -143,9 +143,9 @@ def test_versions_that_runs_refer_to_stay_readable_until_the_run_is_deleted(
 
     client.delete_run(run)
     age(config, 1)
-    versions = Tracking(config, "later").versions()
-    assert versions is not None
-    assert versions.get("job_runs", set()).isdisjoint({kept - 5})
+    found = Tracking(config, "later").references()
+    assert found is not None
+    assert kept - 5 not in found.versions.get("job_runs", set())
 
 
 def test_nothing_is_removed_while_mlflow_does_not_answer(
@@ -179,14 +179,15 @@ def test_tables_that_are_not_there_are_not_made(lake_settings: Callable[..., Con
     assert not Store(config, Session(config)).exists(PLAYLIST_CENTROIDS)
 
 
-def test_versions_of_runs_are_those_of_tags_and_of_models_parameters(lake_settings: Callable[..., Config]) -> None:
+def test_what_runs_refer_to_is_in_their_tags_and_parameters(lake_settings: Callable[..., Config]) -> None:
     config = lake_settings()
     client = MlflowClient(tracking_uri=config.tracking.uri)
     experiment = client.create_experiment("encore", artifact_location=f"{config.lake.path}-artifacts")
     client.create_run(experiment, tags={"version.tracks": "3", "version.odd": "x"})
     model = client.create_run(experiment)
     client.log_param(model.info.run_id, "version.tracks", "5")
-    assert Tracking(config, "any").versions() == {"tracks": {3, 5}}
+    client.set_tag(model.info.run_id, "encore.fitted", "abc")
+    assert Tracking(config, "any").references() == References({"tracks": {3, 5}}, {"abc"})
 
 
 def test_schema_of_the_rows_here_is_that_of_the_table() -> None:
