@@ -200,6 +200,59 @@ def problems(
         truth, found = holdout[pid]["test"], ranked.get((model, pid), ([], []))[0]
         expect = scores_of(found, truth, artist, k)
         wrong += [f"{model} {pid}: {name}" for name, value in expect.items() if abs(row[name] - value) > 1e-12]
+    return wrong + beyond_accuracy_problems(lake, k)
+
+
+def beyond_accuracy_problems(lake: Path, k: int) -> list[str]:
+    """Differences between the metrics beyond accuracy in a lake and their definitions."""
+    wrong: list[str] = []
+    tracks, holdout = table(lake, "tracks"), {row["pid"]: row for row in table(lake, "holdout")}
+    artist = {row["track_id"]: row["artist_uri"] for row in tracks}
+    listed = {row["track_id"] for row in tracks if not row["orphaned"]}
+    trained = [row["train"] for row in holdout.values() if row["kind"] is None and row["train"]]
+    counts = np.zeros(len(tracks), int)
+    for train in trained:
+        counts[train] += 1
+    groups, rows_before = np.full(len(tracks), 3), 0
+    for track in np.lexsort((np.arange(len(tracks)), -counts))[: int((counts > 0).sum())].tolist():
+        groups[track] = min(2, 3 * rows_before // int(counts.sum()))
+        rows_before += int(counts[track])
+    ranked = {(row["model"], row["pid"]): row["track_ids"] for row in table(lake, "recommendations")}
+    totals: dict[str, np.ndarray] = {}
+    for row in table(lake, "playlist_metrics"):
+        model, found = row["model"], ranked.get((row["model"], row["pid"]), [])[:k]
+        bits = [math.log2(len(trained) / max(1, counts[track])) for track in found[:10]]
+        artists = [artist[track] for track in found[:10] if artist[track]]
+        expected = sum(bits) / len(bits) if bits else None, len(set(artists)) / len(artists) if artists else None
+        for name, value in zip(("novelty", "artist_diversity"), expected, strict=True):
+            if (row[name] is None) != (value is None) or (value is not None and abs(row[name] - value) > 1e-9):
+                wrong.append(f"{model} {row['pid']}: {name}")
+        test = holdout[row["pid"]]["test"]
+        by_group = [
+            np.bincount([groups[track] for track in own], minlength=4).tolist()
+            for own in (test, set(test) & set(found), set(test) & set(found[: len(test)]))
+        ]
+        names = ("popularity_test", "popularity_hits", "popularity_early")
+        wrong += [f"{model} {row['pid']}: {n}" for n, own in zip(names, by_group, strict=True) if row[n] != own]
+        totals[model] = totals.get(model, np.zeros((3, 4), int)) + np.array(by_group)
+    means = {(row["model"], row["bucket"], row["metric"]): row["value"] for row in newest_means(lake)}
+    for model, total in totals.items():
+        exposure = np.zeros(len(tracks), int)
+        for (name, _), found in ranked.items():
+            exposure[found] += name == model
+        exposures = sorted(exposure[sorted(listed)].tolist())
+        m, n = len(exposures), sum(exposures)
+        expected_means = {("all", "coverage"): sum(1 for x in exposures if x) / m}
+        if n and m > 1:
+            index = sum((2 * j - m - 1) * x for j, x in enumerate(exposures, 1)) / ((m - 1) * n)
+            expected_means["all", "gini"] = index
+        for p, group in enumerate(("head", "middle", "tail", "unseen")):
+            if total[0, p]:
+                expected_means[f"popularity_{group}", "recall"] = total[1, p] / total[0, p]
+                expected_means[f"popularity_{group}", "r_recall"] = total[2, p] / total[0, p]
+        for (bucket, metric), value in expected_means.items():
+            if abs(means[model, bucket, metric] - value) > 1e-9:
+                wrong.append(f"{model}: {bucket}/{metric}")
     return wrong
 
 

@@ -13,16 +13,16 @@ from rich.console import Console
 from encore.cli.show import last_run
 from encore.config import Config
 from encore.errors import InputError, LakeError, TransientError
-from encore.evaluation.metrics import Summary
 from encore.evaluation.rows import COLUMNS, summary
+from encore.evaluation.summary import Summary
 from encore.lake.scan import KeyRange
 from encore.lake.store import Store, open_store, state_of
 from encore.lake.tables import BY_NAME, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS
 from encore.runtime.result import JobResult
 from encore.runtime.tracking import InputTable, Tracking
 
-_NO_TRACKS = np.empty(0, np.bool_)
-"""Stands in for the mask of recommended tracks, which the plots do not use."""
+_NO_TRACKS = np.empty(0, np.int64)
+"""Stands in for how often tracks are recommended, which the plots do not use."""
 
 
 def log_run(config: Config, run_id: str | None, out: Console) -> None:

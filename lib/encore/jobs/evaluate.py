@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encore.arrays.kinds import kind_names, kind_numbers
+from encore.arrays.kinds import kind_numbers
 from encore.arrays.ragged import Ragged
-from encore.evaluation.metrics import Metrics, Summary, evaluate
-from encore.evaluation.rows import COLUMNS, summary
+from encore.evaluation import rows as metric_rows
+from encore.evaluation.beyond_accuracy import TrackFacts, beyond_accuracy, track_facts
+from encore.evaluation.metrics import find_hits, score
+from encore.evaluation.summary import Summary
 from encore.lake.coverage import fitted_models
 from encore.lake.delta import Interval
 from encore.lake.scan import KeyIn, KeyRange, Scan
@@ -22,6 +24,7 @@ from encore.lake.tables import HOLDOUT, MODEL_METRICS, PLAYLIST_METRICS, RECOMME
 from encore.lake.track_arrays import artist_numbers, check_track_ids, count_tracks, listed_tracks
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, fingerprint
+from encore.spark.broadcast import BroadcastArrays
 from encore.spark.row_map import Kernel, RowMap
 from encore.splits.sampling import sample_settings, sampled_pids
 
@@ -63,15 +66,16 @@ def run(ctx: JobContext) -> None:
     tracks = list(ctx.stream(TRACKS, ("track_id", "artist_uri", "orphaned")))
     artist_of, _ = artist_numbers([part.select(["track_id", "artist_uri"]) for part in tracks], n_tracks)
     listed = listed_tracks(tracks, n_tracks)
-    artists = ctx.ship(artist_of=artist_of)
-    covered = {model: np.zeros(n_tracks, np.bool_) for model in models}
+    facts = _track_facts(ctx, artist_of)
+    shipped = ctx.ship(**facts._asdict())
+    exposure = {model: np.zeros(n_tracks, np.int64) for model in models}
     sample = sampled_pids(ctx.stream, ctx.config)
     left_out = ctx.chunked(
         HOLDOUT,
         PLAYLIST_METRICS,
         ("pid", "train", "test", "kind"),
         lambda holdout, pids, own: _metrics(
-            ctx, holdout, pids, artists, {model: covered[model] for model in own}, is_sample=sample is not None
+            ctx, holdout, pids, facts, shipped, {model: exposure[model] for model in own}, is_sample=sample is not None
         ),
         models=models,
         only=sample,
@@ -81,7 +85,17 @@ def run(ctx: JobContext) -> None:
     known = {} if ctx.force else _known(ctx)
     for model in models:
         if (ctx.models[model], state(ctx)) != known.get(model):
-            _summarize(ctx, model, covered[model], left_out[model], listed)
+            _summarize(ctx, model, exposure[model], left_out[model], listed)
+
+
+def _track_facts(ctx: JobContext, artist_of: np.ndarray) -> TrackFacts:
+    """Facts about the tracks; a playlist is a training playlist if it has no kind and a train track."""
+    counts, n_playlists = np.zeros(len(artist_of), np.int64), 0
+    for part in ctx.stream(HOLDOUT, ("train", "kind")):
+        trained = part.filter(part["kind"].is_null())
+        counts += count_tracks([trained], HOLDOUT, "train", len(artist_of))
+        n_playlists += pc.sum(pc.greater(pc.list_value_length(trained["train"]), 0)).as_py() or 0
+    return track_facts(artist_of, counts, n_playlists)
 
 
 def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
@@ -92,18 +106,21 @@ def _known(ctx: JobContext) -> dict[str, tuple[str, str | None]]:
     }
 
 
-def _summarize(ctx: JobContext, model: str, covered: np.ndarray, left_out: list[Interval], listed: np.ndarray) -> None:
+def _summarize(ctx: JobContext, model: str, exposure: np.ndarray, left_out: list[Interval], listed: np.ndarray) -> None:
     """Write and log the means of a model, and its coverage of the `listed` tracks.
 
-    `covered`: tracks recommended in the ranges that this run evaluated; `left_out`: the other ranges.
+    `exposure`: how often each track was recommended in the ranges that this run evaluated; `left_out`: the other
+    ranges.
     """
-    n_tracks = len(covered)
+    n_tracks = len(exposure)
     for low, high in left_out:
         lists = ctx.stream(RECOMMENDATIONS, ["track_ids"], KeyRange((("model", model),), "pid", low, high))
-        covered |= count_tracks(lists, RECOMMENDATIONS, "track_ids", n_tracks) > 0
-    rows = ctx.store.scan(PLAYLIST_METRICS, COLUMNS, where=KeyRange((("model", model),))).whole(ctx.io_stats)
-    # the covered tracks were already determined by the tasks that read the lists
-    found = summary(rows, covered[listed])
+        exposure += count_tracks(lists, RECOMMENDATIONS, "track_ids", n_tracks)
+    rows = ctx.store.scan(PLAYLIST_METRICS, metric_rows.COLUMNS, where=KeyRange((("model", model),))).whole(
+        ctx.io_stats
+    )
+    # the tasks that read the lists have already counted their tracks
+    found = metric_rows.summary(rows, exposure[listed])
     fitted = _fitted(ctx, model)
     is_logged = _log(ctx, model, found, fitted) is not None
     constant = {
@@ -141,65 +158,72 @@ class Evaluation:
     """The kernel: computes metrics of recommended lists, and records the playlists and tracks that occur in them.
 
     `pids` int64 (n,), ascending: playlists with test tracks; `test`, n rows; `n_train` int32 and `kinds` int8 (n,):
-    numbers of train tracks and kinds. `served[model]`
-    bool (n,): playlists that had a list; `covered[model]` bool (n_tracks,): tracks recommended for any playlist.
+    numbers of train tracks and kinds. `served[model]` bool (n,): playlists that had a list; `exposure[model]` int32
+    (n_tracks,): how often each track was recommended.
     """
 
-    def __init__(
-        self,
-        arrays: dict[str, np.ndarray],
-        artist_of: np.ndarray,
-        models: tuple[str, ...],
-        k: int,
-    ) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], facts: TrackFacts, models: tuple[str, ...], k: int) -> None:
         self._pids, self._n_train, self._kinds = arrays["pids"], arrays["n_train"], arrays["kinds"]
         self._test = Ragged(arrays["offsets"], arrays["values"])
-        self._artist_of, self._k = artist_of, k
+        self._facts, self._k = facts, k
         self.served = {model: np.zeros(len(self._pids), np.bool_) for model in models}
-        self.covered = {model: np.zeros(len(artist_of), np.bool_) for model in models}
+        self.exposure = {model: np.zeros(len(facts.artist_of), np.int32) for model in models}
 
     def __call__(self, rows: pa.Table) -> tuple[np.ndarray, dict[str, Any]]:
         """See row_map.Kernel; `rows` of `recommendations`, of any models."""
         lists = Ragged.from_arrow(rows["track_ids"])
-        check_track_ids(RECOMMENDATIONS, "track_ids", lists.values, len(self._artist_of))
+        check_track_ids(RECOMMENDATIONS, "track_ids", lists.values, len(self._facts.artist_of))
         at = np.searchsorted(self._pids, rows["pid"].to_numpy())
         found = np.append(self._pids, -1)[at] == rows["pid"].to_numpy()
         for model in self.served:
             own = pc.equal(rows["model"], model).to_numpy()
             self.served[model][at[own & found]] = True
-            self.covered[model][lists.values if own.all() else lists.take(np.flatnonzero(own)).values] = True
+            tracks = lists.values if own.all() else lists.take(np.flatnonzero(own)).values
+            np.add.at(self.exposure[model], tracks, 1)
         kept = np.flatnonzero(found)
         lists = lists if len(kept) == len(rows) else lists.take(kept)
-        metrics = evaluate(lists, self._test.take(at[kept]), k=self._k, artist_of=self._artist_of)
-        return kept, _columns(metrics, self._n_train[at[kept]], lists.lengths, self._kinds[at[kept]])
+        columns = _columns(
+            lists, self._test.take(at[kept]), self._n_train[at[kept]], self._kinds[at[kept]], self._facts, self._k
+        )
+        return kept, columns
 
     def partial_state(self) -> bytes:
-        """`served` and `covered` as packed bits, which `merge` reads."""
+        """`served` and `exposure`, compressed, which `merge` reads."""
         packed = {f"served {model}": np.packbits(bits) for model, bits in self.served.items()}
-        packed |= {f"covered {model}": np.packbits(bits) for model, bits in self.covered.items()}
+        # the smallest type is enough, and compresses fastest
+        packed |= {
+            f"exposure {model}": counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+            for model, counts in self.exposure.items()
+        }
         stream = io.BytesIO()
-        np.savez(stream, allow_pickle=False, **packed)
+        np.savez_compressed(stream, allow_pickle=False, **packed)
         return stream.getvalue()
 
 
-def merge(states: list[bytes], what: str, model: str, into: np.ndarray) -> np.ndarray:
-    """Combine the masks `what` of a model from all tasks into `into` (bool) by logical OR; returns it."""
+def merge(states: list[bytes], model: str, n_playlists: int, exposure: np.ndarray) -> np.ndarray:
+    """Which of `n_playlists` had a list of a model, bool, from the states of all tasks.
+
+    How often they recommended each track is added to `exposure`, int64 (n_tracks,).
+    """
+    served = np.zeros(n_playlists, np.bool_)
     for text in states:
         with np.load(io.BytesIO(text), allow_pickle=False) as packed:
-            into |= np.unpackbits(packed[f"{what} {model}"], count=len(into)).astype(np.bool_)
-    return into
+            served |= np.unpackbits(packed[f"served {model}"], count=n_playlists).astype(np.bool_)
+            exposure += packed[f"exposure {model}"]
+    return served
 
 
 def _metrics(
     ctx: JobContext,
     holdout: Scan,
     pids: np.ndarray,
-    artists: Any,
-    covered: dict[str, np.ndarray],
+    facts: TrackFacts,
+    shipped_facts: BroadcastArrays,
+    exposure: dict[str, np.ndarray],
     *,
     is_sample: bool,
 ) -> RowMap:
-    """Metrics of a range of playlists, for the models in `covered`; `is_sample`: only of those in `pids`.
+    """Metrics of a range of playlists, for the models in `exposure`; `is_sample`: only of those in `pids`.
 
     The ground truth is sent to every executor, so that the much larger recommended lists need not be moved.
     """
@@ -208,17 +232,16 @@ def _metrics(
     shipped = ctx.ship(
         pids=truth.pids, offsets=test.offsets, values=test.values, n_train=truth.n_train, kinds=truth.kinds
     )
-    k, models = ctx.config.recommend.k, tuple(covered)
+    k, models = ctx.config.recommend.k, tuple(exposure)
 
     def start() -> Kernel:
-        return Evaluation(shipped.open(), artists.open()["artist_of"], models, k)
+        return Evaluation(shipped.open(), TrackFacts(**shipped_facts.open()), models, k)
 
     def remaining_rows(states: list[bytes]) -> pa.Table:
         parts = []
         for model in models:
-            merge(states, "covered", model, covered[model])
-            missing = np.flatnonzero(~merge(states, "served", model, np.zeros(len(truth.pids), np.bool_)))
-            parts.append(_unserved(model, missing, truth, k))
+            missing = np.flatnonzero(~merge(states, model, len(truth.pids), exposure[model]))
+            parts.append(_unserved(model, missing, truth, facts, k))
         return pa.concat_tables(parts)
 
     low, high = (int(pids[0]), int(pids[-1]) + 1) if len(pids) else (0, 0)
@@ -252,20 +275,21 @@ def _truth(ctx: JobContext, holdout: Scan, only: np.ndarray | None) -> _Truth:
     return _Truth(pids[order], test.take(order), train.lengths[order].astype(np.int32), kinds)
 
 
-def _unserved(model: str, missing: np.ndarray, truth: _Truth, k: int) -> pa.Table:
+def _unserved(model: str, missing: np.ndarray, truth: _Truth, facts: TrackFacts, k: int) -> pa.Table:
     """Rows of the playlists without recommendations from a model: they score zero instead of being dropped."""
-    empty = Ragged.from_lengths(np.zeros(len(missing), np.int64), np.empty(0, np.int32))
-    # without recommendations no artist is compared, so artists are not needed
-    metrics = evaluate(empty, truth.test.take(missing), k=k, artist_of=None)
-    columns = {"model": pa.repeat(model, len(missing)), "pid": truth.pids[missing]}
-    values = _columns(metrics, truth.n_train[missing], empty.lengths, truth.kinds[missing])
-    rows = pa.table({**columns, **values})
+    empty = Ragged.empty(len(missing))
+    values = _columns(empty, truth.test.take(missing), truth.n_train[missing], truth.kinds[missing], facts, k)
+    rows = pa.table({"model": pa.repeat(model, len(missing)), "pid": truth.pids[missing], **values})
     return rows.select(PLAYLIST_METRICS.names).cast(arrow_schema(PLAYLIST_METRICS))
 
 
-def _columns(metrics: Metrics, n_train: np.ndarray, n_recommended: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
-    others = {"n_train": n_train, "n_recommended": n_recommended.astype(np.int32), "kind": kind_names(kinds)}
-    return {**{name: getattr(metrics, name) for name in Metrics._fields}, **others}
+def _columns(
+    lists: Ragged, test: Ragged, n_train: np.ndarray, kinds: np.ndarray, facts: TrackFacts, k: int
+) -> dict[str, Any]:
+    """The columns of `playlist_metrics` without its keys."""
+    hits = find_hits(lists, test, k=k)
+    metrics, beyond = score(hits, test, k=k, artist_of=facts.artist_of), beyond_accuracy(hits, test, facts)
+    return metric_rows.columns(metrics, beyond, n_train, lists.lengths, kinds)
 
 
 def _log(ctx: JobContext, model: str, summary: Summary, fitted: str | None) -> str | None:

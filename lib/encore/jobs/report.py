@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from encore.arrays.ragged import Ragged
 from encore.errors import EnvironmentMissing
-from encore.evaluation.metrics import Summary
 from encore.evaluation.rows import COLUMNS, summary
+from encore.evaluation.summary import Summary
 from encore.lake.scan import KeyRange
 from encore.lake.tables import (
     AUDIO_FEATURES,
@@ -225,8 +225,8 @@ def _summaries(ctx: JobContext) -> dict[str, Summary]:
     found = {}
     for model in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model")):
         rows = _whole(ctx, PLAYLIST_METRICS, COLUMNS, KeyRange((("model", model),)))
-        # the page takes the coverage from model_metrics
-        found[model] = summary(rows, np.zeros(1, np.bool_))
+        # the page takes what is computed from lists from model_metrics
+        found[model] = summary(rows, np.zeros(1, np.int64))
     return found
 
 

@@ -445,6 +445,21 @@ PLAYLIST_METRICS = Table(
         Column("n_train", "int", "Train tracks"),
         Column("n_recommended", "int", "Recommended tracks; 0: the model had nothing to say"),
         Column("kind", "string", "holdout.kind", True),
+        Column(
+            "novelty",
+            "double",
+            "Mean self-information of the first ten recommended tracks, bits; null: none recommended",
+            True,
+        ),
+        Column(
+            "artist_diversity",
+            "double",
+            "Distinct artists of the first ten recommended tracks over the number of these; null: none known",
+            True,
+        ),
+        Column("popularity_test", "array<int>", "Test tracks by popularity: head, middle, tail, unseen", True),
+        Column("popularity_hits", "array<int>", "Those of them among the recommended, in the same order", True),
+        Column("popularity_early", "array<int>", "Those of them among the first n_test recommended", True),
     ),
     checks={
         "r_precision_in_range": between("r_precision", 0, 1),
@@ -465,9 +480,15 @@ MODEL_METRICS = Table(
         Column(
             "bucket",
             "string",
-            "all; train_<least>_<most>: by number of train tracks; kind_<kind>: by kind of the challenge protocol",
+            "all; train_<least>_<most>: by number of train tracks; kind_<kind>: by kind of the challenge protocol; "
+            "popularity_<group>: test tracks that are head, middle, tail or unseen",
         ),
-        Column("metric", "string", "r_precision, r_precision_artist, ndcg, clicks; of all: share_unserved, coverage"),
+        Column(
+            "metric",
+            "string",
+            "r_precision, r_precision_artist, ndcg, clicks; of all also share_unserved, coverage, gini, novelty, "
+            "artist_diversity; of popularity groups recall (among all recommended), r_recall (among the first n_test)",
+        ),
         Column("value", "double", "Mean over the playlists, or share"),
         Column("n_playlists", "bigint", "Playlists in the bucket"),
         Column("fingerprint", "string", "Digest of all that the model's rows of playlist_metrics depend on"),

@@ -80,7 +80,5 @@ def load_loops() -> ModuleType:
         is_hit, n_early = np.ones(1, np.bool_), np.zeros(1, np.int64)
         loops.union(offsets[None], ids, np.ones(1, np.float32), offsets, ids, scores, ranks, lengths)
         loops.best(offsets, ids, np.ones(1, np.float32), offsets, ids, np.ones(1, np.float32))
-        loops.gains(
-            offsets, np.ones(1, np.float32), np.ones(1, np.bool_), lengths, np.ones(1), np.zeros(1), lengths.copy()
-        )
+        loops.gains(offsets, np.ones(1, np.float32), is_hit, lengths, np.ones(1), np.zeros(1), n_early)
         return loops

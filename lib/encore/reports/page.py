@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from encore.evaluation.metrics import Summary
+from encore.evaluation.summary import Summary
 from encore.reports.data import Count, Coverage, KeyFigure, Ledger, QuarantineGroup
 from encore.reports.plots import kind_name, png
 from encore.vocabulary import KINDS

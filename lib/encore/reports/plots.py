@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from encore.evaluation.metrics import BUCKETS, NO_HIT, PAGE, Summary
+from encore.evaluation.metrics import NO_HIT, PAGE
+from encore.evaluation.summary import BUCKETS, Summary
 from encore.reports.data import F64, I64, VarianceComponents, edges
 from encore.vocabulary import KINDS, Kind
 

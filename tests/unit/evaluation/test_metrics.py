@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encore.arrays.ragged import Ragged
-from encore.evaluation import metrics
-from encore.evaluation.metrics import BUCKETS, MEAN_METRICS, Metrics, Summary, evaluate
+from encore.evaluation.metrics import Metrics, evaluate
 from tests.reference import metrics_slow
 
 TRACKS = 40
@@ -116,82 +114,3 @@ def test_invalid_arguments_raise() -> None:
         evaluate(Ragged.empty(2), Ragged.from_lists([[1]]), k=5, artist_of=None)
     with pytest.raises(ValueError, match="k: expected at least 1"):
         one([1], [1], 0)
-
-
-def many(n: int, seed: int = 0) -> tuple[Metrics, np.ndarray, Ragged]:
-    rng = np.random.default_rng(seed)
-    recommended = Ragged.from_lengths(
-        lengths := rng.integers(0, 9, n), rng.integers(0, TRACKS - 1, lengths.sum()).astype(np.int32)
-    ).distinct()
-    truth = Ragged.from_lengths(
-        lengths := rng.integers(1, 9, n), rng.integers(0, TRACKS, lengths.sum()).astype(np.int32)
-    ).distinct()
-    found = evaluate(recommended, truth, k=500, artist_of=ARTISTS)
-    return found, rng.integers(0, 150, n).astype(np.int32), recommended
-
-
-def same(left: Summary, right: Summary) -> bool:
-    return all(
-        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
-        for a, b in ((getattr(left, f.name), getattr(right, f.name)) for f in fields(Summary))
-    )
-
-
-@given(st.integers(0, 60), st.integers(0, 5), st.data())
-def test_merging_does_not_depend_on_order_or_partition(n: int, seed: int, data: st.DataObject) -> None:
-    found, n_train, recommended = many(n, seed)
-    whole = Summary.from_metrics(found, n_train, recommended, n_tracks=TRACKS)
-    cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=5)))
-    parts = [
-        Summary.from_metrics(
-            Metrics._make(column[a:b] for column in found),
-            n_train[a:b],
-            recommended.slice(a, b),
-            n_tracks=TRACKS,
-        )
-        for a, b in zip([0, *cuts], [*cuts, n], strict=True)
-    ]
-    merged = Summary.empty(TRACKS)
-    for part in data.draw(st.permutations(parts)):
-        merged = merged.merge(part)
-    assert same(merged, whole)
-    assert merged.figures() == whole.figures()
-
-
-def test_figures_are_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_MAX_ROWS", 100)
-    found, n_train, recommended = many(5000)
-    summary = Summary.from_metrics(found, n_train, recommended, n_tracks=TRACKS)
-    figures = summary.figures()
-    assert figures["n_playlists"] == 5000
-    for name in MEAN_METRICS:
-        assert figures[name] == pytest.approx(getattr(found, name).mean(), rel=0, abs=1e-10)
-    for bucket in BUCKETS:
-        of_bucket = (n_train >= bucket.low) & (n_train <= (math.inf if bucket.high is None else bucket.high))
-        assert figures[f"{bucket.label}/n_playlists"] == of_bucket.sum()
-        for name in MEAN_METRICS:
-            mean = getattr(found, name)[of_bucket].mean()
-            assert figures[f"{bucket.label}/{name}"] == pytest.approx(mean, rel=0, abs=1e-10)
-    assert summary.clicks == tuple(int((found.clicks == c).sum()) for c in range(52))
-    assert summary.share_unserved == (recommended.lengths == 0).mean() > 0
-    assert figures["share_unserved"] == summary.share_unserved
-    assert figures["coverage"] == summary.coverage == len(set(recommended.values.tolist())) / TRACKS < 1
-
-
-def test_buckets_partition_all_sizes() -> None:
-    assert [b.low for b in BUCKETS[1:]] == [b.high + 1 for b in BUCKETS[:-1] if b.high is not None]
-    assert (BUCKETS[0].low, BUCKETS[-1].high) == (0, None)
-
-
-def test_the_empty_summary() -> None:
-    assert Summary.empty(0).figures() == {"n_playlists": 0.0, "share_unserved": 0.0, "coverage": 0.0}
-
-
-def test_summaries_that_do_not_fit_raise() -> None:
-    found, n_train, recommended = many(5)
-    with pytest.raises(ValueError, match="do not fit"):
-        Summary.from_metrics(found, n_train[:4], recommended, n_tracks=TRACKS)
-    with pytest.raises(ValueError, match="recommended tracks: expected 0 to 4"):
-        Summary.from_metrics(found, n_train, recommended, n_tracks=5)
-    with pytest.raises(ValueError, match="cannot merge"):
-        Summary.empty(3).merge(Summary.empty(4))

@@ -22,8 +22,9 @@ from encore.arrays.kinds import kind_names
 from encore.arrays.ragged import Ragged
 from encore.config import load_config
 from encore.errors import EnvironmentMissing
-from encore.evaluation.metrics import BUCKETS, NO_HIT, Summary
+from encore.evaluation.metrics import NO_HIT
 from encore.evaluation.rows import summary as rows_summary
+from encore.evaluation.summary import BUCKETS, Summary
 from encore.jobs import report
 from encore.jobs.report import write_page
 from encore.lake.store import Store
@@ -50,12 +51,22 @@ def metric_rows(n: int, seed: int = 0, n_train: int | None = None, *, kinds: boo
             "n_train": pa.array(known, pa.int32()),
             "n_recommended": pa.array(rng.integers(0, 3, n), pa.int32()),
             "kind": kind_names(rng.integers(-1, len(KINDS), n)) if kinds else pa.nulls(n, pa.string()),
+            "novelty": rng.uniform(0, 15, n),
+            "artist_diversity": rng.random(n),
+            "popularity_test": by_popularity(rng, n, 20),
+            "popularity_hits": by_popularity(rng, n, 8),
+            "popularity_early": by_popularity(rng, n, 4),
         }
     )
 
 
+def by_popularity(rng: np.random.Generator, n: int, limit: int) -> pa.ListArray:
+    counts = rng.integers(0, limit, 4 * n).astype(np.int32)
+    return Ragged.from_lengths(np.full(n, 4), counts).to_arrow()
+
+
 def summary(rows: pa.Table) -> Summary:
-    return rows_summary(rows, np.zeros(1, np.bool_))
+    return rows_summary(rows, np.zeros(1, np.int64))
 
 
 def feature_rows(rng: np.random.Generator, n: int) -> np.ndarray:
