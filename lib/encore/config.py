@@ -332,6 +332,15 @@ class ReportConfig(Section):
     path: str = Field(description="Folder to which the page is written, in addition to being logged in MLflow.")
     top: int = Field(ge=1, description="Length of its lists of top artists, tracks and titles.")
     sample_playlists: int = Field(ge=1, description="Size of the uniform sample of playlists behind its slower plots.")
+    compare: tuple[str, ...] = Field(
+        max_length=2,
+        strict=False,
+        description="Models whose lists it shows side by side, at most two; empty: the two with the highest NDCG.",
+    )
+    compare_playlists: int = Field(
+        ge=0,
+        description="Number of playlists with held-out tracks, a uniform sample, for which it shows these lists.",
+    )
 
 
 class TrackingConfig(Section):

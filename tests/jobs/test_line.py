@@ -116,7 +116,7 @@ LOGS_READ = {
     "fit_models": 6,
     "recommend": 7,
     "evaluate": 6,
-    "report": 8,
+    "report": 11,
 }
 """A job with nothing to do opens once the log of each table that it reads or writes, and that of `job_runs`."""
 

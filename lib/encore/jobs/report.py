@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from encore.arrays.ragged import Ragged
-from encore.errors import EnvironmentMissing
+from encore.config import Config
+from encore.errors import ConfigError, EnvironmentMissing
+from encore.evaluation.bootstrap import METRICS, GroupSums, Interval, compare
+from encore.evaluation.explanation import Explanation
 from encore.evaluation.rows import COLUMNS, summary
 from encore.evaluation.summary import Summary
-from encore.lake.scan import KeyRange
+from encore.lake.model_arrays import ModelArrays
+from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import (
     AUDIO_FEATURES,
+    HOLDOUT,
     INGEST_LEDGER,
     JOB_COSTS,
     MODEL_METRICS,
+    MODELS,
     PLAYLIST_METRICS,
     PLAYLISTS,
     QUARANTINE,
+    RECOMMENDATIONS,
     TRACKS,
     Table,
     arrow_schema,
@@ -42,13 +51,35 @@ from encore.vocabulary import FEATURES
 
 if TYPE_CHECKING:
     from encore.reports.data import Count
+    from encore.reports.lists import Name, ShownPlaylist
 
-READS = (INGEST_LEDGER, QUARANTINE, PLAYLISTS, TRACKS, AUDIO_FEATURES, PLAYLIST_METRICS, MODEL_METRICS)
+READS = (
+    INGEST_LEDGER,
+    QUARANTINE,
+    PLAYLISTS,
+    TRACKS,
+    AUDIO_FEATURES,
+    HOLDOUT,
+    MODELS,
+    RECOMMENDATIONS,
+    PLAYLIST_METRICS,
+    MODEL_METRICS,
+)
 WRITES = ()
 SETTINGS = ("report",)
 
 PAGE = "report.html"
 _TOKEN = re.compile(r'<meta name="encore-token" content="([0-9a-f]+-[0-9a-f]+)">')
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError if a model to compare is not one of those that are run."""
+    for name in config.report.compare:
+        if name not in config.recommend.models:
+            raise ConfigError(
+                f"report.compare: {name}: not in recommend.models",
+                remedy=f"choose from {', '.join(config.recommend.models)}",
+            )
 
 
 def state(ctx: JobContext) -> str:
@@ -106,12 +137,19 @@ def run(ctx: JobContext) -> None:
     features = _features(ctx, n_tracks)
     has = ~np.isnan(features).all(axis=1)
     sample = _sample(ctx, data.sample_pids(facts["pid"].to_numpy(), settings.sample_playlists))
-    summaries = _summaries(ctx)
+    summaries, sums = _evaluations(ctx)
+    best = next(iter(summaries), "")
+    compared = _compared(sums, summaries, best)
+    explanations = _explanations(ctx, summaries)
     figures = {
         "model_means": plots.model_means(summaries),
         "precision_by_known": plots.precision_by_known(summaries),
         **({"precision_by_kind": plots.precision_by_kind(summaries)} if plots.has_kinds(summaries) else {}),
         "clicks_distribution": plots.clicks_distribution(summaries),
+        "recall_by_popularity": plots.recall_by_popularity(summaries),
+        **({"intervals": plots.intervals(best, compared)} if compared else {}),
+        **{f"importances {model}": plots.importances(model, one) for model, one in explanations.items()},
+        **{f"ablations {model}": plots.ablations(model, one) for model, one in explanations.items()},
         "playlist_lengths": plots.playlist_lengths(facts["n"].to_numpy()),
         "track_popularity": plots.track_popularity(*data.rank_frequency(counts), *data.occurrences(counts)),
     }
@@ -135,7 +173,11 @@ def run(ctx: JobContext) -> None:
             versions=ctx.versions,
             key_figures=data.key_figures(facts, counts, artist_rows, n_albums, titles),
             summaries=summaries,
-            coverages=_coverages(ctx),
+            over_catalogue=_over_catalogue(ctx, page.FROM_LISTS),
+            best=best,
+            intervals=compared,
+            shown=_shown(ctx, list(settings.compare or summaries)[:2]),
+            explanations=explanations,
             artists=_artists(ctx, artist_rows, artist_uris),
             tracks=_tracks(ctx, counts),
             titles=titles.most,
@@ -151,6 +193,8 @@ def run(ctx: JobContext) -> None:
     write_page(path, text)
     ctx.facts |= {"page": str(path), "page_bytes": len(text.encode())}
     ctx.tracking.log_file(str(path), "report")
+    if compared:
+        ctx.tracking.log_text(_as_csv(best, compared), "report/intervals.csv")
 
 
 def _costs(ctx: JobContext) -> pa.Table:
@@ -179,7 +223,9 @@ def write_page(path: Path, text: str) -> None:
         ) from error
 
 
-def _parts(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Iterator[pa.Table]:
+def _parts(
+    ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | KeyIn | None = None
+) -> Iterator[pa.Table]:
     """Columns of a table, or nothing if it does not exist: a page about an incomplete lake is better than none."""
     return ctx.stream(table, columns, where) if table.name in ctx.versions else iter(())
 
@@ -189,7 +235,7 @@ def _listed(ctx: JobContext, *columns: str) -> Iterator[pa.Table]:
     return without_orphans(ctx.stream(TRACKS, (*columns, "orphaned")))
 
 
-def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> pa.Table:
+def _whole(ctx: JobContext, table: Table, columns: Sequence[str], where: KeyRange | KeyIn | None = None) -> pa.Table:
     schema = arrow_schema(table, columns)
     return pa.concat_tables([schema.empty_table(), *_parts(ctx, table, columns, where)])
 
@@ -220,24 +266,99 @@ def _sample(ctx: JobContext, pids: np.ndarray) -> Ragged:
     return Ragged.from_arrow(rows["track_ids"]).take(np.argsort(rows["pid"].to_numpy()))
 
 
-def _summaries(ctx: JobContext) -> dict[str, Summary]:
-    """Summaries by model name; only one model's rows are in memory at a time."""
-    found = {}
-    for model in sorted(ctx.store.partitions(PLAYLIST_METRICS, "model")):
-        rows = _whole(ctx, PLAYLIST_METRICS, COLUMNS, KeyRange((("model", model),)))
+def _evaluations(ctx: JobContext) -> tuple[dict[str, Summary], dict[str, GroupSums]]:
+    """Summaries and sums by model, from the highest NDCG down; only one model's rows are in memory at a time."""
+    summaries, sums = {}, {}
+    for model in ctx.store.partitions(PLAYLIST_METRICS, "model"):
+        rows = _whole(ctx, PLAYLIST_METRICS, ("pid", *COLUMNS), KeyRange((("model", model),)))
         # the page takes what is computed from lists from model_metrics
-        found[model] = summary(rows, np.zeros(1, np.int64))
-    return found
+        summaries[model] = summary(rows, np.zeros(1, np.int64))
+        sums[model] = GroupSums.of(rows["pid"].to_numpy(), {name: rows[name].to_numpy() for name in METRICS})
+    order = sorted(summaries, key=lambda model: (-summaries[model].figures().get("ndcg", 0.0), model))
+    return {model: summaries[model] for model in order}, sums
 
 
-def _coverages(ctx: JobContext) -> dict[str, float]:
-    """Share of the catalogue that each model recommended, from its newest evaluation.
+def _compared(sums: Mapping[str, GroupSums], models: Iterable[str], best: str) -> dict[str, dict[str, Interval]]:
+    """The differences of some models from the best one; empty if no playlists were evaluated."""
+    if best not in sums or not sums[best].counts.any():
+        return {}
+    return {model: compare(sums[model], sums[best]) for model in models if model != best}
 
-    Computing it again would require reading all lists.
+
+def _as_csv(best: str, compared: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Intervals as a table: one row per model and metric."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("model", "compared_with", "metric", *Interval._fields))
+    table.writerows((model, best, metric, *one) for model, own in compared.items() for metric, one in own.items())
+    return text.getvalue()
+
+
+def _explanations(ctx: JobContext, models: Iterable[str]) -> dict[str, Explanation]:
+    """Explanations of the newest fitted version of each model that has one, if its arrays are still stored."""
+    # only models with an explanation need the models' code
+    from encore.recommenders.registry import MODELS as REGISTRY
+
+    explained = {name: entry.explain for name in models if (entry := REGISTRY.get(name)) and entry.explain}
+    newest: dict[str, dict[str, Any]] = {}
+    for part in _parts(ctx, MODELS, ("model", "fingerprint", "fitted_at")) if explained else ():
+        for row in part.to_pylist():
+            known = newest.setdefault(row["model"], row)
+            newest[row["model"]] = max(known, row, key=itemgetter("fitted_at"))
+    arrays = ModelArrays.of(ctx.config)
+    return {
+        name: explain(arrays.open(name, newest[name]["fingerprint"]))
+        for name, explain in explained.items()
+        if name in newest and arrays.has(name, newest[name]["fingerprint"])
+    }
+
+
+def _shown(ctx: JobContext, models: Sequence[str]) -> list[ShownPlaylist]:
+    """Some playlists with test tracks, and the lists of some models for them."""
+    from encore.reports import data
+    from encore.reports.lists import shown_playlists, tracks_to_name
+
+    n = ctx.config.report.compare_playlists
+    if not models or not n:
+        return []
+    pids = [np.empty(0, np.int64)]
+    for part in _parts(ctx, HOLDOUT, ("pid", "test")):
+        pids.append(part["pid"].to_numpy()[pc.list_value_length(part["test"]).to_numpy() > 0])
+    chosen = pa.array(data.sample_pids(np.concatenate(pids), n))
+    rows = _whole(ctx, HOLDOUT, ("pid", "train", "test", "title"), KeyIn("pid", chosen)).to_pylist()
+    lists = {
+        (model, row["pid"]): row["track_ids"]
+        for model in models
+        for part in _parts(ctx, RECOMMENDATIONS, ("pid", "track_ids"), KeyIn("pid", chosen, (("model", model),)))
+        for row in part.to_pylist()
+    }
+    return shown_playlists(rows, lists, _names(ctx, tracks_to_name(rows, lists)), models)
+
+
+def _names(ctx: JobContext, tracks: Iterable[int]) -> dict[int, Name]:
+    from encore.reports.lists import Name
+
+    wanted = pa.array(sorted(tracks), pa.int32())
+    return {
+        row["track_id"]: Name(row["track_name"] or row["track_uri"], row["artist_name"] or "")
+        for part in ctx.stream(
+            TRACKS, ("track_id", "track_uri", "track_name", "artist_name"), KeyIn("track_id", wanted)
+        )
+        for row in part.to_pylist()
+    }
+
+
+def _over_catalogue(ctx: JobContext, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Figures about the catalogue of each model, from its newest evaluation.
+
+    Computing them again would require reading all lists.
     """
     parts = list(_parts(ctx, MODEL_METRICS, ("model", "metric", "value", "evaluated_at")))
-    rows = [row for part in parts for row in part.to_pylist() if row["metric"] == "coverage"]
-    return {row["model"]: row["value"] for row in sorted(rows, key=itemgetter("evaluated_at"))}
+    rows = [row for part in parts for row in part.to_pylist() if row["metric"] in names]
+    found: dict[str, dict[str, float]] = {}
+    for row in sorted(rows, key=itemgetter("evaluated_at")):
+        found.setdefault(row["model"], {})[row["metric"]] = row["value"]
+    return found
 
 
 def _artists(ctx: JobContext, rows: np.ndarray, uris: pa.Array) -> list[Count]:
@@ -262,13 +383,5 @@ def _tracks(ctx: JobContext, counts: np.ndarray) -> list[Count]:
     from encore.reports.data import Count, top
 
     places = top(counts, ctx.config.report.top).tolist()
-    wanted, rows = pa.array(places, pa.int32()), {}
-    for part in ctx.stream(TRACKS, ("track_id", "track_uri", "track_name", "artist_name")):
-        for row in part.filter(pc.is_in(part["track_id"], wanted)).to_pylist():
-            rows[row["track_id"]] = row
-    return [
-        Count(
-            rows[place]["track_name"] or rows[place]["track_uri"], rows[place]["artist_name"] or "", int(counts[place])
-        )
-        for place in places
-    ]
+    names = _names(ctx, places)
+    return [Count(*names[place], int(counts[place])) for place in places]

@@ -88,7 +88,7 @@ class Scan:
 
     place: TableLocation
     schema: pa.Schema
-    where: KeyRange
+    where: KeyRange | KeyIn
     row_ranges: tuple[RowRange, ...]
 
     @property
@@ -135,6 +135,11 @@ class Scan:
         for row_range in self.row_ranges:
             yield from self._read_row_range(row_range, counted)
 
+    def _may_have_rows(self, group: Any) -> bool:
+        """Whether a row group may have rows inside `where`, by its statistics."""
+        inside, _ = self.where.sides(*_limits(group, self.where.column))
+        return inside
+
     def _read_row_range(self, row_range: RowRange, io_stats: IoStats) -> Iterator[pa.Table]:
         fixed = dict(row_range.partition)
         names = [name for name in self.schema.names if name not in fixed]
@@ -148,7 +153,7 @@ class Scan:
             present = [name for name in names if name in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 low, high = max(row_range.first, int(ends[group])), min(row_range.last, int(ends[group + 1]))
-                if low >= high:
+                if low >= high or (row_range.filtered and not self._may_have_rows(file.metadata.row_group(group))):
                     continue
                 rows = file.read_row_group(group, [*present, *extra]).slice(low - int(ends[group]), high - low)
                 io_stats.read_rows += rows.num_rows
@@ -165,6 +170,15 @@ class Scan:
                 for name in set(names) - set(present):
                     rows = rows.append_column(name, pa.nulls(rows.num_rows, self.schema.field(name).type))
                 yield rows.select(self.schema.names).cast(self.schema)
+
+
+def _limits(group: Any, name: str) -> tuple[Any, Any]:
+    """Least and greatest value of a column in a row group; None, None if they are unknown."""
+    for i in range(group.num_columns):
+        column = group.column(i)
+        if column.path_in_schema == name and column.is_stats_set and column.statistics.has_min_max:
+            return column.statistics.min, column.statistics.max
+    return None, None
 
 
 def _stored(group: Any, names: set[str]) -> int:
@@ -186,7 +200,11 @@ def touched(
 
 
 def scan_of(
-    place: TableLocation, schema: pa.Schema, where: KeyRange, partition_by: Sequence[str], files: list[dict[str, Any]]
+    place: TableLocation,
+    schema: pa.Schema,
+    where: KeyRange | KeyIn,
+    partition_by: Sequence[str],
+    files: list[dict[str, Any]],
 ) -> Scan:
     """The scan of some files (rows of deltalake's flattened add actions), without those that cannot hold a row."""
     found = []

@@ -25,7 +25,7 @@ from encore.errors import LakeError
 from encore.lake.delta import Change, Commit, Tables, arrow_table, changes, changes_of, data_files, first_line
 from encore.lake.failures import delta_error, os_error
 from encore.lake.filesystem import delete_folder, is_s3
-from encore.lake.scan import KeyRange, Scan, scan_of
+from encore.lake.scan import KeyIn, KeyRange, Scan, scan_of
 from encore.lake.schema import changed_constraints, delta_field, delta_schema, missing_columns, properties
 from encore.lake.tables import ALL, VIEWS, Table, arrow_schema
 
@@ -148,7 +148,7 @@ class Store(Tables):
         return rows.select(schema.names)
 
     def scan(
-        self, table: Table, columns: Sequence[str], at: DeltaTable | None = None, where: KeyRange | None = None
+        self, table: Table, columns: Sequence[str], at: DeltaTable | None = None, where: KeyRange | KeyIn | None = None
     ) -> Scan:
         """A scan of some columns of a table at an opened version, by default the newest, which reads its files without
         Spark.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig, S3Config
+from encore.evaluation.explanation import Explanation
 
 _ROWS = 16_384
 """Playlists processed at a time, so that memory does not grow with the size of a request: 75 MB with 500 tracks and a
@@ -179,6 +180,8 @@ class Model:
     is_distributed: bool = False
     """Whether `fit` uses the executors, for which Spark has to be started."""
     tunable: Mapping[str, Space] = field(default_factory=dict)
+    explain: Callable[[NamedArrays], Explanation] | None = None
+    """Explains the fitted model from its arrays, for the report; None if there is nothing to explain."""
 
 
 def recommend(fitted: FittedModel, queries: Queries, k: int) -> Ranked:

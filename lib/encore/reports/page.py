@@ -13,9 +13,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from encore.evaluation.beyond_accuracy import POPULARITY
+from encore.evaluation.bootstrap import METRICS, Interval
+from encore.evaluation.explanation import Explanation
 from encore.evaluation.summary import Summary
 from encore.reports.data import Count, Coverage, KeyFigure, Ledger, QuarantineGroup
-from encore.reports.plots import kind_name, png
+from encore.reports.lists import ShownPlaylist
+from encore.reports.plots import METRIC_NAMES, kind_name, png
 from encore.vocabulary import KINDS
 
 COLUMNS: Final = (
@@ -25,16 +29,28 @@ COLUMNS: Final = (
     ("ndcg", "NDCG", "metric", 1),
     ("clicks", "clicks", "mean", -1),
     ("share_unserved", "no recommendations", "share", 0),
-    ("coverage", "catalogue coverage", "share", 0),
+    ("coverage", "coverage", "share", 0),
+    ("gini", "Gini index", "ratio", 0),
+    ("novelty", "novelty", "mean", 0),
+    ("artist_diversity", "artist diversity", "ratio", 0),
 )
-"""Columns of the models table: figure, heading, format, and whether higher (1) or lower (-1) is better."""
+"""Columns of the models table: figure, heading, format, and whether higher (1) or lower (-1) is better.
+
+For the last figures there is no better: they are extreme for random recommendations.
+"""
+N_ACCURACY: Final = 5
+"""The number of columns, the first ones, that the table by kind has too."""
+FROM_LISTS: Final = ("coverage", "gini")
+"""The figures that Content.over_catalogue has."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """Everything the page shows. `coverages`: the share of the catalogue that each model recommended, if known.
+    """Everything the page shows.
 
-    `token` lets the program that wrote the page recognise it.
+    `over_catalogue`: the figures FROM_LISTS of each model, if they are known. `best`: the model that the others are
+    compared with, and `intervals` their differences from it, by model and metric. `shown`: playlists with the lists of
+    two models. `explanations` by model. `token` lets the program that wrote the page recognise it.
     """
 
     token: str
@@ -45,7 +61,11 @@ class Content:
     versions: Mapping[str, int]
     key_figures: list[KeyFigure]
     summaries: Mapping[str, Summary]
-    coverages: Mapping[str, float]
+    over_catalogue: Mapping[str, Mapping[str, float]]
+    best: str
+    intervals: Mapping[str, Mapping[str, Interval]]
+    shown: list[ShownPlaylist]
+    explanations: Mapping[str, Explanation]
     artists: list[Count]
     tracks: list[Count]
     titles: list[Count]
@@ -75,17 +95,24 @@ def render(content: Content) -> str:
         c=content,
         images=images,
         headings=[heading for _, heading, _, _ in COLUMNS],
+        n_accuracy=N_ACCURACY,
         models=model_rows(content),
         kinds=kind_rows(content),
+        popularity=POPULARITY,
+        recalls=recall_rows(content),
+        metrics=[METRIC_NAMES[name] for name in METRICS],
+        intervals=interval_rows(content),
     )
 
 
 def form(value: float | None, kind: str) -> str:
-    """Format a figure for display; `kind`: count, mean, metric or share; None becomes a dash."""
+    """Format a figure for display; `kind`: count, mean, metric, ratio or share; None becomes a dash."""
     if value is None:
         return "–"
     if kind == "count":
         return f"{value:,.0f}"
+    if kind == "ratio":
+        return f"{value:.3f}"
     if kind == "share":
         return f"{100 * value:.2f} %" if abs(value) < 0.1 else f"{100 * value:.1f} %"
     return f"{value:.4f}" if kind == "metric" else f"{value:,.2f}".removesuffix(".00")
@@ -109,7 +136,7 @@ def model_rows(content: Content) -> list[tuple[str, list[Cell]]]:
     found = {}
     for model, summary in content.summaries.items():
         values: dict[str, float | None] = {**summary.figures()}
-        values["coverage"] = content.coverages.get(model)
+        values |= {name: content.over_catalogue.get(model, {}).get(name) for name in FROM_LISTS}
         found[model] = values
     return _rows(found)
 
@@ -130,6 +157,40 @@ def kind_rows(content: Content) -> list[tuple[str, str, list[Cell]]]:
         }
         rows += [(kind_name(kind).replace("\n", " "), model, cells) for model, cells in _rows(own)]
     return rows
+
+
+def recall_rows(content: Content) -> list[tuple[str, list[Cell]]]:
+    """The table of hits by popularity: for each model and each group of POPULARITY, the share of its hidden tracks that
+    are among as many first recommendations as are hidden, and the share in the whole list; the best are marked.
+
+    Empty if no model has these figures.
+    """
+    names = [f"popularity_{group}/{metric}" for group in POPULARITY for metric in ("r_recall", "recall")]
+    found = {model: summary.figures() for model, summary in content.summaries.items()}
+    greatest = {name: max((values.get(name, 0.0) for values in found.values()), default=0.0) for name in names}
+    rows = []
+    for model, values in found.items():
+        if any(name in values for name in names):
+            cells = [
+                Cell(form(values.get(name), "share"), len(found) > 1 and values.get(name) == greatest[name] > 0)
+                for name in names
+            ]
+            rows.append((model, cells))
+    return rows
+
+
+def interval_rows(content: Content) -> list[tuple[str, list[Cell]]]:
+    """The table of differences from the best model: a cell per metric, marked if its interval excludes 0."""
+    return [
+        (
+            model,
+            [
+                Cell(f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})", one.low > 0 or one.high < 0)
+                for one in (found[name] for name in METRICS)
+            ],
+        )
+        for model, found in content.intervals.items()
+    ]
 
 
 def _rows(found: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, list[Cell]]]:

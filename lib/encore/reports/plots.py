@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from encore.evaluation.beyond_accuracy import POPULARITY
+from encore.evaluation.bootstrap import METRICS, Interval
+from encore.evaluation.explanation import Explanation
 from encore.evaluation.metrics import NO_HIT, PAGE
 from encore.evaluation.summary import BUCKETS, Summary
 from encore.reports.data import F64, I64, VarianceComponents, edges
@@ -238,6 +241,117 @@ def clicks_distribution(summaries: Mapping[str, Summary]) -> Figure:
     ax.set_ylim(0, min(1.0, 1.1 * greatest) if greatest else 1)
     _percent(ax, "y")
     _labels(ax, f"clicks (each shows the next {PAGE} recommendations)", "playlists with a hit so far")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
+    return figure
+
+
+METRIC_NAMES: Final = {"r_precision": "R-precision", "ndcg": "NDCG", "clicks": "clicks"}
+"""Names for display of the metrics that intervals are computed for."""
+
+
+def recall_by_popularity(summaries: Mapping[str, Summary]) -> Figure:
+    """The share of hidden tracks of each popularity group that a model finds; one row per model, the first on top."""
+    found = {model: s.figures() for model, s in summaries.items() if s.n_playlists}
+    title = "Hidden tracks found, by their popularity"
+    figure, axes = _figure(title, WIDTH, 1.6 + 0.3 * max(2, len(found)), columns=2, sharey=True)
+    groups = [name for name in POPULARITY if any(f"popularity_{name}/recall" in values for values in found.values())]
+    if not groups:
+        for ax in axes.flat:
+            _nothing(ax, "no models were evaluated" if not found else "no figures by popularity")
+        return figure
+    places = np.arange(len(found))
+    panels = {"r_recall": "among as many first tracks as are hidden", "recall": "in the whole list"}
+    for ax, (metric, label) in zip(axes.flat, panels.items(), strict=True):
+        widths = np.array(
+            [[values.get(f"popularity_{g}/{metric}", np.nan) for g in groups] for values in found.values()]
+        )
+        ax.hlines(places, np.nanmin(widths, axis=1), np.nanmax(widths, axis=1), color=GRID, linewidth=2.5, zorder=1)
+        for i, group in enumerate(groups):
+            style = {**_style(i), "linestyle": "none"}
+            ax.plot(widths[:, i], places, label=group, markersize=7, alpha=0.9, clip_on=False, **style)
+        ax.set_xlim(left=0)
+        ax.grid(False, axis="y")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        _percent(ax, "x", 0 if np.nanmax(widths) > 0.05 else 1)
+        _labels(ax, "share of the hidden tracks", "", label)
+    axes[0, 0].set_yticks(places, list(found), color=INK)
+    axes[0, 0].set_ylim(len(found) - 0.5, -0.5)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(groups),
+        fontsize=9,
+        frameon=False,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def intervals(best: str, compared: Mapping[str, Mapping[str, Interval]]) -> Figure:
+    """A forest plot: the differences between models and the best one, with their intervals, one panel per metric."""
+    title = f"Difference from {best}, with 95 % intervals"
+    figure, axes = _figure(title, WIDTH, 1.1 + 0.3 * max(2, len(compared)), columns=len(METRICS), sharey=True)
+    places = np.arange(len(compared))
+    for ax, metric in zip(axes.flat, METRICS, strict=True):
+        own = [found[metric] for found in compared.values()]
+        middles = np.array([one.difference for one in own])
+        reach = np.array([[one.difference - one.low, one.high - one.difference] for one in own]).T
+        ax.axvline(0, color=FAINT, linewidth=1.2)
+        ax.errorbar(middles, places, xerr=reach, fmt="o", color=COLOURS[0], markersize=5, capsize=3.5, linewidth=1.6)
+        ax.grid(False, axis="y")
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        better = "lower is better" if metric == "clicks" else "higher is better"
+        _labels(ax, better, "", METRIC_NAMES[metric])
+        ax.margins(x=0.08)
+    axes[0, 0].set_yticks(places, list(compared), color=INK)
+    axes[0, 0].set_ylim(len(compared) - 0.5, -0.5)
+    return figure
+
+
+SHOWN_FEATURES: Final = 25
+"""At most as many of the most important features of a model are shown."""
+
+
+def importances(model: str, explanation: Explanation) -> Figure:
+    """Bars of the shares that the most important features have in the importance of all."""
+    total = sum(explanation.importances.values())
+    ordered = sorted(explanation.importances.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_FEATURES]
+    figure, axes = _figure(f"Features of {model}", HALF, 0.9 + 0.24 * max(2, len(ordered)))
+    ax = axes[0, 0]
+    if not total:
+        _nothing(ax, "no feature is used")
+        return figure
+    places = np.arange(len(ordered))
+    ax.barh(places, [value / total for _, value in ordered], 0.72, color=COLOURS[0])
+    ax.set_yticks(places, [name for name, _ in ordered], color=INK)
+    ax.set_ylim(len(ordered) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    _percent(ax, "x")
+    _labels(ax, "share of the total importance", "")
+    return figure
+
+
+def ablations(model: str, explanation: Explanation) -> Figure:
+    """Bars of how much accuracy the model loses without each group of features, the most costly group on top."""
+    r_precision, ndcg = explanation.held_out
+    losses = [(r_precision - one.r_precision, ndcg - one.ndcg, one.group) for one in explanation.ablations]
+    losses.sort(key=lambda loss: (-loss[0], loss[2]))
+    figure, axes = _figure(f"{model} without a group of features", HALF, 1.3 + 0.36 * max(2, len(losses)))
+    ax = axes[0, 0]
+    if not losses:
+        _nothing(ax, "no groups of features")
+        return figure
+    places = np.arange(len(losses))
+    for i, (label, all_of_them) in enumerate((("R-precision", r_precision), ("NDCG", ndcg))):
+        values = [loss[i] for loss in losses]
+        name = f"{label} ({all_of_them:.4f} with all)"
+        ax.barh(places + 0.38 * (i - 0.5), values, 0.36, color=COLOURS[i], label=name)
+    ax.axvline(0, color=FAINT, linewidth=1)
+    ax.set_yticks(places, [group for _, _, group in losses], color=INK)
+    ax.set_ylim(len(losses) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    _labels(ax, "loss on held-out playlists", "")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
     return figure
 

@@ -89,13 +89,13 @@ class JobContext:
 
     # reading -------------------------------------------------------------------------------------------------------
 
-    def scan(self, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Scan:
+    def scan(self, table: Table, columns: Sequence[str], where: KeyRange | KeyIn | None = None) -> Scan:
         """Columns of a table as of the start of the job; of a table that the job itself writes, as of now."""
         self._may_read(table)
         at = None if table in self.writes else self.inputs[table.name].log
         return self.store.scan(table, columns, at, where)
 
-    def stream(self, table: Table, columns: Sequence[str], where: KeyRange | None = None) -> Iterator[pa.Table]:
+    def stream(self, table: Table, columns: Sequence[str], where: KeyRange | KeyIn | None = None) -> Iterator[pa.Table]:
         """The rows of `scan` on the driver, in parts of bounded size."""
         return self.scan(table, columns, where).read(self.io_stats)
 

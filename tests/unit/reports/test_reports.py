@@ -22,13 +22,16 @@ from encore.arrays.kinds import kind_names
 from encore.arrays.ragged import Ragged
 from encore.config import load_config
 from encore.errors import EnvironmentMissing
+from encore.evaluation.beyond_accuracy import POPULARITY
+from encore.evaluation.bootstrap import Interval
+from encore.evaluation.explanation import Ablation, Explanation
 from encore.evaluation.metrics import NO_HIT
 from encore.evaluation.rows import summary as rows_summary
 from encore.evaluation.summary import BUCKETS, Summary
 from encore.jobs import report
 from encore.jobs.report import write_page
 from encore.lake.store import Store
-from encore.reports import data, page, plots
+from encore.reports import data, lists, page, plots
 from encore.runtime.context import JobContext
 from encore.runtime.tracking import Tracking
 from encore.spark.session import Session
@@ -452,6 +455,27 @@ def test_feature_plots() -> None:
     assert f"{100 * greatest.share:.1f} %" in texts(figure)
 
 
+def test_intervals_are_drawn_for_each_model_and_metric() -> None:
+    figure = plots.intervals("best", {"one": INTERVALS, "other": INTERVALS})
+    check_png(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "other"]
+    assert len(figure.axes) == 3
+    for wanted in ("Difference from best", "R-precision", "NDCG", "clicks", "lower is better"):
+        assert wanted in texts(figure)
+
+
+def test_recall_is_drawn_for_each_model_and_popularity_group() -> None:
+    found = summaries()
+    figure = plots.recall_by_popularity(found)
+    check_png(figure)
+    for wanted in ("cosine", "popularity", *POPULARITY, "in the whole list"):
+        assert wanted in texts(figure)
+    drawn = {line.get_label(): line.get_xdata() for line in figure.axes[1].lines}
+    for group in POPULARITY:
+        values = [found[model].figures()[f"popularity_{group}/recall"] for model in ("cosine", "popularity")]
+        assert np.asarray(drawn[group]).tolist() == values
+
+
 def test_playlist_and_track_plots() -> None:
     figure = plots.playlist_lengths(np.array([0, 5, 5, 7, 250], np.int32))
     check_png(figure)
@@ -472,6 +496,9 @@ def test_plots_without_data_say_so() -> None:
         (plots.precision_by_known(nobody), "no models were evaluated"),
         (plots.clicks_distribution(nobody), "no models were evaluated"),
         (plots.model_means({}), "no models were evaluated"),
+        (plots.recall_by_popularity(nobody), "no models were evaluated"),
+        (plots.importances("m", Explanation({"x": 0.0}, (0.0, 0.0), ())), "no feature is used"),
+        (plots.ablations("m", Explanation({"x": 0.0}, (0.0, 0.0), ())), "no groups of features"),
         (plots.playlist_lengths(nothing), "no playlists"),
         (plots.track_popularity(nothing, nothing, nothing, nothing), "no tracks"),
         (plots.variance_shares([]), "too few playlists"),
@@ -484,7 +511,31 @@ def test_plots_without_data_say_so() -> None:
 
 # page ----------------------------------------------------------------------------------------------------------------
 
+INTERVALS = {
+    "r_precision": Interval(-0.25, -0.5, -0.125, 9),
+    "ndcg": Interval(-0.125, -0.5, 0.0625, 9),
+    "clicks": Interval(3.5, 1.25, 4, 9),
+}
+
 EVIL = '<script>alert("x")</script>&\'<img src=http://example.org/x>'
+
+
+EXPLANATION = Explanation(
+    {EVIL: 3.0, "unused": 0.0, "popularity": 1.0},
+    (0.5, 0.75),
+    (Ablation("counts", ("popularity",), 0.4375, 0.5), Ablation(EVIL, (EVIL, "unused"), 0.25, 0.25)),
+)
+
+
+def shown() -> list[lists.ShownPlaylist]:
+    rows = [
+        {"pid": 7, "train": [1, 2], "test": [3], "title": None},
+        {"pid": 5, "train": list(range(20)), "test": [30, 31, 60], "title": f" {EVIL} "},
+    ]
+    own = {("cosine", 5): list(range(30, 70)), ("popularity", 5): [99, 30], ("cosine", 7): [3]}
+    names = {track: lists.Name(f"{EVIL} {track}", "" if track % 2 else f"{EVIL} artist") for track in range(100)}
+    wanted = lists.tracks_to_name(rows, own)
+    return lists.shown_playlists(rows, own, {t: names[t] for t in wanted}, ["cosine", "popularity"])
 
 
 def content(*, full: bool) -> page.Content:
@@ -509,7 +560,11 @@ def content(*, full: bool) -> page.Content:
         versions={"tracks": 3, "playlists": 1},
         key_figures=data.key_figures(nothing, np.zeros(0, int), np.zeros(0, int), 0, titles),
         summaries=found,
-        coverages={"cosine": 0.125},
+        over_catalogue={"cosine": {"coverage": 0.125, "gini": 0.75}},
+        best="cosine" if full else "",
+        intervals={"popularity": INTERVALS} if full else {},
+        shown=shown() if full else [],
+        explanations={"cosine": EXPLANATION} if full else {},
         artists=[data.Count(EVIL, "", 7)] if full else [],
         tracks=[data.Count(EVIL, EVIL, 7), data.Count("b", "", 1)] if full else [],
         titles=titles.most if full else [],
@@ -518,7 +573,11 @@ def content(*, full: bool) -> page.Content:
         sampled=5,
         quarantine=[data.QuarantineGroup(EVIL, EVIL, 2, EVIL, EVIL, EVIL, EVIL * 10)] if full else [],
         ledger=[data.Ledger("ingested", 2, 3_000_000, 3, 5, when, when)] if full else [],
-        figures={"model_means": plots.model_means(found), "features": plots.feature_distributions(EVIL, {})},
+        figures={
+            "model_means": plots.model_means(found),
+            "features": plots.feature_distributions(EVIL, {}),
+            "importances cosine": plots.importances("cosine", EXPLANATION),
+        },
     )
 
 
@@ -591,8 +650,70 @@ def test_the_page_shows_models_and_marks_the_best() -> None:
             assert rows["nobody"][at].text == "–"
         else:
             assert not any(cells[at].best for cells in rows.values())
-    assert rows["cosine"][-1].text == "12.5 %"
-    assert rows["popularity"][-1].text == "–"
+    at = [name for name, *_ in page.COLUMNS].index("coverage")
+    assert [cell.text for cell in rows["cosine"][at : at + 2]] == ["12.5 %", "0.750"]
+    assert [cell.text for cell in rows["popularity"][at : at + 2]] == ["–", "–"]
+
+
+def test_the_page_shows_differences_from_the_best_model() -> None:
+    made = content(full=True)
+    ((model, cells),) = page.interval_rows(made)
+    assert model == "popularity"
+    assert [cell.text for cell in cells] == [
+        "-0.2500 (-0.5000 to -0.1250)",
+        "-0.1250 (-0.5000 to +0.0625)",
+        "+3.5000 (+1.2500 to +4.0000)",
+    ]
+    assert [cell.best for cell in cells] == [True, False, True]
+    assert "Each model compared with cosine" in parse(page.render(made)).text
+    assert "How certain" not in page.render(content(full=False))
+
+
+def test_the_page_shows_hits_by_popularity() -> None:
+    made = content(full=True)
+    rows = dict(page.recall_rows(made))
+    assert list(rows) == ["cosine", "popularity"]
+    for at, (group, metric) in enumerate((g, m) for g in POPULARITY for m in ("r_recall", "recall")):
+        values = {model: made.summaries[model].figures()[f"popularity_{group}/{metric}"] for model in rows}
+        best = max(values, key=lambda model: values[model])
+        for model, cells in rows.items():
+            assert cells[at] == page.Cell(page.form(values[model], "share"), model == best)
+    assert "By popularity" not in page.render(content(full=False))
+
+
+def test_lists_of_two_models_are_shown_with_hits_marked() -> None:
+    first, second = shown()
+    assert (first.pid, first.title, first.n_known, first.n_hidden) == (5, EVIL, 20, 3)
+    assert [name.track for name in first.seeds] == [f"{EVIL} {track}" for track in range(lists.SHOWN_SEEDS)]
+    left, right = first.lists
+    assert (left.model, left.n_hits, left.n_recommended, len(left.entries)) == ("cosine", 3, 40, lists.SHOWN_TRACKS)
+    assert [entry.is_hit for entry in left.entries[:4]] == [True, True, False, False]
+    assert [entry.is_hit for entry in right.entries] == [False, True]
+    assert second.title == ""
+    assert second.lists[1] == lists.ShownList("popularity", [], 0, 0)
+    text = parse(page.render(content(full=True))).text
+    # a hit is not marked by its colour alone
+    assert text.count("✓ hit") == 4
+    assert "(no title)" in text
+    assert "and 14 more" in text
+    assert "No recommendations." in text
+
+
+def test_the_page_explains_models_that_can_be_explained() -> None:
+    made = content(full=True)
+    text = parse(page.render(made)).text
+    assert "What cosine learned" in text
+    assert "an R-precision of 0.5000 and an NDCG of 0.7500" in text
+    assert "learned" not in page.render(content(full=False))
+    figure = plots.importances("ranker", EXPLANATION)
+    check_png(figure)
+    bars = [p.get_width() for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    assert bars == [0.75, 0.25, 0]
+    figure = plots.ablations("ranker", EXPLANATION)
+    check_png(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [EVIL, "counts"]
+    bars = [p.get_width() for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    assert bars == [0.25, 0.0625, 0.5, 0.25]
 
 
 def test_the_kinds_table_has_a_row_for_each_kind_and_model() -> None:
