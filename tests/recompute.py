@@ -213,10 +213,10 @@ def beyond_accuracy_problems(lake: Path, k: int) -> list[str]:
     counts = np.zeros(len(tracks), int)
     for train in trained:
         counts[train] += 1
-    groups, rows_before = np.full(len(tracks), 3), 0
-    for track in np.lexsort((np.arange(len(tracks)), -counts))[: int((counts > 0).sum())].tolist():
-        groups[track] = min(2, 3 * rows_before // int(counts.sum()))
-        rows_before += int(counts[track])
+    groups = np.full(len(tracks), 3)
+    for count in set(counts.tolist()) - {0}:
+        same = counts == count
+        groups[same] = min(2, (6 * counts[counts > count].sum() + 3 * counts[same].sum()) // (2 * counts.sum()))
     ranked = {(row["model"], row["pid"]): row["track_ids"] for row in table(lake, "recommendations")}
     totals: dict[str, np.ndarray] = {}
     for row in table(lake, "playlist_metrics"):

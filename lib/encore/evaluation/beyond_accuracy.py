@@ -10,9 +10,10 @@ Let c_j be the number of training playlists, of which there are N, that track j 
     artist_diversity distinct artists of the first ten recommended tracks, divided by the number of these tracks;
                      tracks whose artist is unknown are left out.
 
-Popularity groups: the tracks that occur in training, in descending order of c_j (ties by id), are divided so that the
-training rows of `head` are the first third of all rows, those of `middle` the second third, and those of `tail` the
-rest; the track at a boundary belongs to the more popular group. The tracks that do not occur in training are `unseen`.
+Popularity groups: let p_j be the share of all training rows (a track in a training playlist) that belong to tracks with
+a greater c than track j, plus half the share of those with the same c. The track belongs to `head` if p_j < 1/3, to
+`middle` if p_j < 2/3, otherwise to `tail`; so each group has about a third of the rows. A track in no training playlist
+is `unseen`.
 """
 
 from __future__ import annotations
@@ -68,13 +69,14 @@ def track_facts(artist_of: I32, counts: I64, n_playlists: int) -> TrackFacts:
 
 def popularity_groups(counts: I64) -> NDArray[np.int8]:
     """The index into POPULARITY of each track, int8 (M,), from its number of training playlists, (M,)."""
-    order = np.argsort(-counts, kind="stable")
-    # a track's group depends on the rows of the tracks before it
-    before = np.cumsum(counts[order]) - counts[order]
-    groups = np.empty(len(counts), np.int8)
-    groups[order] = np.minimum(before * 3 // max(int(counts.sum()), 1), POPULARITY.index("tail"))
-    groups[counts == 0] = POPULARITY.index("unseen")
-    return groups
+    different, index, times = np.unique(counts, return_inverse=True, return_counts=True)
+    rows = different * times
+    total = max(int(rows.sum()), 1)
+    # twice the rows of more popular tracks and of half of the equally popular ones
+    twice = 2 * (total - np.cumsum(rows)) + rows
+    groups = np.minimum(3 * twice // (2 * total), POPULARITY.index("tail")).astype(np.int8)
+    groups[different == 0] = POPULARITY.index("unseen")
+    return groups[index]
 
 
 def beyond_accuracy(hits: Hits, truth: Ragged, facts: TrackFacts) -> BeyondAccuracy:

@@ -185,12 +185,18 @@ def interval_rows(content: Content) -> list[tuple[str, list[Cell]]]:
         (
             model,
             [
-                Cell(f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})", one.low > 0 or one.high < 0)
-                for one in (found[name] for name in METRICS)
+                Cell(" ".join(_signed(name, found[name])), found[name].low > 0 or found[name].high < 0)
+                for name in METRICS
             ],
         )
         for model, found in content.intervals.items()
     ]
+
+
+def _signed(name: str, interval: Interval) -> tuple[str, str]:
+    """A difference of a metric for display, and the ends of its interval."""
+    digits = 2 if name == "clicks" else 4
+    return f"{interval.difference:+.{digits}f}", f"({interval.low:+.{digits}f} to {interval.high:+.{digits}f})"
 
 
 def _rows(found: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, list[Cell]]]:

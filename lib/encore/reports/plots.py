@@ -119,41 +119,26 @@ def bucket_name(low: int, high: int | None) -> str:
 
 
 def model_means(summaries: Mapping[str, Summary]) -> Figure:
-    """Bars of mean R-precision, with and without artist credit, and NDCG of each model, labelled with their values."""
-    names = {
-        "r_precision": "R-precision",
-        "r_precision_artist": "R-precision with\nartist credit",
-        "ndcg": "NDCG",
-    }
-    figure, axes = _figure("Accuracy of each model over all playlists", HALF, 1.3 + 0.72 * max(1, len(summaries)))
-    ax = axes[0, 0]
+    """Mean R-precision, with and without artist credit, and NDCG; one row per model, the first on top."""
+    names = {"r_precision": "R-precision", "r_precision_artist": "with artist credit", "ndcg": "NDCG"}
     found = {model: s.figures() for model, s in summaries.items() if s.n_playlists}
+    figure, axes = _figure("Accuracy of each model over all playlists", HALF, 1.5 + 0.28 * max(2, len(found)))
+    ax = axes[0, 0]
     if not found:
         _nothing(ax, "no models were evaluated")
         return figure
-    height = 0.8 / len(found)
-    greatest = max(max(values[name] for name in names) for values in found.values())
-    for i, (model, values) in enumerate(found.items()):
-        places = np.arange(len(names)) - 0.4 + height * (i + 0.5)
-        widths = [values[name] for name in names]
-        ax.barh(places, widths, height * 0.92, color=COLOURS[i % len(COLOURS)], label=model)
-        for place, width in zip(places, widths, strict=True):
-            ax.annotate(
-                f"{width:.4f}",
-                (width, place),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                color=INK,
-            )
-    ax.set_yticks(range(len(names)), list(names.values()), color=INK)
-    ax.invert_yaxis()
-    ax.set_xlim(0, greatest * 1.15 if greatest else 1)
+    places = np.arange(len(found))
+    ax.hlines(places, 0, [max(values[name] for name in names) for values in found.values()], color=GRID, linewidth=2.5)
+    for i, (name, label) in enumerate(names.items()):
+        style = {**_style(i), "linestyle": "none"}
+        ax.plot([values[name] for values in found.values()], places, label=label, markersize=6, clip_on=False, **style)
+    ax.set_yticks(places, list(found), color=INK)
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.grid(False, axis="y")
     _labels(ax, "mean over playlists; 1 is perfect", "")
-    figure.legend(loc="outside lower center", ncols=min(4, len(found)), fontsize=9, frameon=False, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=9, frameon=False, labelcolor=INK)
     return figure
 
 
@@ -207,7 +192,7 @@ def _by_group(
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=min(5, len(found)),
+        ncols=min(4, len(found)),
         fontsize=9,
         frameon=False,
         labelcolor=INK,

@@ -415,13 +415,15 @@ def test_clicks_distribution_is_cumulative() -> None:
     assert "clicks" in figure.axes[0].get_xlabel()
 
 
-def test_model_means_are_labelled_with_their_values() -> None:
+def test_model_means_are_drawn_for_each_model_and_metric() -> None:
     found = summaries()
     figure = plots.model_means(found)
     check_png(figure)
-    for model in ("cosine", "popularity"):
-        for metric in ("r_precision", "r_precision_artist", "ndcg"):
-            assert f"{found[model].figures()[metric]:.4f}" in texts(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["cosine", "popularity"]
+    drawn = {line.get_label(): np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines}
+    names = {"R-precision": "r_precision", "with artist credit": "r_precision_artist", "NDCG": "ndcg"}
+    for label, name in names.items():
+        assert drawn[label] == [found[model].figures()[name] for model in ("cosine", "popularity")]
 
 
 def test_more_models_than_colours_stay_distinct() -> None:
@@ -662,7 +664,7 @@ def test_the_page_shows_differences_from_the_best_model() -> None:
     assert [cell.text for cell in cells] == [
         "-0.2500 (-0.5000 to -0.1250)",
         "-0.1250 (-0.5000 to +0.0625)",
-        "+3.5000 (+1.2500 to +4.0000)",
+        "+3.50 (+1.25 to +4.00)",
     ]
     assert [cell.best for cell in cells] == [True, False, True]
     assert "Each model compared with cosine" in parse(page.render(made)).text
