@@ -7,6 +7,7 @@ CORE = [
     "boto3==1.44.5",
     "deltalake==1.6.6",
     "jinja2==3.1.6",
+    "lightgbm==4.7.0",
     "matplotlib==3.11.2",
     # the client; `store` adds the server and its UI
     "mlflow-skinny==3.17.2",
