@@ -122,7 +122,7 @@ def tune(
         config,
     )
     if not len(data.judged.queries):
-        raise LakeError(f"the lake {store.path} has too few playlists to tune by", remedy="ingest at least 20")
+        raise LakeError(f"the lake {store.path} has too few playlists to tune by", remedy="ingest at least 10")
     study = _Study(config, entry, spaces, metric, study_name)
     tracking = Tracking(config, study_name)
     logged = tracking.begin_study(study_name, name, {table: state.version for table, state in states.items()})
