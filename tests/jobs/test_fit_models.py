@@ -27,6 +27,7 @@ from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import settings
 from tests.local_spark import LocalSession
+from tests.unit.cli.test_startup import installed_packages_of
 
 MODELS = "recommend.models=[artist,adjacency,popularity]"
 FITTED = {"artist", "adjacency", "popularity", "interactions"}
@@ -165,6 +166,12 @@ class TestRecommendations:
     ) -> None:
         (tmp_path / "mine.m3u").write_text("\n".join(["#EXTM3U", *uris[:5]]))
         assert ask(source=tmp_path / "mine.m3u") == ask(*uris[:5])
+
+    def test_it_imports_nothing_that_takes_long(self, made: Path, uris: list[str]) -> None:
+        given = ["--tracks", ",".join(uris[:3]), "--title", "rock", "--set", f"lake.path={made}", "--set", MODELS]
+        found = installed_packages_of("recommend", *given)
+        assert {"numba", "pyarrow"} <= found
+        assert not found & {"pandas", "pyspark", "mlflow", "matplotlib", "boto3", "optuna"}
 
     def test_what_is_unknown_is_said(self, ask: Callable[..., str], uris: list[str]) -> None:
         assert "1 of 2 tracks are in no playlist of the lake" in ask(uris[0], "z" * 22)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -132,6 +132,21 @@ class Store(Tables):
 
     def read_small(self, table: Table, columns: list[str] | None = None) -> pa.Table:
         """A small table as Arrow, without Spark; no rows if it does not exist."""
+        return self._select(table, columns)
+
+    def read_rows(
+        self, table: Table, columns: list[str], column: str, values: Collection[str] | Collection[int]
+    ) -> pa.Table:
+        """The rows of a table whose `column` has one of some values, without Spark; no rows if it does not exist.
+
+        Reads only the parts of files whose statistics allow for these values.
+        """
+        if not values:
+            return pa.Table.from_batches([], arrow_schema(table, columns))
+        shown = (str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'" for value in values)
+        return self._select(table, columns, f' WHERE "{column}" IN ({", ".join(shown)})')
+
+    def _select(self, table: Table, columns: list[str] | None, where: str = "") -> pa.Table:
         found, schema = self.open(table), arrow_schema(table, columns)
         if found is None:
             return pa.Table.from_batches([], schema)
@@ -140,7 +155,7 @@ class Store(Tables):
         wanted = ", ".join(f'"{name}"' for name in schema.names if name not in lacking)
         # with delta-rs's own engine: its bridge to pyarrow datasets sometimes aborts the process at exit
         try:
-            rows = arrow_table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t").read_all())
+            rows = arrow_table(QueryBuilder().register("t", found).execute(f"SELECT {wanted} FROM t{where}").read_all())
         except (DeltaError, OSError, pa.ArrowInvalid) as error:
             raise delta_error(f"{self.uri(table)}: cannot be read", error) from error
         for name in lacking & set(schema.names):

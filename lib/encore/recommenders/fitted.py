@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from encore.config import Config, RecommendConfig
 from encore.errors import LakeError
 from encore.lake.model_arrays import ModelArrays
@@ -91,7 +93,10 @@ class FittedModels:
         Raises LakeError if the model has never been fitted on the present table `tracks`.
         """
         state = store.state(TRACKS)
-        rows = store.read_small(MODELS, ["model", "fingerprint", "parts", "fitted_at", "table_ids"]).to_pylist()
+        found = store.read_small(MODELS, ["model", "fingerprint", "parts", "fitted_at", "table_ids"])
+        # as numbers, because pyarrow imports pandas to make a datetime
+        at = found["fitted_at"].cast(pa.int64())
+        rows = found.set_column(found.column_names.index("fitted_at"), "fitted_at", at).to_pylist()
         usable = [row for row in rows if state is not None and dict(row["table_ids"]).get(TRACKS.name) == state.id]
         known = {(row["model"], row["fingerprint"]): row for row in usable}
         own = [row for row in usable if row["model"] == name]
@@ -100,15 +105,15 @@ class FittedModels:
                 f"the lake {store.path} has no fitted model {name}",
                 remedy=f"add {name} to recommend.models and call `encore run`",
             )
-        found: dict[str, str] = {}
+        chosen: dict[str, str] = {}
 
         def add(model_name: str, fingerprint: str) -> None:
-            found[model_name] = fingerprint
+            chosen[model_name] = fingerprint
             for part, of_part in dict(known.get((model_name, fingerprint), {}).get("parts") or ()).items():
                 add(part, of_part)
 
         add(name, max(own, key=lambda row: row["fitted_at"])["fingerprint"])
-        return cls(ModelArrays.of(config), config.recommend, found)
+        return cls(ModelArrays.of(config), config.recommend, chosen)
 
     def load(self, name: str) -> Any:
         """A fitted model, with its arrays mapped. Raises LakeError if it, or one of its parts, is not stored."""
