@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
@@ -96,6 +97,44 @@ def test_mlflow_has_a_parent_run_and_a_child_for_each_model_with_the_means(made:
         plots = [item.path for item in client.list_artifacts(run.info.run_id, "plots")]
         assert len(plots) >= 2
     assert children["cosine"].data.metrics["r_precision"] > 2 * children["random"].data.metrics["r_precision"]
+    for model, run in children.items():
+        assert {"coverage", "gini", "novelty", "artist_diversity", "popularity_head/recall"} <= set(run.data.metrics), (
+            model
+        )
+    assert children["popularity"].data.metrics["novelty"] < children["random"].data.metrics["novelty"]
+    assert children["popularity"].data.metrics["gini"] > children["random"].data.metrics["gini"]
+
+
+def test_the_differences_between_models_are_an_artefact_of_the_parent_run(made: tuple[Path, Config]) -> None:
+    lake, config = made
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    experiment = client.get_experiment_by_name("encore")
+    parent = next(r for r in client.search_runs([experiment.experiment_id]) if r.data.tags["encore.kind"] == "pipeline")
+    file = Path(client.download_artifacts(parent.info.run_id, "report/intervals.csv"))
+    table = list(csv.DictReader(file.read_text().splitlines()))
+    rows = {(row["model"], row["pid"]): row for row in recompute.table(lake, "playlist_metrics")}
+    pids = {pid for _, pid in rows}
+    best = max(config.recommend.models, key=lambda model: sum(rows[model, pid]["ndcg"] for pid in pids))
+    others = set(config.recommend.models) - {best}
+    assert {(row["model"], row["compared_with"]) for row in table} == {(other, best) for other in others}
+    for row in table:
+        name = row["metric"]
+        mean = sum(rows[row["model"], pid][name] - rows[best, pid][name] for pid in pids) / len(pids)
+        assert float(row["difference"]) == pytest.approx(mean, abs=1e-8)
+        assert float(row["low"]) <= mean <= float(row["high"])
+        assert int(row["n_playlists"]) == len(pids)
+
+
+def test_tracks_in_no_training_playlist_are_recommended_by_their_features_only(made: tuple[Path, Config]) -> None:
+    lake, _ = made
+    trained = {track for row in recompute.table(lake, "holdout") for track in row["train"]}
+    with_vectors = {row["track_id"] for row in recompute.table(lake, "track_vectors")}
+    found: dict[str, set[int]] = {}
+    for row in recompute.table(lake, "recommendations"):
+        found.setdefault(row["model"], set()).update(set(row["track_ids"]) - trained)
+    assert found["cosine"]
+    assert found["cosine"] <= with_vectors
+    assert not found["popularity"]
 
 
 def test_running_again_changes_no_table_and_starts_no_spark(made: tuple[Path, Config]) -> None:
@@ -196,6 +235,7 @@ class TestCosts:
         assert parent.data.metrics["cost.recommend.written_bytes"] == row["written_bytes"]
         page = (Path(config.report.path) / "report.html").read_text()
         assert "What the jobs cost" in page or "job_costs" in page
+        assert page.count('<div class="playlist">') == config.report.compare_playlists
         out = Console(record=True, width=250, file=io.StringIO())
         print_last_run(config, out)
         assert "what they cost" in out.export_text()

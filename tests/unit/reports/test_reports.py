@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from encore.arrays.kinds import kind_names
 from encore.arrays.ragged import Ragged
 from encore.config import load_config
-from encore.errors import EnvironmentMissing
+from encore.errors import ConfigError, EnvironmentMissing
 from encore.evaluation.beyond_accuracy import POPULARITY
 from encore.evaluation.bootstrap import Interval
 from encore.evaluation.explanation import Ablation, Explanation
@@ -769,6 +769,13 @@ def context(tmp_path: Path, lake: str, run_id: str) -> JobContext:
     return JobContext(
         "report", config, session, Store(config, session), Tracking(config, run_id), run_id, report.READS, report.WRITES
     )
+
+
+def test_models_to_compare_must_be_among_those_that_are_run() -> None:
+    models = "recommend.models=[cosine,popularity]"
+    report.check(load_config("local", [models, "report.compare=[popularity,cosine]"]))
+    with pytest.raises(ConfigError, match=r"report\.compare: random: not in recommend\.models"):
+        report.check(load_config("local", [models, "report.compare=[cosine,random]"]))
 
 
 def test_a_missing_or_replaced_page_is_written_again(tmp_path: Path) -> None:
