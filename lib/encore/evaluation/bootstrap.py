@@ -76,6 +76,10 @@ class GroupSums:
         np.add.at(totals, groups, hashes)
         return cls(np.bincount(groups, minlength=N_GROUPS), sums, totals)
 
+    def has_same_playlists(self, other: GroupSums) -> bool:
+        """Whether both are about the same playlists."""
+        return np.array_equal(self.counts, other.counts) and np.array_equal(self.pids, other.pids)
+
 
 def compare(a: GroupSums, b: GroupSums, *, level: float = 0.95) -> dict[str, Interval]:
     """For each of METRICS, the mean difference over playlists, model a minus model b, with its interval.
@@ -83,7 +87,7 @@ def compare(a: GroupSums, b: GroupSums, *, level: float = 0.95) -> dict[str, Int
     The interval excludes 0 if the difference is significant at 1 - level. Raises ValueError if the models were not
     evaluated on the same playlists, or on none.
     """
-    if not (np.array_equal(a.counts, b.counts) and np.array_equal(a.pids, b.pids)):
+    if not a.has_same_playlists(b):
         raise ValueError(
             f"expected two models that were evaluated on the same playlists, found {a.counts.sum():,} and "
             f"{b.counts.sum():,} playlists, not the same ones"

@@ -279,10 +279,14 @@ def _evaluations(ctx: JobContext) -> tuple[dict[str, Summary], dict[str, GroupSu
 
 
 def _compared(sums: Mapping[str, GroupSums], models: Iterable[str], best: str) -> dict[str, dict[str, Interval]]:
-    """The differences of some models from the best one; empty if no playlists were evaluated."""
+    """The differences of some models from the best one, without models that were evaluated on other playlists.
+
+    After an interrupted run, some models may have been evaluated on another sample. Empty if there are no playlists.
+    """
     if best not in sums or not sums[best].counts.any():
         return {}
-    return {model: compare(sums[model], sums[best]) for model in models if model != best}
+    others = (model for model in models if model != best and sums[model].has_same_playlists(sums[best]))
+    return {model: compare(sums[model], sums[best]) for model in others}
 
 
 def _as_csv(best: str, compared: Mapping[str, Mapping[str, Interval]]) -> str:
@@ -314,17 +318,16 @@ def _explanations(ctx: JobContext, models: Iterable[str]) -> dict[str, Explanati
 
 
 def _shown(ctx: JobContext, models: Sequence[str]) -> list[ShownPlaylist]:
-    """Some playlists with test tracks, and the lists of some models for them."""
+    """Some playlists for which the first of some models was evaluated, and the lists of all of them."""
     from encore.reports import data
     from encore.reports.lists import shown_playlists, tracks_to_name
 
     n = ctx.config.report.compare_playlists
     if not models or not n:
         return []
-    pids = [np.empty(0, np.int64)]
-    for part in _parts(ctx, HOLDOUT, ("pid", "test")):
-        pids.append(part["pid"].to_numpy()[pc.list_value_length(part["test"]).to_numpy() > 0])
-    chosen = pa.array(data.sample_pids(np.concatenate(pids), n))
+    # not all playlists of holdout: evaluate.sample may have left out some
+    pids = _whole(ctx, PLAYLIST_METRICS, ["pid"], KeyRange((("model", models[0]),)))["pid"].to_numpy()
+    chosen = pa.array(data.sample_pids(pids, n))
     rows = _whole(ctx, HOLDOUT, ("pid", "train", "test", "title"), KeyIn("pid", chosen)).to_pylist()
     lists = {
         (model, row["pid"]): row["track_ids"]

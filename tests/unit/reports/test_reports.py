@@ -23,7 +23,7 @@ from encore.arrays.ragged import Ragged
 from encore.config import load_config
 from encore.errors import ConfigError, EnvironmentMissing
 from encore.evaluation.beyond_accuracy import POPULARITY
-from encore.evaluation.bootstrap import Interval
+from encore.evaluation.bootstrap import METRICS, GroupSums, Interval
 from encore.evaluation.explanation import Ablation, Explanation
 from encore.evaluation.metrics import NO_HIT
 from encore.evaluation.rows import summary as rows_summary
@@ -800,3 +800,15 @@ def test_a_missing_or_replaced_page_is_written_again(tmp_path: Path) -> None:
     assert state("a", "run6") not in (first, other)
     (tmp_path / "report" / "report.html").unlink()
     assert state("a", "run7") != first
+
+
+def test_only_models_that_were_evaluated_on_the_same_playlists_are_compared() -> None:
+    rng = np.random.default_rng(9)
+    pids = np.arange(20)
+    sums = {
+        name: GroupSums.of(own, {metric: rng.random(len(own)) for metric in METRICS})
+        for name, own in (("best", pids), ("same", pids), ("other", pids + 1), ("none", pids[:0]))
+    }
+    assert list(report._compared(sums, sums, "best")) == ["same"]
+    assert report._compared(sums, sums, "none") == {}
+    assert report._compared({}, {}, "") == {}
