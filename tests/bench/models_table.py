@@ -82,12 +82,25 @@ def write_docs(report: Report, docs: Path = DOCS, picture: Path = PICTURE) -> No
     draw(_facts(report)["rows"], picture)
 
 
+def best_variants(rows: Rows) -> Rows:
+    """Of the rows whose labels are equal up to the first comma, those with the best R-precision, labelled by that."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        label = row["label"].partition(",")[0]
+        if label not in found or row["r_precision"] > found[label]["r_precision"]:
+            found[label] = {**row, "label": label}
+    return list(found.values())
+
+
 def draw(rows: Rows, path: Path) -> None:
-    """Quality over cost: R-precision by milliseconds a query, Encore's models as discs and peers as hollow diamonds."""
+    """Quality over cost: R-precision by milliseconds a query, Encore's models as discs and peers as hollow diamonds.
+
+    Of the variants of a peer, only the best is drawn (see `best_variants`).
+    """
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    done = [row for row in rows if "error" not in row]
+    done = best_variants([row for row in rows if "error" not in row])
     canvas = Canvas(figsize=(9.6, 5.8), layout="constrained")
     ax = canvas.subplots()
     for is_ours, marker, colour, label in ((True, "o", OURS, "Encore"), (False, "D", PEERS, "public peers")):

@@ -117,6 +117,12 @@ def test_the_table_is_sorted_and_names_what_failed() -> None:
     assert lines[-1] == "- broken: not measured: out of memory"
 
 
+def test_the_picture_shows_the_best_variant_of_a_peer() -> None:
+    rows = [row("lib: ALS", 0.1), row("lib: ALS, tuned", 0.2), row("lib: ALS, 6", 0.15), row("fusion", 0.3, ours=True)]
+    found = models_table.best_variants(rows)
+    assert [(one["label"], one["name"]) for one in found] == [("lib: ALS", "lib: ALS, tuned"), ("fusion", "fusion")]
+
+
 def test_the_docs_are_written_between_their_marks(tmp_path: Path) -> None:
     docs, picture = tmp_path / "docs.md", tmp_path / "models.png"
     docs.write_text(f"before\n{models_table.BEGIN}\nold\n{models_table.END}\nafter\n")
