@@ -301,6 +301,33 @@ def test_a_run_that_broke_off_goes_on_where_it_was_however_it_is_cut(
     assert rows != {row["pid"]: row["test"] for row in recompute.table(lake, "holdout")}
 
 
+def test_an_evaluation_that_broke_off_counts_every_list_once(
+    made: tuple[Path, Config], session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, config = made
+    shutil.copytree(lake, tmp_path / "lake")
+    for name in ("playlist_metrics", "model_metrics"):
+        shutil.rmtree(tmp_path / "lake" / name)
+    own = configured(tmp_path / "lake", Path(config.raw.playlists), "run.chunk_playlists=100")
+    written: list[str] = []
+    real = Transaction.commit
+
+    def commit(self: Transaction, reports: Any, commit: Any, where: Any, **options: Any) -> int:
+        # the first range of all models, and the second one of one model
+        if len(written) == 4:
+            raise LakeError("the power went")
+        written.append(commit.part)
+        return real(self, reports, commit, where, **options)
+
+    monkeypatch.setattr(Transaction, "commit", commit)
+    with pytest.raises(LakeError, match="the power went"):
+        run_job("evaluate", own, session, Tracking(own, "broken"))
+    assert len({part.split(":")[0] for part in written}) == 3
+    monkeypatch.setattr(Transaction, "commit", real)
+    assert run_job("evaluate", own, session, Tracking(own, "again")).status == "done"
+    assert recompute.beyond_accuracy_problems(tmp_path / "lake", K) == []
+
+
 class TestInputThatIsNotWhole:
     """A truncated slice, a reduced one, an empty file, bad playlists, half of the features: the run does not stop."""
 
