@@ -161,6 +161,27 @@ class FusionConfig(Section):
     depth: int = Field(ge=1, description="Candidates of each of its models, besides the playlist's own tracks.")
 
 
+class RankerConfig(Section):
+    """The model `ranker`: boosted trees that order the best candidates of `fusion` anew."""
+
+    candidates: int = Field(ge=1, description="Candidates of `fusion` that are ordered anew, for each playlist.")
+    trees: int = Field(ge=1, description="Trees at most; fewer if the held-out playlists of the trial want no more.")
+    learning_rate: float = Field(gt=0, le=1, description="How much of its correction each tree contributes.")
+    leaves: int = Field(ge=2, le=32, description="Leaves of a tree at most.")
+    least_in_leaf: int = Field(ge=1, description="Candidates in a leaf at least.")
+    rows: int = Field(
+        ge=1,
+        description="Candidates to learn from, in addition to the hits: of more, a sample stands for all. Bounds the "
+        "time and memory of fitting.",
+    )
+    least_queries: int = Field(
+        ge=5, description="With fewer playlists in the trial, nothing is learned, and the order is that of `fusion`."
+    )
+    ablation: bool = Field(
+        description="Measure how much each group of features contributes, by fitting once more without each."
+    )
+
+
 class IalsConfig(Section):
     """The model `ials`: matrix factorisation by implicit alternating least squares."""
 
@@ -268,6 +289,7 @@ class RecommendConfig(Section):
         description="Train models also on the tracks that challenge sets give (challenge_playlists)."
     )
     fusion: FusionConfig
+    ranker: RankerConfig
     query_block: int = Field(ge=1, description="Playlists that a kernel processes at a time; bounds its memory.")
     item_block: int = Field(ge=1, description="Tracks that a kernel processes at a time; bounds its memory.")
     index_items: int = Field(

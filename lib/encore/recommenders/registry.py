@@ -15,6 +15,7 @@ from encore.recommenders import (
     item_knn,
     playlist_knn,
     popularity,
+    ranker,
     title,
     uniform,
 )
@@ -31,6 +32,7 @@ MODELS: dict[str, Model] = {
         item_knn.MODEL,
         playlist_knn.MODEL,
         popularity.MODEL,
+        ranker.MODEL,
         title.MODEL,
         uniform.MODEL,
     )
