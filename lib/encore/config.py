@@ -175,7 +175,7 @@ class RankerConfig(Section):
         "time and memory of fitting.",
     )
     least_queries: int = Field(
-        ge=5, description="With fewer playlists in the trial, nothing is learned, and the order is that of `fusion`."
+        ge=2, description="With fewer playlists in the trial, nothing is learned, and the order is that of `fusion`."
     )
     ablation: bool = Field(
         description="Measure how much each group of features contributes, by fitting once more without each."

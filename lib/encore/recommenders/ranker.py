@@ -58,9 +58,10 @@ _EVERY: Final = 10
 class Ranker:
     """Arrays: those of Trees; `album_of` int32 (M,); `logs` float32, see Catalogue.
 
-    How it decides, NaN if not measured: `importance` float64 (F,): the gain of each of FEATURES in all trees; and of
-    the queries that were held out, the mean R-precision and NDCG, with all features `held_out` float64 (2,), by fusion
-    `held_out_fusion` float64 (2,), and without each of GROUPS `ablation` float64 (G, 2).
+    How it decides, NaN if not measured: `importance` float64 (F,): the gain of each of FEATURES in all trees; and, for
+    the trial, each half with trees that were fitted to the other, the mean R-precision and NDCG: `held_out` float64
+    (2,) with all features, `held_out_fusion` float64 (2,) of fusion, and `ablation` float64 (G, 2) without each of
+    GROUPS.
     """
 
     def __init__(self, arrays: NamedArrays, config: RecommendConfig, parts: Parts) -> None:
@@ -119,11 +120,16 @@ def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools
     settings = settings.model_copy(update={"trees": crossed.n_trees})
     if settings.ablation:
         arrays["ablation"] = ablation(examples, settings, config.seed)
-    if crossed.measured[1] > fused[1]:
+    if _is_better(crossed.measured, fused):
         rows, is_hit, weights, _ = examples.sample
         found = fit_trees(rows, is_hit, weights, settings, config.seed)
         arrays |= {**found.trees.arrays, "importance": found.gains}
     return arrays
+
+
+def _is_better(found: NDArray[np.float64], fused: NDArray[np.float64]) -> bool:
+    """Whether a mean R-precision and NDCG are better than those of fusion, by NDCG, which depends on more ranks."""
+    return bool(found[1] > fused[1])
 
 
 MODEL = Model(

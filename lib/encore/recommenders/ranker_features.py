@@ -29,9 +29,8 @@ I64 = NDArray[np.int64]
 RECENT: Final = 5
 """How many of the last seeds are recent."""
 
-GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    **{part: (f"{part}_score", f"{part}_z", f"{part}_rank") for part in PARTS},
-    "fusion": ("fusion_score", "fusion_z", "fusion_rank"),
+_SCORES: Final = {part: (f"{part}_score", f"{part}_z", f"{part}_rank") for part in (*PARTS, "fusion")}
+_OTHERS: Final = {
     "popularity": ("popularity", "popularity_z", "popularity_to_seeds"),
     "artists_and_albums": (
         "artist_share",
@@ -45,9 +44,14 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "query": ("seeds", "artists_of_seeds"),
 }
-"""The features by what they are made of, for the ablation: each is in one group."""
-FEATURES: Final[tuple[str, ...]] = tuple(name for group in GROUPS.values() for name in group)
+FEATURES: Final[tuple[str, ...]] = tuple(name for group in (_SCORES | _OTHERS).values() for name in group)
 """The names of the features, in the order of the columns."""
+GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    **_SCORES,
+    "all_models": tuple(name for group in _SCORES.values() for name in group),
+    **_OTHERS,
+}
+"""The features by what they are made of, for the ablation. `all_models` are those of each model and of fusion."""
 
 
 @dataclass(frozen=True, eq=False)

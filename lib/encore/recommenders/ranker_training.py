@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
     def where(self, mask: Mask) -> Rows:
         """Some of them."""
-        return Rows(*(array[mask] for array in self))
+        return Rows(self.rows[mask], self.is_hit[mask], self.weights[mask], self.folds[mask])
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,8 @@ class Crossed(NamedTuple):
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
-    return Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    rows, is_hit, weights, folds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Rows(rows, is_hit, weights, folds)
 
 
 def ablation(examples: Examples, settings: RankerConfig, seed: int) -> F64:

@@ -15,7 +15,20 @@ from encore.recommenders.base import FittedModel, Queries, Tools, TrainingData
 from encore.recommenders.registry import with_parts
 from encore.recommenders.training import take_trial
 
-_ALL = load_config("local", ["recommend.query_block=3", "recommend.item_block=8", "recommend.index_items=1000"])
+_ALL = load_config(
+    "local",
+    [
+        "recommend.query_block=3",
+        "recommend.item_block=8",
+        "recommend.index_items=1000",
+        # so few that they can be fitted to the trial of so few playlists
+        "recommend.ranker.least_queries=2",
+        "recommend.ranker.least_in_leaf=2",
+        "recommend.ranker.trees=4",
+        # fewer than there are tracks, so that others follow
+        "recommend.ranker.candidates=40",
+    ],
+)
 CONFIG = _ALL.recommend
 SPLIT = _ALL.split
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
 from encore.errors import ConfigError
 from encore.lake.tables import HOLDOUT, TRACKS, Table, arrow_schema
-from encore.recommenders import base
+from encore.recommenders import base, ranker
 from encore.recommenders.base import NO_PID, FittedModel, Queries, TrainingData, recommend
 from encore.recommenders.registry import MODELS, model, with_parts
 from encore.recommenders.training import training_data
@@ -57,6 +58,8 @@ class Traits:
     uses_seeds: bool = True
     counts_repeats: bool = False
     """A seed that is given twice counts twice."""
+    uses_order: bool = False
+    """The last seeds count more than the first."""
     leaves_out_exactly: bool = True
     """Leaving a playlist out gives the very numbers of a model that was trained without it."""
 
@@ -88,6 +91,12 @@ TRAITS = {
         ranks_everything=True,
         uses_seeds=False,
     ),
+    "ranker": Traits(
+        not_its_own_row="orders what fusion recommends, which does not leave it out",
+        ranks_everything=True,
+        uses_titles=True,
+        uses_order=True,
+    ),
     "title": Traits(uses_titles=True, uses_seeds=False, leaves_out_exactly=False),
 }
 """Lists every model."""
@@ -111,12 +120,24 @@ def some_queries() -> list[Query]:
     return [*own, *part, (NO_PID, [], None), (NO_PID, [], "rock"), (NO_PID, [17], None), (5, [40, 2, 31], "rap")]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def trees_are_kept() -> Iterator[None]:
+    """So few playlists do not show that the ranker's trees are better than fusion; otherwise it would have none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranker, "_is_better", lambda found, fused: True)
+        yield
+
+
 def test_every_model_declares_its_traits() -> None:
     assert set(TRAITS) == set(MODELS)
     assert all(entry.name == name for name, entry in MODELS.items())
     for entry in with_parts(MODELS):
         assert set(entry.settings) <= set(RecommendConfig.model_fields)
         assert set(entry.needs) <= set(TrainingData.__dataclass_fields__) - {"n_tracks", "orphaned"}
+
+
+def test_the_ranker_has_trees() -> None:
+    assert len(fitted("ranker").arrays["leaf_values"])
 
 
 # --- lists ------------------------------------------------------------------------------------------------------
@@ -161,7 +182,9 @@ def test_a_longer_list_starts_with_the_shorter_one(name: str) -> None:
 def test_order_repeats_and_unknown_tracks_do_not_matter(name: str) -> None:
     expected = ask(fitted(name), [(8, [1, 2, 3, 20], "rap")], 10)
     repeats = [] if TRAITS[name].counts_repeats else [2, 2]
-    assert ask(fitted(name), [(8, [20, 1, 3, N_TRACKS, 2, 2**31 - 1, -1, *repeats], "rap")], 10) == expected
+    order = [1, 2, 3, 20] if TRAITS[name].uses_order else [20, 1, 3, 2]
+    given = [*order[:3], N_TRACKS, order[3], 2**31 - 1, -1, *repeats]
+    assert ask(fitted(name), [(8, given, "rap")], 10) == expected
     unknown = ask(fitted(name), [(8, [N_TRACKS + 1], None)], 10)
     assert unknown == ask(fitted(name), [(8, [], None)], 10)
 
@@ -362,7 +385,7 @@ def test_partitions_of_the_tables_do_not_matter(name: str) -> None:
     assert one.arrays.keys() == many.arrays.keys()
     for key, array in one.arrays.items():
         assert array.dtype == many.arrays[key].dtype
-        assert np.array_equal(array, many.arrays[key])
+        np.testing.assert_array_equal(array, many.arrays[key])
     assert ask(one, some_queries(), 9) == ask(many, some_queries(), 9)
 
 
