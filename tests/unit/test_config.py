@@ -273,7 +273,7 @@ def test_a_setting_cannot_be_changed() -> None:
 def test_flat_has_every_setting_by_its_path() -> None:
     flat = load_config("local", ["vectors.weights.key=2"]).flat()
     assert flat["env"] == "local"
-    assert flat["recommend.models"][0] == "fusion"
+    assert flat["recommend.models"][0] == "ranker"
     assert flat["vectors.weights.key"] == 2
     assert flat["features.columns"] == {}
     assert flat["spark.settings.spark.ui.enabled"] == "false"

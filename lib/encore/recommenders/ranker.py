@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
-from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+from encore.evaluation.explanation import Ablation, Explanation
+from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.fusion import PARTS
 from encore.recommenders.ranker_features import (
     FEATURES,
@@ -58,8 +59,8 @@ _EVERY: Final = 10
 class Ranker:
     """Arrays: those of Trees; `album_of` int32 (M,); `logs` float32, see Catalogue.
 
-    How it decides, NaN if not measured: `importance` float64 (F,): the gain of each of FEATURES in all trees; and, for
-    the trial, each half with trees that were fitted to the other, the mean R-precision and NDCG: `held_out` float64
+    How it decides: `importance` float64 (F,): the gain of each of FEATURES in all trees; and, for the trial, each half
+    with trees that were fitted to the other, the mean R-precision and NDCG, NaN if not measured: `held_out` float64
     (2,) with all features, `held_out_fusion` float64 (2,) of fusion, and `ablation` float64 (G, 2) without each of
     GROUPS.
     """
@@ -105,7 +106,7 @@ def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools
         **Trees.none().arrays,
         "album_of": train.album_of,
         "logs": logs,
-        "importance": np.full(len(FEATURES), np.nan),
+        "importance": np.zeros(len(FEATURES)),
         "held_out": np.full(2, np.nan),
         "held_out_fusion": np.full(2, np.nan),
         "ablation": np.full((len(GROUPS), 2), np.nan),
@@ -132,6 +133,18 @@ def _is_better(found: NDArray[np.float64], fused: NDArray[np.float64]) -> bool:
     return bool(found[1] > fused[1])
 
 
+def explain(arrays: NamedArrays) -> Explanation:
+    """The importance of the features, and the ablation if it was measured."""
+    importances = dict(zip(FEATURES, arrays["importance"].tolist(), strict=True))
+    r_precision, ndcg = arrays["held_out"].tolist()
+    ablations = tuple(
+        Ablation(group, features, *measured)
+        for (group, features), measured in zip(GROUPS.items(), arrays["ablation"].tolist(), strict=True)
+        if not np.isnan(measured).any()
+    )
+    return Explanation(importances, (r_precision, ndcg), ablations)
+
+
 MODEL = Model(
     name="ranker",
     needs=("trial", "album_of"),
@@ -139,4 +152,11 @@ MODEL = Model(
     load=Ranker,
     settings=("fusion", "ranker", "seed"),
     parts=("interactions", *PARTS, "fusion"),
+    tunable={
+        "candidates": Space(300, 2000, is_log=True),
+        "learning_rate": Space(0.02, 0.2, is_log=True),
+        "leaves": Space(4, 31),
+        "least_in_leaf": Space(20, 1000, is_log=True),
+    },
+    explain=explain,
 )
