@@ -320,7 +320,7 @@ class TuneConfig(Section):
 
     path: str = Field(description="Local folder of the studies, which `encore tune` continues when called again.")
     playlists: int = Field(
-        ge=1, description="Training playlists that trials are judged by: at most this many, and a twentieth of all."
+        ge=1, description="Training playlists that trials are judged by: at most this many, and a tenth of all."
     )
 
 
