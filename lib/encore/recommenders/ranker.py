@@ -16,11 +16,12 @@ whether they are better than `fusion` at all (if not, there are none), and it sh
 without a group of features. Then trees are fitted to all queries. The weights of `fusion`, which are few, were chosen
 on the same trial, so the features that it gives are a little better there than elsewhere.
 
-Cost: in addition to that of `fusion`, T * L comparisons for T trees of L leaves for each candidate; for 700 candidates,
-200 trees and 15 leaves, 1 ms a query, of which 0.6 ms are features. Fitting asks the models for the candidates of the Q
-queries of the trial, and takes O(rows * features) for each tree; the ablation fits once more for each group. Memory: of
-fitting, 250 bytes for each of `rows` rows and each candidate of the held-out queries; of a fitted model, 4 M bytes
-and 450 for each tree, mapped. Neither depends on the number N of playlists, except by the models that are fused.
+Cost: in addition to that of `fusion`, T * L comparisons for T trees of L leaves, eight at a time, and F features, for
+each candidate; with 1,000 candidates, 200 trees and 15 leaves, 0.6 ms a query for the trees and 1 ms for the features.
+Fitting asks the models for the candidates of the Q queries of the trial, and takes O(rows * F) for each tree; the
+ablation fits once more for each group. Memory: of fitting, 250 bytes for each of `rows` rows and 120 for each candidate
+of at most 2,000 queries that are measured; of a fitted model, 4 M bytes for M tracks and 450 for each tree, mapped.
+None of this depends on the number N of playlists, only the models that are fused do.
 """
 
 from __future__ import annotations
