@@ -315,6 +315,20 @@ def test_trees_that_are_no_better_than_fusion_are_not_used() -> None:
     assert rows(recommend(there, asked, 30)) == rows(recommend(fused, asked, 30))
 
 
+def test_what_is_learned_by_heart_is_not_measured() -> None:
+    """Each half is measured with the trees of the other: hidden tracks without a rule cannot be found."""
+    asked = by_artist().queries
+    rng = np.random.default_rng(4)
+    trial = Trial(
+        asked, Ragged.from_lists([rng.choice(CANDIDATES, 4, replace=False).tolist() for _ in range(len(asked))])
+    )
+    settings = SMALL.ranker.model_copy(update={"least_in_leaf": 1, "leaves": 32, "trees": 60})
+    drawn = Examples.of(learned()[0]._source, trial, settings, 1)
+    found = fit_trees(drawn.sample.rows, drawn.sample.is_hit, drawn.sample.weights, settings, 1)
+    assert drawn.measure(found.trees.margins(drawn.measured.rows))[0] > 0.5
+    assert drawn.crossed(settings, 1, stop_early=False).measured[0] < 0.1
+
+
 def test_what_follows_the_candidates_is_in_the_order_of_fusion() -> None:
     there, fused = learned()
     asked = by_artist().queries.slice(0, 5)
