@@ -61,6 +61,7 @@ def run(lake: Path, raw: Path, session: Session, sample: int | None, *more: str)
     return {result.name: result.status for result in results}
 
 
+@pytest.mark.slow
 def test_any_order_of_samples_gives_the_rows_of_a_fresh_run(
     whole: Path, generated: Path, session: Session, tmp_path: Path
 ) -> None:
