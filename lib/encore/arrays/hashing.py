@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -63,3 +64,11 @@ def mix(seed: int, *columns: NDArray[Any]) -> U64:
     for column in columns:
         state = extend(state, column)
     return state
+
+
+def order(seed: int, keys: NDArray[Any]) -> I64:
+    """The positions of integer keys (n,) by their hashes, equal keys by position: the first ones are a uniform sample.
+
+    Which keys come first does not depend on the order of `keys`, and a larger sample contains a smaller one.
+    """
+    return np.argsort(mix(seed, keys), kind="stable")

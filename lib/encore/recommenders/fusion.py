@@ -53,7 +53,7 @@ class Fusion:
 
     def __init__(self, arrays: NamedArrays, config: RecommendConfig, parts: Parts) -> None:
         self.arrays = arrays
-        self._parts = [*(parts[name] for name in PARTS), Popularity(arrays, config, parts)]
+        self._parts = fused_models(arrays, config, parts)
         self._depth = config.fusion.depth
 
     def candidates(self, queries: Queries, n: I64) -> Ranked:
@@ -65,6 +65,11 @@ class Fusion:
             scores = weighted(union, self.arrays["weights"][buckets_of(own)])
             found.append(best(union.ids, scores, n[start : start + _QUERIES]))
         return Ranked.concat(found)
+
+
+def fused_models(popular: NamedArrays, config: RecommendConfig, parts: Parts) -> list[FittedModel]:
+    """The models that are combined, in the order of the weights; `popular`: arrays with those of Popularity."""
+    return [*(parts[name] for name in PARTS), Popularity(popular, config, parts)]
 
 
 def union_of(parts: Sequence[FittedModel], queries: Queries, n: I64) -> Union:
@@ -95,7 +100,7 @@ def buckets_of(queries: Queries) -> I64:
 def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools) -> NamedArrays:
     """Choose the weights of each bucket by a coordinate search. Without a trial, all parts weigh the same."""
     popular = ranked_by(parts["interactions"].counts, train.listed)
-    fused = [*(parts[name] for name in PARTS), Popularity(popular, config, parts)]
+    fused = fused_models(popular, config, parts)
     weights = np.full((len(BUCKETS), len(fused)), 1 / len(fused), np.float32)
     if train.trial is None or not len(train.trial.queries):
         return {"weights": weights, **popular}

@@ -17,8 +17,7 @@ from encore.arrays.ragged import Ragged
 from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
 from encore.recommenders.base import FittedModel, Parts, Queries
-from encore.recommenders.fusion import PARTS, buckets_of, union_of, weighted
-from encore.recommenders.popularity import Popularity
+from encore.recommenders.fusion import PARTS, buckets_of, fused_models, union_of, weighted
 from encore.recommenders.union import Union, best
 
 F32 = NDArray[np.float32]
@@ -93,8 +92,7 @@ class Source:
         fused, depth = parts["fusion"].arrays, config.fusion.depth
         artist_of = parts["artist"].arrays["artist_of"]
         catalogue = Catalogue(artist_of, album_of, parts["interactions"].counts, logs, last=depth + 1)
-        models = [*(parts[name] for name in PARTS), Popularity(fused, config, parts)]
-        return cls(models, fused["weights"], depth, catalogue)
+        return cls(fused_models(fused, config, parts), fused["weights"], depth, catalogue)
 
     def union(self, queries: Queries, n: I64) -> tuple[Union, F32]:
         """What all models recommend for at most some hundred queries, at least n[i] tracks if there are as many, and

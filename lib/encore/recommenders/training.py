@@ -123,7 +123,7 @@ def take_trial(
         left = [None if kind != NO_KIND else title for kind, title in zip(kinds.tolist(), titles, strict=True)]
         shown = [titles[i] if KINDS[kinds[i]].has_title else None for i in chosen.tolist()]
     else:
-        chosen = np.sort(among[np.lexsort((pids[among], hashing.mix(seed, pids[among])))[:n]])
+        chosen = np.sort(among[hashing.order(seed, pids[among])[:n]])
         train, test = split(pids[chosen], lists.take(chosen), seed=seed, fraction=settings.fraction)
         hidden = np.zeros(len(pids), np.bool_)
         hidden[chosen] = True

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encore.arrays.hashing import mix
+from encore.arrays import hashing
 from encore.arrays.ragged import Ragged
 from encore.mpd.published import PUBLISHED, normalised_title
 from encore.vocabulary import FEATURES, RANGES
@@ -119,9 +119,7 @@ def key_figures(playlists: pa.Table, counts: I64, artist_rows: I64, n_albums: in
 
 def sample_pids(pids: I64, n: int) -> I64:
     """At most n of the pids, sorted: those with the smallest hashes, a uniform sample that is always the same."""
-    pids = np.sort(pids)
-    hashes = mix(SAMPLE_SEED, pids) if len(pids) else np.empty(0, np.uint64)
-    return np.sort(pids[np.argsort(hashes, kind="stable")[:n]])
+    return np.sort(pids[hashing.order(SAMPLE_SEED, pids)[:n]])
 
 
 def top(counts: I64, n: int) -> I64:

@@ -33,7 +33,7 @@ def assign_kinds(pids: I64, lengths: I64, is_titled: NDArray[np.bool_], wanted: 
     """
     kinds = np.full(len(pids), NO_KIND, np.int8)
     total = n_evaluated(len(pids), wanted)
-    order = np.lexsort((pids, hashing.mix(seed, pids)))
+    order = hashing.order(seed, pids)
     for i in reversed(range(len(KINDS))):
         kind = KINDS[i]
         quota = total // len(KINDS) + (i < total % len(KINDS))

@@ -25,8 +25,7 @@ _SEED: Final = 0xE7A15A
 
 def sample(pids: I64, n: int, *, seed: int) -> I64:
     """The sample of n of these playlists, or of all of them if there are fewer: sorted pids."""
-    order = np.lexsort((pids, hashing.mix(seed ^ _SEED, pids)))
-    return np.sort(pids[order[:n]])
+    return np.sort(pids[hashing.order(seed ^ _SEED, pids)[:n]])
 
 
 def sample_settings(config: Config) -> list[int] | None:
