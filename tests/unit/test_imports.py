@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("evaluation", "features", "mpd", "search", "splits"),
     ("importing", "recommenders", "reports", "synthetic"),
+    ("serving",),
     ("jobs", "tuning"),
     ("aws",),
     ("cli",),
@@ -49,6 +50,7 @@ WITHOUT_SPARK = (
     "encore.runtime.graph",
     "encore.runtime.provenance",
     "encore.search",
+    "encore.serving",
     "encore.splits",
     "encore.synthetic",
 )

@@ -1,0 +1,96 @@
+"""Recommendations of a bundle's models: the same rows as the job `recommend` writes for the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encore.arrays.ragged import Ragged
+from encore.recommenders.base import NO_PID, FittedModel, Queries, recommend
+from encore.recommenders.reasons import Reason, reasons
+from encore.recommenders.registry import MODELS
+from encore.serving.bundle import Bundle
+from encore.serving.catalogue import Catalogue
+
+EXPLAINERS: Final = ("adjacency", "item_knn")
+"""The models of which the first that is part of the bundle says why, since it is asked once for each seed and fast."""
+
+
+@dataclass(frozen=True)
+class Playlist:
+    """A playlist to continue: URIs or ids of tracks in its order, title, and pid if the model was trained on it."""
+
+    tracks: Sequence[str]
+    title: str | None = None
+    pid: int = NO_PID
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The recommendations for a playlist: `ids` int32 (n,), best first, `scores` float32 (n,), and how many of the
+    playlist's distinct tracks are `unknown`."""
+
+    ids: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    unknown: int
+
+
+class Scorer:
+    """The models of a bundle, ready to be asked from several threads at a time.
+
+    `name`: of the model that answers if none is named; `models`: it, and the models that it is made of, by name.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self.name = bundle.manifest.model
+        self.catalogue = Catalogue(bundle.catalogue())
+        self.models: dict[str, FittedModel] = {name: model for name, model in bundle.models().items() if name in MODELS}
+
+    @classmethod
+    def open(cls, folder: Path) -> Scorer:
+        """From the folder of a bundle. Raises InputError if it is not complete."""
+        return cls(Bundle(folder))
+
+    def recommend(self, playlists: Sequence[Playlist], k: int, model: str | None = None) -> list[Row]:
+        """At most k tracks for each playlist, by `recommenders.base.recommend`; `model`: one of `models`.
+
+        Raises KeyError for another model, ValueError if k is less than 1.
+        """
+        queries, unknown = self._queries(playlists)
+        found = recommend(self.models[model or self.name], queries, k)
+        scores = Ragged(found.ids.offsets, found.scores)
+        return [Row(found.ids[i], scores[i], unknown[i]) for i in range(len(playlists))]
+
+    def _queries(self, playlists: Sequence[Playlist]) -> tuple[Queries, list[int]]:
+        rows, unknown = [], []
+        for playlist in playlists:
+            distinct = list(dict.fromkeys(playlist.tracks))
+            ids = self.catalogue.ids_of(distinct)
+            rows.append(ids[ids >= 0].tolist())
+            unknown.append(int((ids < 0).sum()))
+        pids = np.array([playlist.pid for playlist in playlists], np.int64)
+        return Queries(pids, Ragged.from_lists(rows), [playlist.title for playlist in playlists]), unknown
+
+    def explain(self, playlist: Playlist, tracks: NDArray[np.int32], model: str | None = None) -> list[Reason | None]:
+        """Why each of some tracks is recommended; see `recommenders.reasons`. Costs a query for each known seed."""
+        queries, _ = self._queries([playlist])
+        name = next((name for name in EXPLAINERS if name in self.models), model or self.name)
+        return reasons(self.models[name], queries.seeds[0].tolist(), playlist.title, tracks)
+
+    def warm_up(self) -> None:
+        """Load and call all compiled code, so that the first request does not wait for it."""
+        if len(self.catalogue):
+            popular = int(np.argmax(self.catalogue.arrays["popularity"]))
+            for name in self.models:
+                self.recommend([Playlist([self.catalogue.uri(popular)], "warm up")], 1, name)
+
+
+def shown(row: Row, catalogue: Catalogue) -> dict[str, Any]:
+    """A row as a prediction of the protocols: `tracks`, URIs, and `scores`, numbers."""
+    return {"tracks": catalogue.uris(row.ids), "scores": row.scores.tolist()}

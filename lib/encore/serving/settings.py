@@ -1,0 +1,75 @@
+"""Settings of the scorer. In a container they come from environment variables, elsewhere from the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+from encore.errors import ConfigError
+
+PREFIX: Final = "ENCORE_SERVE_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the scorer does with a request, and where its model comes from.
+
+    The environment variable of a field is ENCORE_SERVE_ and its name in capitals. Fields are those of the section
+    `serve` of the configuration, which documents them.
+    """
+
+    model: str = ""
+    """A folder with a bundle, or models:/encore-ranker@champion or models:/encore-ranker/3 in the registry."""
+    registry: str = ""
+    """http(s):// address of the MLflow server with the registry."""
+    cache: str = "data/serve"
+    """Folder of downloaded bundles."""
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str = ""
+    """If set, requests to the APIs need the header `Authorization: Bearer TOKEN`."""
+    max_body_bytes: int = 1_000_000
+    max_seeds: int = 10_000
+    """Tracks of a playlist."""
+    max_playlists: int = 256
+    """Playlists of a request."""
+    max_k: int = 500
+    threads: int = 2
+    """Requests that are computed at a time."""
+    max_waiting: int = 64
+    """Requests that wait for a thread; further ones are answered with 503."""
+    seconds: float = 10.0
+    """A request that has not been answered after this time is answered with 503."""
+    drain_seconds: float = 20.0
+    """After SIGTERM, requests have this long to be answered."""
+    embed: bool = False
+    """Whether the page may show Spotify's player, which loads content from open.spotify.com."""
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """From environment variables. Raises ConfigError for an unknown name or a value of the wrong type."""
+        known = {field.name: field for field in fields(cls)}
+        values: dict[str, object] = {}
+        for name, text in environment.items():
+            if not name.startswith(PREFIX):
+                continue
+            field = known.get(name.removeprefix(PREFIX).lower())
+            if field is None:
+                raise ConfigError(f"{name}: no such setting", remedy=f"known: {', '.join(sorted(known))}")
+            values[field.name] = _parsed(name, text, str(field.type))
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _parsed(name: str, text: str, kind: str) -> object:
+    if kind == "str":
+        return text
+    if kind == "bool":
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ConfigError(f"{name}: expected true or false, found {text!r}")
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise ConfigError(f"{name}: expected a number, found {text!r}") from None

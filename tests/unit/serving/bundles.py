@@ -1,0 +1,48 @@
+"""Small bundles, made without Spark and without a lake."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from encore import temporary
+from encore.recommenders.registry import with_parts
+from encore.serving import bundle, catalogue
+from tests.unit.recommenders.cases import CONFIG, TRAIN, fitted
+
+URIS = [f"spotify:track:{i:022d}" for i in range(TRAIN.n_tracks)]
+
+
+@lru_cache
+def small_bundle(model: str = "ranker") -> Path:
+    """The folder of a bundle of a model that was fitted on the training data of the contract tests."""
+    arrays: dict[str, dict[str, Path]] = {}
+    source = Path(temporary.new_folder("arrays"))
+    for entry in with_parts([model]):
+        own = source / entry.name
+        own.mkdir()
+        arrays[entry.name] = {}
+        for name, array in fitted(entry.name).arrays.items():
+            np.save(own / f"{name}.npy", array)
+            arrays[entry.name][name] = own / f"{name}.npy"
+    folder = Path(temporary.new_folder("bundle")) / model
+    bundle.write(
+        folder,
+        model=model,
+        arrays=arrays,
+        catalogue=catalogue.build(
+            URIS,
+            [f"Track {i}" for i in range(TRAIN.n_tracks)],
+            [None if a < 0 else f"Artist {a}" for a in TRAIN.artist_of],
+            TRAIN.counts,
+        ),
+        fingerprints={name: f"of-{name}" for name in arrays},
+        settings=CONFIG.model_dump(mode="json"),
+        versions={"tracks": 0, "holdout": 0},
+        table_ids={"tracks": "t", "holdout": "h"},
+        n_tracks=TRAIN.n_tracks,
+        created="2026-01-01T00:00:00+00:00",
+    )
+    return folder

@@ -1,0 +1,41 @@
+"""The scorer answers what the models answer, and a damaged bundle is not opened."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from encore.arrays.ragged import Ragged
+from encore.errors import InputError
+from encore.recommenders.base import Queries, recommend
+from encore.serving.bundle import Bundle, verify
+from encore.serving.scorer import Playlist, Scorer
+from tests.unit.recommenders.cases import fitted
+from tests.unit.serving.bundles import URIS, small_bundle
+
+
+@pytest.mark.parametrize("model", ["ranker", "fusion", "ials", "adjacency"])
+def test_rows_are_those_of_the_model(model: str) -> None:
+    scorer = Scorer.open(small_bundle())
+    (row,) = scorer.recommend([Playlist([URIS[3], URIS[17], "spotify:track:" + "z" * 22], "Rock")], 10, model)
+    expected = recommend(fitted(model), Queries.of(Ragged.from_lists([[3, 17]]), titles=["Rock"]), 10)
+    assert row.ids.tolist() == expected.ids[0].tolist()
+    assert row.scores.tolist() == expected.scores.tolist()
+    assert row.unknown == 1
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(small_bundle(), folder)
+    verify(folder)
+    path = folder / "models" / "ials" / "vectors.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"ials/vectors\.npy"):
+        verify(folder)
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="bytes, found"):
+        Bundle(folder)
