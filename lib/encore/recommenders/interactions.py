@@ -5,9 +5,11 @@ It is no model of its own: it is fitted and stored once, and mapped by all model
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +79,34 @@ class Interactions:
     def run(self, loop: Callable[..., None], n: NDArray[np.int64], *arguments: object) -> Ranked:
         """The results of a compiled loop over queries: at most n[i] tracks for query i.
 
-        `arguments` come before the results, with which all loops end. Memory: 8 bytes per result, and the loop's.
+        `arguments` come before the workspace and the results, with which all loops end. Memory: 8 bytes per result, 12
+        bytes per track in each thread that has called it, and the loop's.
         """
         room = offsets_of(np.minimum(n, self.n_tracks))
         ids, scores = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
         lengths = np.zeros(len(n), np.int64)
-        loop(*arguments, room, ids, scores, lengths)
+        loop(*arguments, *_workspace(self.n_tracks), room, ids, scores, lengths)
         return Ranked.packed(room, lengths, ids, scores)
+
+
+class _Workspaces(threading.local):
+    """The workspace of this thread; `scores` is all 0 between two calls."""
+
+    arrays: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]] | None = None
+
+
+_WORKSPACES = _Workspaces()
+
+
+def _workspace(n_tracks: int) -> tuple[NDArray[Any], ...]:
+    """The arguments `scores` float32 (n_tracks,), `touched` int32 (n_tracks + 1,), `weighted` float32 (n_tracks,) and
+    `counts` int32 of loops: the same ones for every call by a thread, unless the number of tracks is another."""
+    found = _WORKSPACES.arrays
+    if found is None or len(found[0]) != n_tracks:
+        scores, touched = np.zeros(n_tracks, np.float32), np.empty(n_tracks + 1, np.int32)
+        found = (scores, touched, np.empty(n_tracks, np.float32), np.zeros(load_loops().BUCKETS, np.int32))
+        _WORKSPACES.arrays = found
+    return found
 
 
 @lru_cache(maxsize=1)

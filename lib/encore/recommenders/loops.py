@@ -4,10 +4,13 @@ Import only through `interactions.load_loops`: numba is slow to import, and impo
 
 Each query is computed by one thread, in a fixed order: its seeds by id, their playlists by pid, the tracks of each in
 playlist order. So a row does not depend on the other queries, on block sizes or on threads. Accumulators are as large
-as the catalogue or the number of playlists, never as large as both multiplied, and are reused from query to query.
+as the catalogue or the number of playlists, never as large as both multiplied, and are reused from query to query; the
+largest are made once for each thread, because for a single query the system would take longer to clear them than the
+loop to run.
 
 Arguments that all loops share: `seeds` and `seed_offsets`, the queries' seeds; `own`, for each query the row of its own
-playlist or -1; `offsets`, `tracks`, `track_offsets`, `rows` and `places`, the arrays of Interactions; `room`, the
+playlist or -1; `offsets`, `tracks`, `track_offsets`, `rows` and `places`, the arrays of Interactions; `scores`,
+`touched`, `weighted` and `counts`, the workspace, with `scores` and `counts` all 0 before and after; `room`, the
 offsets of the queries' results in `out_ids` and `out_scores`; `lengths`, to which the numbers of results are written.
 Weights that depend on a count are tables by count. An own playlist is left out of all counts.
 """
@@ -21,7 +24,7 @@ from numba import njit, types
 
 _COMPILED = {"cache": True, "nogil": True}
 _DROPPED_BITS = 16
-_BUCKETS = 1 << (32 - _DROPPED_BITS - 1)
+BUCKETS = 1 << (32 - _DROPPED_BITS - 1)
 
 
 def _array(element, *, is_result=False):
@@ -34,6 +37,7 @@ _N = types.int64
 _QUERIES = (_I32, _I64, _I32)
 _LISTS = (_I64, _I32, _I64)
 _RESULTS = (_I64, *(_array(element, is_result=True) for element in (types.int32, types.float32, types.int64)))
+_WORK = tuple(_array(element, is_result=True) for element in (types.float32, types.int32, types.float32, types.int32))
 
 
 # --- parts ----------------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def select(scores, ids, n_ids, n, counts, out_ids, out_scores):
     decides by score and id.
     """
     bits = scores.view(np.uint32)
-    bottom, top = _BUCKETS, 0
+    bottom, top = BUCKETS, 0
     for t in range(n_ids):
         if scores[t] > 0:
             bucket = np.int64(bits[t] >> np.uint32(_DROPPED_BITS))
@@ -145,7 +149,7 @@ def select(scores, ids, n_ids, n, counts, out_ids, out_scores):
 # --- loops over queries -----------------------------------------------------------------------------------------
 
 
-@njit(types.void(*_QUERIES, *_LISTS, _I32, _I16, _F32, _F32, _F32, _N, *_RESULTS), **_COMPILED)
+@njit(types.void(*_QUERIES, *_LISTS, _I32, _I16, _F32, _F32, _F32, _N, *_WORK, *_RESULTS), **_COMPILED)
 def adjacency(
     seeds,
     seed_offsets,
@@ -159,6 +163,10 @@ def adjacency(
     track_weight,
     closeness,
     postings,
+    scores,
+    touched,
+    weighted,
+    counts,
     room,
     out_ids,
     out_scores,
@@ -166,9 +174,6 @@ def adjacency(
 ):
     """Positional co-occurrence; see recommenders.adjacency. `closeness[d]`: the weight of a track at distance d."""
     n_tracks, reach = len(track_offsets) - 1, len(closeness) - 1
-    scores, touched = np.zeros(n_tracks, np.float32), np.empty(n_tracks + 1, np.int32)
-    weighted = np.empty(n_tracks, np.float32)
-    counts = np.zeros(_BUCKETS, np.int32)
     for q in range(len(lengths)):
         n_touched = 0
         for seed in known_tracks(seeds[seed_offsets[q] : seed_offsets[q + 1]], n_tracks):
@@ -191,7 +196,7 @@ def adjacency(
         lengths[q] = select(weighted, touched, n_touched, b - a, counts, out_ids[a:b], out_scores[a:b])
 
 
-@njit(types.void(*_QUERIES, *_LISTS, _I32, _F32, _F32, _F32, _N, _N, _N, *_RESULTS), **_COMPILED)
+@njit(types.void(*_QUERIES, *_LISTS, _I32, _F32, _F32, _F32, _N, _N, _N, *_WORK, *_RESULTS), **_COMPILED)
 def neighbours(
     seeds,
     seed_offsets,
@@ -206,6 +211,10 @@ def neighbours(
     n_neighbours,
     power,
     postings,
+    scores,
+    touched,
+    weighted,
+    counts,
     room,
     out_ids,
     out_scores,
@@ -213,12 +222,9 @@ def neighbours(
 ):
     """Tracks of similar playlists; see recommenders.playlist_knn and item_knn. n_neighbours 0: all playlists."""
     n_tracks, n_rows = len(track_offsets) - 1, len(offsets) - 1
-    scores, touched = np.zeros(n_tracks, np.float32), np.empty(n_tracks + 1, np.int32)
-    weighted = np.empty(n_tracks, np.float32)
     similar, reached = np.zeros(n_rows, np.float32), np.empty(n_rows + 1, np.int32)
     weights, best = np.empty(n_rows, np.float32), np.empty(n_neighbours, np.int32)
     best_weights = np.empty(n_neighbours, np.float32)
-    counts = np.zeros(_BUCKETS, np.int32)
     for q in range(len(lengths)):
         n_reached = 0
         for seed in known_tracks(seeds[seed_offsets[q] : seed_offsets[q + 1]], n_tracks):
@@ -251,7 +257,7 @@ def neighbours(
         lengths[q] = select(weighted, touched, n_touched, b - a, counts, out_ids[a:b], out_scores[a:b])
 
 
-@njit(types.void(*_QUERIES, *_LISTS, _I32, _I64, _I32, _I64, _F32, _F32, _F32, *_RESULTS), **_COMPILED)
+@njit(types.void(*_QUERIES, *_LISTS, _I32, _I64, _I32, _I64, _F32, _F32, _F32, *_WORK, *_RESULTS), **_COMPILED)
 def by_artist(
     seeds,
     seed_offsets,
@@ -266,6 +272,10 @@ def by_artist(
     seeds_weight,
     rows_weight,
     track_weight,
+    scores,
+    touched,
+    weighted,
+    counts,
     room,
     out_ids,
     out_scores,
@@ -273,9 +283,6 @@ def by_artist(
 ):
     """Tracks by the artists of the seeds; see recommenders.artist."""
     n_tracks, n_artists = len(track_offsets) - 1, len(artist_rows)
-    scores, touched = np.zeros(n_tracks, np.float32), np.empty(n_tracks + 1, np.int32)
-    weighted = np.empty(n_tracks, np.float32)
-    counts = np.zeros(_BUCKETS, np.int32)
     n_seeds, n_own = np.zeros(n_artists, np.int32), np.zeros(n_artists, np.int32)
     weight, found = np.zeros(n_artists, np.float32), np.empty(n_artists, np.int32)
     for q in range(len(lengths)):
@@ -326,7 +333,7 @@ def by_artist(
 
 
 @njit(
-    types.void(_I32, _F32, _I64, _I32, *_LISTS, _I64, _I32, _F32, _I64, _I32, _F32, _F32, _N, _N, *_RESULTS),
+    types.void(_I32, _F32, _I64, _I32, *_LISTS, _I64, _I32, _F32, _I64, _I32, _F32, _F32, _N, _N, *_WORK, *_RESULTS),
     **_COMPILED,
 )
 def by_title(
@@ -346,18 +353,19 @@ def by_title(
     track_weight,
     n_neighbours,
     power,
+    scores,
+    touched,
+    weighted,
+    counts,
     room,
     out_ids,
     out_scores,
     lengths,
 ):
     """Tracks of playlists with similar titles; see recommenders.title."""
-    n_tracks, n_titles = len(track_offsets) - 1, len(title_offsets) - 1
-    scores, touched = np.zeros(n_tracks, np.float32), np.empty(n_tracks + 1, np.int32)
-    weighted = np.empty(n_tracks, np.float32)
+    n_titles = len(title_offsets) - 1
     similar, reached = np.zeros(n_titles, np.float32), np.empty(n_titles + 1, np.int32)
     similarities = np.empty(n_titles, np.float32)
-    counts = np.zeros(_BUCKETS, np.int32)
     # one more, as the best title may have no other playlist than the own one
     best, weights = np.empty(n_neighbours + 1, np.int32), np.empty(n_neighbours + 1, np.float32)
     for q in range(len(lengths)):
