@@ -17,6 +17,7 @@ CORE = [
     "orjson==3.13.0",
     # required by pyspark's Arrow functions
     "pandas==3.1.1",
+    "prometheus-client==0.26.0",
     "psutil==7.2.2",
     "pyarrow==25.0.1",
     "pydantic==2.14.3",
