@@ -160,6 +160,28 @@ def numbered(parts: Iterable[pa.Table], column: str, n_tracks: int) -> tuple[np.
     return numbers, encoded.dictionary
 
 
+def text_rows(parts: Iterable[pa.Table], column: str, n_tracks: int) -> Ragged:
+    """The texts of a column by track: n_tracks rows of UTF-8, uint8, empty where a text is null.
+
+    `parts` have `track_id` and the column. Raises LakeError if an id is repeated or is not below n_tracks, or if a
+    track is missing.
+    """
+    schema = pa.schema([("track_id", pa.int32()), (column, pa.large_string())])
+    rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in checked_tracks(parts, n_tracks))])
+    ids = rows["track_id"].to_numpy()
+    if len(ids) < n_tracks:
+        raise damaged(TRACKS, f"{n_tracks:,} tracks", f"{len(ids):,} rows")
+    texts = pc.fill_null(rows[column], "")
+    # a chunk that begins within its buffers, or an array of no chunks, becomes one that owns them
+    array = pa.concat_arrays([pa.array([], pa.large_string()), *texts.chunks])
+    _, offsets, values = array.buffers()
+    found = Ragged(
+        np.frombuffer(offsets, np.int64, n_tracks + 1) if offsets and n_tracks else np.zeros(1, np.int64),
+        np.frombuffer(values, np.uint8) if values else np.zeros(0, np.uint8),
+    )
+    return found if (np.diff(ids) > 0).all() else found.take(np.argsort(ids))
+
+
 def features_by_track(
     tracks: Iterable[pa.Table], features: Iterable[pa.Table], n_tracks: int, dtype: DTypeLike
 ) -> np.ndarray:

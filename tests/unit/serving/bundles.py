@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from encore import temporary
+from encore.arrays.ragged import Ragged
 from encore.recommenders.registry import with_parts
 from encore.serving import bundle, catalogue
 from tests.unit.recommenders.cases import CONFIG, TRAIN, fitted
 
 URIS = [f"spotify:track:{i:022d}" for i in range(TRAIN.n_tracks)]
+
+
+def texts(rows: Sequence[str]) -> Ragged:
+    """Texts as `catalogue.build` takes them."""
+    return Ragged.from_lists([list(row.encode()) for row in rows], np.uint8)
 
 
 @lru_cache
@@ -33,9 +40,9 @@ def small_bundle(model: str = "ranker") -> Path:
         model=model,
         arrays=arrays,
         catalogue=catalogue.build(
-            URIS,
-            [f"Track {i}" for i in range(TRAIN.n_tracks)],
-            [None if a < 0 else f"Artist {a}" for a in TRAIN.artist_of],
+            texts(URIS),
+            texts([f"Track {i}" for i in range(TRAIN.n_tracks)]),
+            texts(["" if a < 0 else f"Artist {a}" for a in TRAIN.artist_of]),
             TRAIN.counts,
         ),
         fingerprints={name: f"of-{name}" for name in arrays},
