@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 CORE = [
     "boto3==1.44.5",
     "deltalake==1.6.6",
+    "httptools==0.9.0",
     "jinja2==3.1.6",
     "lightgbm==4.7.0",
     "matplotlib==3.11.2",
@@ -27,6 +28,8 @@ CORE = [
     "structlog==26.1.0",
     "tenacity==9.2.1",
     "typer==0.29.2",
+    "uvicorn==0.54.0",
+    "uvloop==0.23.0",
     "xxhash==4.1.0",
 ]
 
@@ -61,6 +64,7 @@ EXTRAS = {
     "server": ["mlflow[auth]", "psycopg2-binary==2.9.13"],
     "dev": [
         "chispa==0.12.0",
+        "httpx==0.28.1",
         "hypothesis==6.170.15",
         "mypy==2.4.1",
         "pandas-stubs==3.1.0.261029",
@@ -82,7 +86,7 @@ setup(
     python_requires=">=3.11,<3.12",
     package_dir={"": "lib"},
     packages=find_packages("lib"),
-    package_data={"encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*"]},
+    package_data={"encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*", "serving/page/**/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["encore = encore.cli.entry:main"]},

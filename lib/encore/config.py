@@ -382,6 +382,43 @@ class TrackingConfig(Section):
         return self.login or self.uri
 
 
+class ServeConfig(Section):
+    """The scorer: recommendations over HTTP by `encore serve`. In its container, settings are environment variables,
+    ENCORE_SERVE_ and the name in capitals. The token that requests must have is only such a variable,
+    ENCORE_SERVE_TOKEN."""
+
+    model: str | None = Field(
+        description="A folder with a bundle, or models:/encore-ranker@champion or models:/encore-ranker/3 in the "
+        "registry; null: the champion of the first of recommend.models that has one."
+    )
+    cache: str = Field(description="Folder of downloaded bundles.")
+    host: str = Field(description="Address to listen on; 0.0.0.0: all addresses of this machine.")
+    port: int = Field(ge=0, le=65535, description="Port to listen on; 0: any free one.")
+    max_body_bytes: int = Field(ge=1, description="Size of a request's body; larger ones are answered with 413.")
+    max_seeds: int = Field(ge=1, description="Tracks of a playlist at most.")
+    max_playlists: int = Field(ge=1, description="Playlists of a request at most.")
+    max_k: int = Field(ge=1, description="Recommendations for a playlist at most.")
+    threads: int = Field(ge=1, description="Requests that are computed at a time.")
+    max_waiting: int = Field(
+        ge=0, description="Requests that wait for a thread; further ones are answered with 503 at once."
+    )
+    seconds: float = Field(gt=0, description="A request not answered after this time is answered with 503.")
+    drain_seconds: float = Field(ge=0, description="After SIGTERM, requests have this long to be answered.")
+    linger_seconds: float = Field(
+        ge=0,
+        description="After SIGTERM, new connections are still accepted for this long, in which a load balancer learns "
+        "of it.",
+    )
+    keep_alive_seconds: int = Field(
+        ge=1,
+        description="An idle connection is closed after this time. It must be longer than the idle time-out of a load "
+        "balancer in front, or that one sends requests to connections that are being closed and answers 502.",
+    )
+    embed: bool = Field(
+        description="Whether the page may show Spotify's player, which loads content from open.spotify.com."
+    )
+
+
 class EmrConfig(Section):
     """Where `encore submit` runs jobs on AWS; `--stage` fills in the values of a deployment."""
 
@@ -419,6 +456,7 @@ class Config(Section):
     maintain: MaintainConfig
     report: ReportConfig
     tracking: TrackingConfig
+    serve: ServeConfig
     emr: EmrConfig
     log: LogConfig
 

@@ -6,6 +6,7 @@ Each command imports what it needs in its body, so that `encore --help` imports 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -261,6 +262,31 @@ def recommend(
 
         config = settings(env, overrides, debug)
         print_recommendations(config, tracks, title, source, model, k, as_json=as_json, out=out, err=err)
+
+    _exit(guarded(work))
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A folder with a bundle, or models:/NAME@ALIAS; default: serve.model."),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default: serve.port.")] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Serve recommendations over HTTP, with a page to try them, until Ctrl-C or SIGTERM."""
+
+    def work() -> None:
+        # before NumPy is imported: a thread for each core makes small products many times as expensive
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        from encore.cli.console import err
+        from encore.cli.serve import serve_model
+
+        given = [f"serve.port={port}"] if port is not None else []
+        serve_model(settings(env, [*overrides, *given], debug), model, err)
 
     _exit(guarded(work))
 

@@ -44,6 +44,11 @@ class Settings:
     """A request that has not been answered after this time is answered with 503."""
     drain_seconds: float = 20.0
     """After SIGTERM, requests have this long to be answered."""
+    linger_seconds: float = 1.0
+    """After SIGTERM, new connections are still accepted for this long, in which a load balancer learns of it."""
+    keep_alive_seconds: int = 75
+    """An idle connection is closed after this time. It must be longer than the idle time-out of a load balancer in
+    front, or that one sends requests to connections that are being closed and answers 502."""
     embed: bool = False
     """Whether the page may show Spotify's player, which loads content from open.spotify.com."""
 
