@@ -279,15 +279,12 @@ class Catalogue:
         ranges = sorted(map(self._range, query_words(text)), key=self._pairs)
         if not ranges or not self._pairs(ranges[0]):
             return []
-        short = [words for words in ranges if self._pairs(words) <= _FEW]
-        bitmaps = [self._bitmap(words) for words in ranges[len(short) :]]
-        if short:
-            ranks = np.unique(self._postings(short[0]))
-            for words in short[1:]:
-                ranks = ranks[np.isin(ranks, self._postings(words))]
-            for bitmap in bitmaps:
-                ranks = ranks[(bitmap[ranks >> 3] >> (7 - (ranks & 7)) & 1).astype(np.bool_)]
+        if self._pairs(ranges[0]) <= _FEW:
+            ranks = _distinct_sorted(self._postings(ranges[0]))
+            for words in ranges[1:]:
+                ranks = ranks[_bits(self._bitmap(words), ranks)]
         else:
+            bitmaps = [self._bitmap(words) for words in ranges]
             ranks = _first(np.bitwise_and.reduce(bitmaps) if len(bitmaps) > 1 else bitmaps[0], n)
         return self.arrays["by_popularity"][ranks[:n]].tolist()  # type: ignore[no-any-return]
 
@@ -353,6 +350,17 @@ def _packed(ranks: I32, n: int) -> NDArray[np.uint8]:
     marked = np.zeros(n, np.bool_)
     marked[ranks] = True
     return np.packbits(marked)
+
+
+def _bits(bitmap: NDArray[np.uint8], ranks: I32) -> NDArray[np.bool_]:
+    """Which of some ranks are set in a bitmap."""
+    return (bitmap[ranks >> 3] >> (7 - (ranks & 7)) & 1).astype(np.bool_)
+
+
+def _distinct_sorted(ranks: I32) -> I32:
+    # np.unique takes ten times as long
+    ordered = np.sort(ranks)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
 
 
 def _first(bitmap: NDArray[np.uint8], n: int) -> NDArray[Any]:
