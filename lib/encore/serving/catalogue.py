@@ -364,10 +364,7 @@ def _distinct_sorted(ranks: I32) -> I32:
 
 
 def _first(bitmap: NDArray[np.uint8], n: int) -> NDArray[Any]:
-    """The places of the first n bits that are set, or of more of them."""
-    size = 1024
-    while True:
-        found = np.flatnonzero(np.unpackbits(bitmap[:size]))
-        if len(found) >= n or size >= len(bitmap):
-            return found
-        size *= 8
+    """The places of the first n bits that are set, or of some more."""
+    filled = np.flatnonzero(bitmap != 0)[:n]
+    places, bits = np.nonzero(np.unpackbits(bitmap[filled]).reshape(-1, 8))
+    return filled[places] * 8 + bits
