@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -84,6 +86,8 @@ class Ragged:
 
         Raises ValueError if the column has another type, or if a row or a value is null.
         """
+        import pyarrow as pa
+
         if isinstance(array, pa.ChunkedArray):
             # an empty chunk beside the only full one must not cost a copy
             full = [chunk for chunk in array.chunks if len(chunk)]
@@ -104,6 +108,8 @@ class Ragged:
 
         Raises ValueError for 2**31 values or more, which such an array cannot hold.
         """
+        import pyarrow as pa
+
         if self.offsets[-1] >= 2**31:
             raise ValueError(f"a list array holds fewer than 2**31 values, found {self.offsets[-1]}")
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))

@@ -19,14 +19,18 @@ would get if the playlist had never been trained on.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 
 class Adjacency:

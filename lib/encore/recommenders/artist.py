@@ -17,16 +17,18 @@ if the playlist had never been trained on.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, offsets_of
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 _MOST_SEEDS: Final = 10_000
 """From this number of seeds by an artist on, more of them count no more."""

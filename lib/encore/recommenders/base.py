@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig, S3Config
 from encore.evaluation.explanation import Explanation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from encore.config import RecommendConfig, S3Config
 
 _ROWS = 16_384
 """Playlists processed at a time, so that memory does not grow with the size of a request: 75 MB with 500 tracks and a

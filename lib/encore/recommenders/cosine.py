@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from encore import temporary
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
 from encore.search import index, kernel
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 
 class Cosine:

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import FittedModel, Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.popularity import Popularity, ranked_by
 from encore.recommenders.union import Union, best, gains
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -29,6 +29,7 @@ mapped. Factors may differ in their last bits between types of CPU; they are fit
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,12 @@ from numpy.typing import NDArray
 from encore.arrays.jit import compilation_cache
 from encore.arrays.ragged import NamedArrays
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
-from encore.lake.array_files import ArrayFiles
-from encore.recommenders import ials_matrix, ials_training
+from encore.recommenders import ials_matrix
 from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.search.inner import InnerIndex
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 
 class Ials:
@@ -99,6 +101,10 @@ def load_loops() -> None:
 
 def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools) -> NamedArrays:
     """Store the matrix in Tools.folder, factorise it there, and index the factors of the tracks."""
+    # only fitting needs the lake, which the scorer's container does not have
+    from encore.lake.array_files import ArrayFiles
+    from encore.recommenders import ials_training
+
     settings, files = config.ials, ArrayFiles(tools.folder, tools.s3)
     ials_training.load_loops()
     encoder, titles = ials_matrix.Encoder.of(train, settings)

@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
-from encore.config import IalsConfig
-from encore.lake.array_files import ArrayFiles
 from encore.recommenders.base import TrainingData
 from encore.recommenders.titles import grams
+
+if TYPE_CHECKING:
+    from encore.config import IalsConfig
+    from encore.lake.array_files import ArrayFiles
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]

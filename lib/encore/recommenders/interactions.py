@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from encore.arrays.jit import compilation_cache
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import NO_PID, Model, Parts, Queries, Tools, TrainingData
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 
 class Interactions:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 
 class Popularity:

@@ -26,14 +26,13 @@ None of this depends on the number N of playlists, only the models that are fuse
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, Ragged
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.evaluation.explanation import Ablation, Explanation
 from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.fusion import PARTS
@@ -46,8 +45,10 @@ from encore.recommenders.ranker_features import (
     log_table,
     reranked,
 )
-from encore.recommenders.ranker_training import Examples, ablation
 from encore.recommenders.ranker_trees import Trees, fit_trees
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 __all__ = ["FEATURES", "GROUPS", "MODEL", "Ranker"]
 
@@ -101,6 +102,9 @@ class Ranker:
 
 def fit(train: TrainingData, config: RecommendConfig, parts: Parts, tools: Tools) -> NamedArrays:
     """Fit the trees to the trial. With fewer queries than `least_queries` there are none, and the order is fusion's."""
+    # only fitting needs what this imports, which the scorer's container does not have
+    from encore.recommenders.ranker_training import Examples, ablation
+
     settings, trial = config.ranker, train.trial
     logs = log_table(max(parts["interactions"].largest_count, config.fusion.depth, settings.candidates) + 1)
     arrays = {

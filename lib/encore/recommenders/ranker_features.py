@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.ragged import Ragged
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import FittedModel, Parts, Queries
 from encore.recommenders.fusion import PARTS, buckets_of, fused_models, union_of, weighted
 from encore.recommenders.union import Union, best
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

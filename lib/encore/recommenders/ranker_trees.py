@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encore.arrays.jit import compilation_cache
 from encore.arrays.ragged import NamedArrays, offsets_of
-from encore.config import RankerConfig
 from encore.errors import EnvironmentMissing
+
+if TYPE_CHECKING:
+    from encore.config import RankerConfig
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

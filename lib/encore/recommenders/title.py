@@ -23,6 +23,7 @@ title in the order of titles: that changes an idf by at most ln((1 + df) / df), 
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -30,10 +31,12 @@ from numpy.typing import NDArray
 
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import Model, Parts, Queries, Space, Tools, TrainingData
 from encore.recommenders.interactions import Interactions, load_loops, powers
 from encore.recommenders.titles import grams, normalised
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 
 class Title:

@@ -4,6 +4,7 @@ listed tracks."""
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from encore.arrays import hashing
 from encore.arrays.ragged import NamedArrays, Ragged, offsets_of
 from encore.arrays.ranked import Ranked
-from encore.config import RecommendConfig
 from encore.recommenders.base import Model, Parts, Queries, Tools, TrainingData
+
+if TYPE_CHECKING:
+    from encore.config import RecommendConfig
 
 _MAX_TRACKS = 2**23
 """Up to this rank, 1 / rank differs from its neighbours in float32."""
