@@ -84,7 +84,8 @@ class Rule:
     p: float = 0.001
     """Faults count if a difference as large has at most this probability between equal versions (Fisher, one-sided)."""
     slow_requests: int = 500
-    """Latency is compared from this many requests of the challenger on."""
+    """The 99th percentile is compared from this many requests of the challenger on; a median above the limit counts at
+    once."""
     bound_ms: float = 40.0
     """A 99th percentile up to here is never too slow."""
     slow_ratio: float = 1.5
@@ -97,11 +98,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was counted of a version: `requests`, those that ended in an `error`, answers that were `empty`, and the
-    latencies of the others by bucket."""
+    """What was counted of a version: its `requests`, those that ended in an `error`, those that were `diverted` to the
+    other version because this one was busy, answers that were `empty`, and the latencies of requests without an error
+    by bucket."""
 
     requests: int = 0
     errors: int = 0
+    diverted: int = 0
     empty: int = 0
     latencies: tuple[int, ...] = (0,) * _BUCKETS
 
@@ -109,14 +112,20 @@ class Sample:
         return Sample(
             self.requests - earlier.requests,
             self.errors - earlier.errors,
+            self.diverted - earlier.diverted,
             self.empty - earlier.empty,
             tuple(now - then for now, then in zip(self.latencies, earlier.latencies, strict=True)),
         )
 
     @property
-    def answered(self) -> int:
-        """Requests that did not end in an error."""
+    def timed(self) -> int:
+        """Requests with a latency."""
         return self.requests - self.errors
+
+    @property
+    def answered(self) -> int:
+        """Requests with an answer of this version."""
+        return self.requests - self.errors - self.diverted
 
     def quantile(self, share: float) -> float:
         """A quantile of the latencies in seconds, within 2.5 %; NaN if there are none."""
@@ -144,7 +153,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests = self._errors = self._empty = 0
+        self._requests = self._errors = self._diverted = self._empty = 0
         self._latencies = [0] * _BUCKETS
 
     def answered(self, seconds: float, *, empty: bool) -> None:
@@ -153,6 +162,15 @@ class Counts:
         with self._lock:
             self._requests += 1
             self._empty += empty
+            self._latencies[bucket] += 1
+
+    def diverted(self, seconds: float) -> None:
+        """Count a request that the version was too busy to answer; `seconds`: for how long it had been busy, which is
+        less than the request would have waited."""
+        bucket = _bucket(seconds)
+        with self._lock:
+            self._requests += 1
+            self._diverted += 1
             self._latencies[bucket] += 1
 
     def failed(self) -> None:
@@ -164,7 +182,7 @@ class Counts:
     def sample(self) -> Sample:
         """What has been counted so far."""
         with self._lock:
-            return Sample(self._requests, self._errors, self._empty, tuple(self._latencies))
+            return Sample(self._requests, self._errors, self._diverted, self._empty, tuple(self._latencies))
 
 
 def p_of_excess(faults: int, trials: int, others: int, other_trials: int) -> float:
@@ -208,7 +226,7 @@ def verdict(champion: Sample, challenger: Sample, rule: Rule, *, p: float | None
 
     Hold below the least number of requests of either version. Roll back if the challenger has significantly more
     errors, or significantly more and much more empty answers, or a 99th percentile of its latency above the limit with
-    significantly more slow answers. Hold if the 99th percentile is above the limit, but the difference may be chance.
+    significantly more slow answers. Hold if the 99th percentile is above the limit and that may be chance.
     """
     p = rule.p if p is None else p
     limit = rule.bound_ms / 1e3
@@ -218,7 +236,7 @@ def verdict(champion: Sample, challenger: Sample, rule: Rule, *, p: float | None
     slow, slow_before = challenger.slower(limit), champion.slower(limit)
     p_errors = p_of_excess(challenger.errors, challenger.requests, champion.errors, champion.requests)
     p_empty = p_of_excess(challenger.empty, challenger.answered, champion.empty, champion.answered)
-    p_slow = p_of_excess(slow, challenger.answered, slow_before, champion.answered)
+    p_slow = p_of_excess(slow, challenger.timed, slow_before, champion.timed)
     p99 = challenger.quantile(0.99)
     numbers = {
         "requests": float(challenger.requests),
@@ -254,25 +272,26 @@ def verdict(champion: Sample, challenger: Sample, rule: Rule, *, p: float | None
             f"empty answers: {challenger.empty:,} of {challenger.answered:,}, the champion's {champion.empty:,} of "
             f"{champion.answered:,} (p = {p_empty:.1e})",
         )
-    if challenger.requests >= rule.slow_requests and p99 > limit:
-        text = f"p99 {p99 * 1e3:.1f} ms, limit {limit * 1e3:.1f} ms, the champion's {usual * 1e3:.1f} ms"
-        if slow >= rule.min_faults and p_slow < p:
-            return decided("roll_back", f"slow: {text}")
-        return decided("hold", f"perhaps slow: {text}, {slow:,} slow answers (p = {p_slow:.1e})")
+    if p99 > limit:
+        text = (
+            f"slow: {slow:,} of {challenger.timed:,} requests above {limit * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms, "
+            f"the champion's {usual * 1e3:.0f} ms (p = {p_slow:.1e})"
+        )
+        enough = challenger.requests >= rule.slow_requests or 2 * slow > challenger.timed
+        if enough and slow >= rule.min_faults and p_slow < p:
+            return decided("roll_back", text)
+        return decided("hold", f"perhaps {text}")
     if champion.requests < rule.min_requests:
         return decided("hold", f"{champion.requests:,} of {rule.min_requests:,} requests of the champion for a verdict")
-    if challenger.requests < rule.slow_requests and not p99 <= limit:
-        return decided(
-            "hold", f"{challenger.requests:,} of {rule.slow_requests:,} requests for a verdict on latency: p99 is high"
-        )
     return decided("promote", f"{challenger.requests:,} requests without a fault that the champion has not")
 
 
 class Canary:
     """A challenger on its way to be champion: where on the ramp it is, what was counted, and what to do next.
 
-    `version` is compared with the version `champion`. `step` and `step_started_at` (seconds since 1970) continue a
-    canary that another process began; what that process counted is lost, so that the step needs its requests anew.
+    `version` is compared with the version `champion`. `step` and `step_started_at` continue a canary that another
+    process began at `started_at` (seconds since 1970); what that process counted is lost, so that the step needs its
+    requests anew.
     """
 
     def __init__(
@@ -282,6 +301,7 @@ class Canary:
         steps: tuple[Step, ...],
         rule: Rule,
         *,
+        started_at: float | None = None,
         step: int = 0,
         step_started_at: float | None = None,
         clock: Callable[[], float] = time.time,
@@ -290,10 +310,11 @@ class Canary:
         self.champion = champion
         self.steps = steps
         self.rule = rule
-        self._clock = clock
-        self._off = False
+        self.started_at = clock() if started_at is None else started_at
+        self.is_off = False
         self.last: Verdict | None = None
         """The last verdict."""
+        self._clock = clock
         self.go_to(step, step_started_at)
 
     def go_to(self, step: int, started_at: float | None = None) -> None:
@@ -301,16 +322,17 @@ class Canary:
         self.step = min(max(step, 0), len(self.steps) - 1)
         self.step_started_at = self._clock() if started_at is None else started_at
         self.counts = Counts(), Counts()
+        """Of the champion and of the challenger."""
         self._before = Sample(), Sample()
 
     def turn_off(self) -> None:
         """Set the weight to 0, for good."""
-        self._off = True
+        self.is_off = True
 
     @property
     def weight(self) -> float:
         """The share of users that the challenger answers."""
-        return 0.0 if self._off else self.steps[self.step].weight
+        return 0.0 if self.is_off else self.steps[self.step].weight
 
     def is_for(self, key: bytes) -> bool:
         """Whether the challenger answers this user."""

@@ -37,7 +37,7 @@ def sample(requests: int, errors: int = 0, empty: int = 0, *, milliseconds: floa
     late.answered(1.0, empty=False)
     latencies = np.multiply(usual.sample().latencies, requests - errors - slow)
     latencies += np.multiply(late.sample().latencies, slow)
-    return Sample(requests, errors, empty, tuple(latencies.tolist()))
+    return Sample(requests, errors, 0, empty, tuple(latencies.tolist()))
 
 
 GOOD = sample(10_000)
@@ -151,10 +151,12 @@ def test_errors_roll_back() -> None:
 def test_a_slow_challenger_rolls_back() -> None:
     found = verdict(GOOD, sample(500, slow=6), RULE)
     assert found.decision == "roll_back"
-    assert found.reason.startswith("slow: p99 9")
+    assert found.reason.startswith("slow: 6 of 500 requests above 40 ms")
     assert verdict(sample(10_000, milliseconds=50), sample(500, milliseconds=80), RULE).decision == "roll_back"
-    # too few for a verdict on latency: neither rolled back nor promoted
-    assert verdict(GOOD, sample(499, slow=499), RULE).decision == "hold"
+    # too few for a verdict on the 99th percentile: neither rolled back nor promoted
+    assert verdict(GOOD, sample(499, slow=6), RULE).decision == "hold"
+    # so slow that it needs no 99th percentile
+    assert verdict(GOOD, sample(200, slow=101), RULE).decision == "roll_back"
     # perhaps chance: 6 of 500 against 1 of 500
     assert verdict(sample(500, slow=1), sample(500, slow=6), RULE).decision == "hold"
 
@@ -264,7 +266,7 @@ def test_equal_versions_are_rarely_taken_for_bad(error_rate: float, empty_rate: 
         slow = int(random.binomial(requests - errors, slow_rate))
         latencies = [0] * 340
         latencies[123], latencies[250] = requests - errors - slow, slow
-        return Sample(requests, errors, int(random.binomial(requests - errors, empty_rate)), tuple(latencies))
+        return Sample(requests, errors, 0, int(random.binomial(requests - errors, empty_rate)), tuple(latencies))
 
     def plus(one: Sample, other: Sample) -> Sample:
         return one - (Sample() - other)
