@@ -332,6 +332,10 @@ class RunConfig(Section):
         description="Playlists per commit of a long write: the most work that a failure can lose, and what the driver "
         "holds at a time.",
     )
+    textfile: str | None = Field(
+        description="File with metrics of the jobs that each run replaces when it ends, for node_exporter's textfile "
+        "collector: a name that ends in .prom. null: none."
+    )
 
 
 class MaintainConfig(Section):

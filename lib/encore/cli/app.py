@@ -404,6 +404,31 @@ def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:
     _exit(guarded(work))
 
 
+@app.command()
+def metrics(
+    textfile: Annotated[
+        Path | None,
+        typer.Option(help="Replace this file, for node_exporter: a name that ends in .prom. Default: print them."),
+    ] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Write metrics of the jobs, models and rejected records for Prometheus; `run.textfile` does so after each run."""
+
+    def work() -> None:
+        from encore.lake.store import open_store
+        from encore.runtime.textfile import job_metrics, write_textfile
+
+        store = open_store(settings(env, overrides, debug))
+        if textfile is None:
+            typer.echo(job_metrics(store), nl=False)
+        else:
+            write_textfile(store, textfile)
+
+    _exit(guarded(work))
+
+
 @app.command("log")
 def log_command(
     run_id: Annotated[str | None, typer.Argument(help="Id of a pipeline run; default: the last one.")] = None,

@@ -6,12 +6,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import structlog
 
 from encore import interrupts, temporary
 from encore.config import Config
+from encore.errors import EncoreError
 from encore.lake.lock import LakeLock
+from encore.lake.store import open_store
 from encore.lake.tables import QUARANTINE
 from encore.runtime import graph
 from encore.runtime.leftovers import Cleaned
@@ -56,7 +59,7 @@ def run_pipeline(
     If `session` is given, it is used and left running; otherwise one is started when a job needs it. The first job with
     work to do acquires the lake's lock, which is released at the end; `take_over` takes it from a run that holds it.
     At the end, `on_note` is called with one line each about cleaning up after runs that did not finish, rejected
-    records, and MLflow. Raises TransientError if another run holds the lock.
+    records, MLflow and `run.textfile`. Raises TransientError if another run holds the lock.
     """
     check(config)
     own, tracking = session or Session(config), Tracking(config, run_id or new_run_id())
@@ -85,7 +88,8 @@ def run_pipeline(
         finally:
             # last, because tasks of a failed job may still be writing files until then
             lock.release()
-        for note in _notes(cleaned, results, tracking):
+        notes = [*_notes(cleaned, results, tracking), *_write_metrics(config, results)]
+        for note in notes:
             log.info("note", text=note)
             if on_note:
                 on_note(note)
@@ -114,6 +118,21 @@ def _notes(cleaned: Cleaned, results: Sequence[JobResult], tracking: Tracking) -
         )
     elif worked:
         yield f"MLflow: run {tracking.run_id} in the experiment {tracking.experiment}, `make ui` shows it"
+
+
+def _write_metrics(config: Config, results: Sequence[JobResult]) -> Iterator[str]:
+    """Replace `run.textfile`, if it is set. A failure is a note: the jobs' results do not depend on it."""
+    if config.run.textfile is None:
+        return
+    from encore.runtime.textfile import write_textfile
+
+    try:
+        store = open_store(config)
+        write_textfile(
+            store, Path(config.run.textfile), [result.name for result in results if result.status == "up_to_date"]
+        )
+    except EncoreError as error:
+        yield f"run.textfile: the metrics of the jobs were not written: {error}"
 
 
 def plan(first: str | None = None, last: str | None = None, only: Sequence[str] = ()) -> list[str]:
