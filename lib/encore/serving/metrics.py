@@ -59,6 +59,17 @@ OTHER_ROUTES: Final = (
 )
 OTHER: Final = "other"
 
+PROBES: Final = (
+    "/ping",
+    "/health",
+    "/metrics",
+    "/v1/models/{model}",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{model}/ready",
+)
+"""Routes whose answer 503 is an answer: it says that the scorer is not ready."""
+
 REASONS: Final = ("busy", "draining", "not_ready", "timeout", "too_large", "unauthorized")
 """Why a request was not computed; another reason counts as `other`."""
 
@@ -112,6 +123,11 @@ class Metrics:
         self._requests = self._made(
             Counter, "encore_requests", "Answered requests.", "route", "model", "version", "role", "code"
         )
+        # there from the start, because the first sample of a counter that appears is no increase
+        errors = self._made(
+            Counter, "encore_request_errors", "Answers with a status of 500 or more, except those of probes.", "role"
+        )
+        self._errors = {role: errors.labels(role) for role in ("", *ROLES)}
         seconds = self._made(
             Histogram,
             "encore_request_seconds",
@@ -165,10 +181,11 @@ class Metrics:
         version and role of what answered, as in `set_versions`.
         """
         self._seconds.get(route, self._seconds[OTHER]).observe(seconds)
-        key = (route, code, *served)
-        counter = self._requests_of.get(key)
+        if code >= 500 and route not in PROBES:
+            self._errors.get(served[2], self._errors[""]).inc()
+        counter = self._requests_of.get((route, code, *served))
         if counter is None:
-            counter = self._counter(*key)
+            counter = self._counter(route, code, *served)
         counter.inc()
 
     def _counter(self, route: str, code: int, model: str, version: str, role: str) -> Any:

@@ -74,6 +74,19 @@ def test_a_request_is_counted_by_route_version_and_code() -> None:
     assert value(metrics, "encore_request_seconds_count", route="other") == 1
 
 
+def test_errors_are_counted_from_zero_and_probes_do_not_count() -> None:
+    """Prometheus sees no increase where a counter appears with its first error."""
+    metrics = both()
+    expected = {"": 0.0, "champion": 0.0, "challenger": 0.0}
+    assert {role: value(metrics, "encore_request_errors_total", role=role) for role in expected} == expected
+    metrics.request("/api/recommend", 500, 0.002, CHALLENGER)
+    metrics.request("/api/recommend", 503, 0.002)
+    metrics.request("/api/recommend", 422, 0.002, CHAMPION)
+    metrics.request("/health", 503, 0.002)
+    expected = {"": 1.0, "champion": 0.0, "challenger": 1.0}
+    assert {role: value(metrics, "encore_request_errors_total", role=role) for role in expected} == expected
+
+
 def test_series_are_bounded_whatever_clients_send() -> None:
     metrics = both()
     routes = (*SCORED_ROUTES, *OTHER_ROUTES, *(f"/no/such/{i}" for i in range(50)))
@@ -118,7 +131,9 @@ def test_an_unloaded_version_is_forgotten_after_a_while() -> None:
     assert value(metrics, "encore_model_info", version="4") == 0
     clock.now = STALE_SECONDS
     found = samples(metrics)
-    assert not any("challenger" in dict(labels).values() for _, labels in found)
+    assert not any(dict(labels).get("version") == "4" for _, labels in found)
+    assert value(metrics, "encore_score_seconds_count", role="challenger") == 0
+    assert not any(name.startswith("encore_score") and ("role", "challenger") in labels for name, labels in found)
     assert value(metrics, "encore_requests_total", version="3") == 1
     # too late for a series of its own, but counted
     metrics.request("/api/recommend", 200, 0.002, CHALLENGER)
