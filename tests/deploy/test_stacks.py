@@ -22,6 +22,7 @@ from encore.aws.states import camel, default_limits, definition, placeholders
 from encore.lake.tables import ALL, BY_NAME
 from encore.runtime.registry import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from tests.conftest import ROOT
+from tests.deploy.serving import ENDPOINT, PRIVATE_SCORER, PUBLIC_SCORER, SCORER_OF_BUNDLE
 from tests.deploy.synth import VERSION, Template, assembly, of_type, plain, templates, text
 
 
@@ -268,9 +269,11 @@ def test_every_taggable_resource_of_a_stage_has_its_tag(prod: dict[str, Template
     """CloudFormation's own schemas say which resources can be tagged."""
     from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 
-    for stack in set(prod) - {"delivery"}:
+    stacks = {name: template for name, template in prod.items() if name != "delivery"}
+    stacks |= {" ".join(choices): templates(*choices)["serving"] for choices in (PUBLIC_SCORER, ENDPOINT)}
+    for stack, template in stacks.items():
         tagged = 0
-        for name, resource in prod[stack]["Resources"].items():
+        for name, resource in template["Resources"].items():
             if resource["Type"].startswith("Custom::"):
                 continue
             schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
@@ -416,6 +419,15 @@ def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Tem
         ({"timezone": "Europe/Bern"}, "timezone=Europe/Bern: a time zone such as Europe/Berlin expected"),
         ({"domain": "here"}, "domain=here: a domain such as encore.internal expected"),
         ({"repository": "encore"}, "repository=encore: owner/name expected"),
+        ({"serving": "lambda"}, "serving=lambda: none, fargate or sagemaker expected"),
+        ({"serving_access": "all"}, "serving_access=all: private or public expected"),
+        ({"serving_domain": "here"}, "serving_domain=here: nothing, or a domain name such as "),
+        ({"serving_image": "encore scorer"}, "serving_image=encore scorer: repository:tag or repository@sha256:digest"),
+        ({"serving_image": "scorer:latest"}, "serving_image=scorer:latest: a tag that stays with its image expected"),
+        ({"serving_model": "Ranker"}, "serving_model=Ranker: the name of a model such as ranker expected"),
+        ({"serving_bundle": "a/../b"}, "serving_bundle=a/../b: a folder of the artefact bucket such as "),
+        ({"serving_max": "1"}, "serving_max=1: at least 2 expected"),
+        ({"serving_rate": "9"}, "serving_rate=9: at least 10 expected"),
         ({"branch": ""}, "branch=: non-empty text expected"),
     ],
 )
@@ -482,6 +494,10 @@ CHOICES = [
     ("prod",),
     ("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin"),
     ("dev", "mlflow=sagemaker"),
+    PRIVATE_SCORER,
+    PUBLIC_SCORER,
+    SCORER_OF_BUNDLE,
+    ENDPOINT,
 ]
 
 
@@ -491,7 +507,7 @@ def test_every_stage_and_choice_passes_cdk_nag_and_cfn_lint(
     choices: tuple[str, ...], verified: Callable[[str], None]
 ) -> None:
     paths = sorted(assembly(*choices).glob("*.template.json"))
-    assert len(paths) == 6
+    assert len(paths) == (7 if any(choice.startswith("serving=") for choice in choices) else 6)
     command = [str(Path(sys.executable).with_name("cfn-lint")), "--format", "parseable"]
     # W3005: redundant DependsOn, which the CDK itself adds and which does no harm
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aws_cdk import App, Tags, Validations
+from aws_cdk import App, Stack, Tags, Validations
 from cdk_nag import AwsSolutionsChecks
 
 from encore.aws.stage import Stage
@@ -13,6 +13,7 @@ from encore_cdk.delivery import DeliveryStack
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.network import NetworkStack
 from encore_cdk.orchestration import OrchestrationStack
+from encore_cdk.serving import ServingStack
 from encore_cdk.storage import StorageStack
 
 FLAGS = {
@@ -37,5 +38,8 @@ def build(app: App, stage: Stage, package: Path) -> None:
     compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow, package)
     orchestration = OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
     DeliveryStack(app, "encore-delivery", stage)
-    for stack in (network, storage, mlflow, compute, orchestration):
+    stacks: list[Stack] = [network, storage, mlflow, compute, orchestration]
+    if stage.serving != "none":
+        stacks.append(ServingStack(app, f"{name}-serving", stage, network, storage, mlflow, orchestration))
+    for stack in stacks:
         Tags.of(stack).add("encore:stage", stage.name)

@@ -48,6 +48,28 @@ class Stage(Section):
     domain: str = Field(
         description="Private hosted zone in which MLflow is `mlflow.<domain>`; ACM must have a certificate for it."
     )
+    serving: Literal["none", "fargate", "sagemaker"] = Field(
+        description="Where the scorer runs: nowhere, on Fargate behind a load balancer, or as an endpoint of SageMaker."
+    )
+    serving_access: Literal["private", "public"] = Field(
+        description="Whether the scorer's load balancer is reached from the VPC alone, or from the internet."
+    )
+    serving_domain: str = Field(
+        description="The scorer's domain name, for which ACM must have a certificate; without one, HTTP in the VPC."
+    )
+    serving_image: str = Field(
+        description="The scorer's image in this account's ECR: repository:tag, or repository@sha256:digest."
+    )
+    serving_model: str = Field(description="The model that is served: the champion of `encore-<model>`.")
+    serving_bundle: str = Field(
+        description="Folder with a bundle in the artefact bucket, which is served instead of the registry's champion."
+    )
+    serving_max: int = Field(
+        ge=2, le=100, description="Maximum number of tasks or instances: it limits what a mistake can cost."
+    )
+    serving_rate: int = Field(
+        ge=10, description="Requests that one address may send in five minutes before the firewall blocks it."
+    )
     repository: str = Field(description="Repository that the delivery pipeline deploys, by its name at the git host.")
     branch: str = Field(min_length=1, description="Branch that the delivery pipeline deploys.")
 
@@ -65,6 +87,36 @@ class Stage(Section):
     def _check_domain(cls, value: str) -> str:
         if not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", value):
             raise ValueError("a domain such as encore.internal expected")
+        return value
+
+    @field_validator("serving_domain")
+    @classmethod
+    def _check_serving_domain(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", value):
+            raise ValueError("nothing, or a domain name such as playlists.example.com expected")
+        return value
+
+    @field_validator("serving_image")
+    @classmethod
+    def _check_serving_image(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[a-z0-9]+([._/-][a-z0-9]+)*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})", value):
+            raise ValueError("repository:tag or repository@sha256:digest in this account's ECR expected")
+        if value.endswith(":latest"):
+            raise ValueError("a tag that stays with its image expected: a task that starts later would run another")
+        return value
+
+    @field_validator("serving_model")
+    @classmethod
+    def _check_serving_model(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+            raise ValueError("the name of a model such as ranker expected")
+        return value
+
+    @field_validator("serving_bundle")
+    @classmethod
+    def _check_serving_bundle(cls, value: str) -> str:
+        if value and (not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", value) or ".." in value.split("/")):
+            raise ValueError("a folder of the artefact bucket such as artefacts/1/models/m-1/artifacts/bundle expected")
         return value
 
     @field_validator("repository")
@@ -145,7 +197,53 @@ def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str
         raise StageError(
             f"{prefix}max_vcpu={stage.max_vcpu}: at least {least} expected, for a driver and {executors} executor(s)"
         )
+    _check_serving(stage, prefix)
     return stage
+
+
+def _check_serving(stage: Stage, prefix: str) -> None:
+    """StageError for choices about the scorer that cannot be deployed together."""
+
+    def refuse(choice: str, reason: str, remedy: str) -> None:
+        value = getattr(stage, choice)
+        raise StageError(f"{prefix}{choice}={value}: {reason}", remedy=remedy)
+
+    if stage.serving == "none":
+        return
+    if not stage.serving_image:
+        refuse(
+            "serving_image",
+            f"serving={stage.serving} needs an image",
+            "push the scorer's image to ECR, and name it here",
+        )
+    if stage.serving == "sagemaker":
+        if stage.serving_access == "public":
+            refuse(
+                "serving_access",
+                "callers reach an endpoint of SageMaker through the API of AWS, with their IAM role",
+                "leave it private, or choose serving=fargate",
+            )
+        if stage.serving_domain:
+            refuse(
+                "serving_domain",
+                "an endpoint of SageMaker has no domain name of its own",
+                "leave it empty, or choose serving=fargate",
+            )
+    if stage.serving_access == "public" and not stage.serving_domain:
+        refuse(
+            "serving_access",
+            "bearer tokens would cross the internet unencrypted",
+            "set serving_domain to a name for which ACM has a certificate",
+        )
+    # the scorer talks to MLflow by user name and password; SageMaker's server wants requests signed
+    unreachable = stage.serving == "sagemaker" or stage.mlflow == "sagemaker"
+    if unreachable and not stage.serving_bundle:
+        where = "an endpoint of SageMaker" if stage.serving == "sagemaker" else "the scorer with mlflow=sagemaker"
+        refuse(
+            "serving_bundle",
+            f"{where} does not reach the registry",
+            "name the folder of a model version's bundle in the artefact bucket",
+        )
 
 
 def _typed(name: str, value: Any) -> Any:
