@@ -406,6 +406,9 @@ class ServeConfig(Section):
     max_waiting: int = Field(
         ge=0, description="Requests that wait for a thread; further ones are answered with 503 at once."
     )
+    max_connections: int = Field(
+        ge=1, description="Open connections at most; further ones are answered with 503 and closed."
+    )
     seconds: float = Field(gt=0, description="A request not answered after this time is answered with 503.")
     drain_seconds: float = Field(ge=0, description="After SIGTERM, requests have this long to be answered.")
     linger_seconds: float = Field(

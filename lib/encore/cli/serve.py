@@ -8,11 +8,9 @@ from dataclasses import fields, replace
 from rich.console import Console
 
 from encore.config import Config, ServeConfig
-from encore.serving.app import App
-from encore.serving.models import Serving
 from encore.serving.server import run
 from encore.serving.settings import PREFIX, Settings
-from encore.serving.sources import source_of
+from encore.serving.sources import create
 
 
 def serve_model(config: Config, model: str | None, err: Console) -> None:
@@ -23,7 +21,7 @@ def serve_model(config: Config, model: str | None, err: Console) -> None:
     settings = settings_of(config.serve)
     if model is not None:
         settings = replace(settings, model=model)
-    app = App(Serving(source_of(settings)), settings)
+    app = create(settings)
     run(app, settings, lambda address: err.print(f"encore: open {address}", highlight=False))
 
 

@@ -21,12 +21,10 @@ def main() -> int:
     log.configure()
     try:
         settings = Settings.of_environment()
-        from encore.serving.app import App
-        from encore.serving.models import Serving
         from encore.serving.server import run
-        from encore.serving.sources import source_of
+        from encore.serving.sources import create
 
-        run(App(Serving(source_of(settings)), settings), settings)
+        run(create(settings), settings)
     except EncoreError as error:
         sys.stderr.write(f"encore: {error}\n" + (f"        {error.remedy}\n" if error.remedy else ""))
         return error.exit_code

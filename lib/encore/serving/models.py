@@ -15,7 +15,7 @@ import numpy as np
 
 from encore.errors import EncoreError, InputError
 from encore.serving.bundle import Manifest
-from encore.serving.protocols.common import NOT_FOUND, UNAVAILABLE, Refused
+from encore.serving.metrics import Metrics, Version
 from encore.serving.scorer import Playlist, Scorer
 
 CHAMPION: Final = "champion"
@@ -120,8 +120,9 @@ class Serving:
     a version cannot be loaded, what is loaded stays.
     """
 
-    def __init__(self, source: Source, *, poll_seconds: float = 10.0) -> None:
+    def __init__(self, source: Source, metrics: Metrics, *, poll_seconds: float = 10.0) -> None:
         self.source = source
+        self.metrics = metrics
         self.champion: Served | None = None
         self.challenger: Served | None = None
         self.draining = False
@@ -142,23 +143,9 @@ class Serving:
         """Stop following the source."""
         self._stop.set()
 
-    def pick(self, key: bytes) -> Served:
-        """The version that answers a request; the same one for the same key. Raises Refused if none is loaded."""
-        champion = self.champion
-        if champion is None:
-            raise Refused(503, UNAVAILABLE, "no model is loaded yet", {"Retry-After": "1"})
-        return champion
-
-    def version(self, model: str, version: str | None, key: bytes) -> Served:
-        """The version that answers for a model of a name, or exactly this version of it. Raises Refused."""
-        if version is None:
-            found: Served | None = self.pick(key)
-        else:
-            loaded = self.loaded()
-            found = next((one for one in loaded if one.version == version), None) if loaded else self.pick(key)
-        if found is None or model not in found.scorer.models:
-            raise Refused(404, NOT_FOUND, "model: no such model or version is loaded")
-        return found
+    def pick(self, key: bytes) -> Served | None:
+        """The version that answers a request, the same one for the same key; None while none is loaded."""
+        return self.champion
 
     def loaded(self) -> list[Served]:
         """All loaded versions, the champion first."""
@@ -166,17 +153,33 @@ class Serving:
 
     def follow(self) -> None:
         """Load what the source says should be served, unless it is loaded. Raises EncoreError."""
-        wanted = self.source.resolve()
+        try:
+            wanted = self.source.resolve()
+        except EncoreError:
+            self.metrics.set_registry_up(False)
+            raise
+        self.metrics.set_registry_up(True)
         if wanted.champion is not None and (self.champion is None or self.champion.version != wanted.champion):
             self.champion = self.load(wanted.champion, CHAMPION)
+            self.announce()
+
+    def announce(self) -> None:
+        """Tell the metrics what is loaded, after each change."""
+        self.metrics.set_versions(
+            Version(one.name, one.version, one.role, one.fingerprint, one.loaded_at) for one in self.loaded()
+        )
 
     def load(self, version: str, role: str) -> Served:
         """A version that is ready to answer. Raises EncoreError."""
         started = time.monotonic()
-        folder = self.source.fetch(version)
-        scorer = Scorer.open(folder)
-        scorer.warm_up()
-        check_golden(scorer)
+        try:
+            scorer = Scorer.open(self.source.fetch(version))
+            scorer.warm_up()
+            check_golden(scorer)
+        except Exception:
+            self.metrics.loaded(failed=True)
+            raise
+        self.metrics.loaded()
         log.info("loaded %s version %s as %s in %.2f s", scorer.name, version, role, time.monotonic() - started)
         return Served(scorer, version, role)
 
@@ -185,7 +188,10 @@ class Serving:
             try:
                 self.follow()
             except EncoreError as error:
-                log.error("models: %s", error)
+                log.error("%s", error)
+            except Exception:
+                # the thread must go on: the next version may be sound
+                log.exception("following the source failed")
             self._stop.wait(self._poll_seconds)
 
 

@@ -40,6 +40,8 @@ class Settings:
     """Requests that are computed at a time."""
     max_waiting: int = 64
     """Requests that wait for a thread; further ones are answered with 503."""
+    max_connections: int = 1000
+    """Open connections; further ones are answered with 503 and closed."""
     seconds: float = 10.0
     """A request that has not been answered after this time is answered with 503."""
     drain_seconds: float = 20.0

@@ -1,13 +1,16 @@
-"""The source that the settings name."""
+"""The source that the settings name, and the application that answers from it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from encore.errors import ConfigError
+from encore.serving.app import App
 from encore.serving.bundle import Manifest
-from encore.serving.models import Folder, Source
+from encore.serving.metrics import Metrics
+from encore.serving.models import Folder, Serving, Source
 from encore.serving.settings import Settings
 
 REGISTRY_PREFIX: Final = "models:/"
@@ -22,3 +25,8 @@ def source_of(settings: Settings) -> Source:
     folder = Path(settings.model)
     Manifest.read(folder)
     return Folder(folder)
+
+
+def create(settings: Settings, playlists: Callable[[int], tuple[str | None, list[str]] | None] | None = None) -> App:
+    """The application. `playlists`: see App. Raises what `source_of` raises."""
+    return App(Serving(source_of(settings), Metrics()), settings, playlists=playlists)
