@@ -352,6 +352,17 @@ class MaintainConfig(Section):
     )
 
 
+class RegistryConfig(Section):
+    """Registering models in MLflow."""
+
+    models: tuple[str, ...] = Field(strict=False, description="Models to register; empty: all of recommend.models.")
+    p99_ms: float = Field(
+        gt=0,
+        description="Milliseconds of CPU within which a version must answer 99 % of playlists to be promoted.",
+    )
+    timed_playlists: int = Field(ge=1, description="Playlists that are asked for to measure that.")
+
+
 class ReportConfig(Section):
     """The report."""
 
@@ -461,6 +472,7 @@ class Config(Section):
     tune: TuneConfig
     run: RunConfig
     maintain: MaintainConfig
+    registry: RegistryConfig
     report: ReportConfig
     tracking: TrackingConfig
     serve: ServeConfig

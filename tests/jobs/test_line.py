@@ -155,6 +155,7 @@ LOGS_READ = {
     "fit_models": 6,
     "recommend": 7,
     "evaluate": 6,
+    "register_models": 9,
     "report": 11,
 }
 """A job with nothing to do opens once the log of each table that it reads or writes, and that of `job_runs`."""

@@ -50,8 +50,9 @@ SAMPLE: dict[str, Any] = {
     "array<array<double>>": [[0.5]],
     "map<string,string>": [("a", "b")],
     "map<string,bigint>": [("a", 7)],
+    "map<string,double>": [("a", 0.5)],
 }
-SPECIAL = {"track_uri": "spotify:track:" + "0" * 22, "reason": "not_json", "status": "ingested"}
+SPECIAL = {"track_uri": "spotify:track:" + "0" * 22, "reason": "not_json", "status": "ingested", "verdict": "held"}
 
 
 def good_row(table: Table, number: int = 0) -> dict[str, Any]:

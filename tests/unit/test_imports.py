@@ -164,8 +164,11 @@ def test_the_command_line_starts_without_spark() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_only_tracking_knows_mlflow() -> None:
-    assert importers("mlflow") == {"encore.runtime.tracking"}
+def test_only_tracking_and_the_registry_know_mlflow() -> None:
+    """Besides the code that is stored with each registered model, which MLflow imports, and nothing else does."""
+    logged = "encore.serving.pyfunc"
+    assert importers("mlflow") == {"encore.runtime.tracking", "encore.runtime.model_registry", logged}
+    assert importers(logged) == set()
 
 
 def test_only_the_configuration_knows_yaml() -> None:

@@ -109,12 +109,16 @@ class ModelArrays:
 
         Raises LakeError if they are not there.
         """
+        return {name: open_mapped(path) for name, path in self.files(model, fingerprint).items()}
+
+    def files(self, model: str, fingerprint: str) -> dict[str, Path]:
+        """The .npy file of each array of a fitted model, on this machine; see `open`."""
         url = self.url(model, fingerprint)
         names = self._names(url)
         if names is None:
             raise LakeError(f"{url}: no arrays of a fitted model", remedy="run fit_models first")
         folder = self._downloaded(url, names) if is_s3(url) else Path(url.removeprefix("file://"))
-        return {name: open_mapped(folder / f"{name}.npy") for name in names}
+        return {name: folder / f"{name}.npy" for name in names}
 
     def _downloaded(self, url: str, names: Sequence[str]) -> Path:
         """A local copy of a folder in S3, which all processes of this machine share."""

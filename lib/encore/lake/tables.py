@@ -499,6 +499,32 @@ MODEL_METRICS = Table(
     partition_by=("model",),
 )
 
+REGISTRATIONS = Table(
+    name="registrations",
+    layer="reporting",
+    grain="a registered version of a model",
+    key=("model", "registry", "version"),
+    columns=(
+        Column("model", "string", "Name in the registry of models; registered as encore-MODEL"),
+        Column("registry", "string", "The MLflow store that it is registered in"),
+        Column("version", "bigint", "Number of the version in that store"),
+        Column("fingerprint", "string", "models.fingerprint of what was registered"),
+        Column("run_id", "string", "The pipeline run that registered it"),
+        Column("evaluation_run", "string", "The MLflow run with its metrics; null: not logged", True),
+        Column("holdout", "string", "What it was evaluated on: id and data version of holdout, seed, k"),
+        Column("verdict", "string", "champion: promoted; held: not good enough; refused: cannot be compared"),
+        Column("reason", "string", "Why"),
+        Column(
+            "compared_with", "bigint", "Version of the champion that it was compared with; null: there was none", True
+        ),
+        Column("numbers", "map<string,double>", "What the verdict is based on"),
+        Column("size_bytes", "bigint", "Size of its bundle"),
+        Column("registered_at", "timestamp", "When, UTC"),
+    ),
+    checks={"verdict_known": one_of("verdict", ("champion", "held", "refused"))},
+    partition_by=("model",),
+)
+
 _JOB_KEY = ("run_id", "job", "started_at")
 _OF_A_JOB = (
     Column("run_id", "string", "The pipeline run that it was part of"),
@@ -574,6 +600,7 @@ ALL: tuple[Table, ...] = (
     RECOMMENDATIONS,
     PLAYLIST_METRICS,
     MODEL_METRICS,
+    REGISTRATIONS,
     JOB_RUNS,
     JOB_COSTS,
 )

@@ -80,6 +80,27 @@ def _closure_digest(module: str, left_out: frozenset[str]) -> str:
     return digest([[name, _module_digest(name)] for name in sorted(seen)])
 
 
+def modules_of(root: str) -> set[str]:
+    """A module and all modules of Encore that are imported anywhere in its code or theirs, with their packages."""
+    found: set[str] = set()
+    todo = [root]
+    while todo:
+        name = todo.pop()
+        if name in found or _path(name) is None:
+            continue
+        found.add(name)
+        todo += [*_imports(name), name.rpartition(".")[0]]
+    return found
+
+
+def source_of(module: str) -> Path:
+    """The file of a module or package of Encore. Raises KeyError if there is none."""
+    path = _path(module)
+    if path is None:
+        raise KeyError(module)
+    return path
+
+
 def _path(name: str) -> Path | None:
     """The file of a module or package of Encore; None if the name is not one."""
     parts = name.split(".")

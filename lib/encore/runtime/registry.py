@@ -35,6 +35,7 @@ JOBS: tuple[str, ...] = (
     "fit_models",
     "recommend",
     "evaluate",
+    "register_models",
     "report",
 )
 """The jobs of the pipeline. They run in the order of the graph, not in this order."""

@@ -1,4 +1,4 @@
-"""MLflow: the only module outside serving/ that imports it.
+"""MLflow's runs. Only this module, `model_registry` and the code that is stored with models import MLflow.
 
 A pipeline run is a parent run, identified by the tag `encore.run_id`, so that jobs in separate processes share it; each
 evaluated model is a child run with the tag `model`. If the server does not respond, jobs continue: their metrics are in
@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -44,6 +44,7 @@ MLFLOW_SETTINGS = {
     "MLFLOW_CONFIGURE_LOGGING": "false",
     # do not print the URLs of runs either: the server's address may come from a secret
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # report an unreachable server within seconds; the metrics are in Delta
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -58,6 +59,12 @@ OWNER, LAKE = "encore.owner", "encore.lake"
 
 FITTED = "encore.fitted"
 """Tag of a model's run: the fingerprint of the fitted model that was evaluated."""
+
+REGISTERED = "encore-"
+"""Prefix of the names of registered models; the rest is the name of the model."""
+
+FINGERPRINT = "encore.fingerprint"
+"""Tag of a registered version: the fingerprint of its model."""
 
 STUDY, TRIAL = "encore.study", "encore.trial"
 """Tags of the runs of a tuning study: its name, on the parent run, and the number of a trial, on each child run."""
@@ -84,8 +91,8 @@ EXPERIMENT_TAGS = {
 
 @dataclass(frozen=True)
 class References:
-    """What MLflow's runs refer to: `versions` of Delta tables, by table, and `fitted`: the fingerprints of fitted
-    models. Deleting a run releases what it refers to."""
+    """What MLflow's runs, and registered versions with an alias, refer to: `versions` of Delta tables, by table, and
+    `fitted`: the fingerprints of fitted models. Deleting a run or an alias releases what it refers to."""
 
     versions: Mapping[str, Set[int]]
     fitted: Set[str]
@@ -195,6 +202,22 @@ class Tracking:
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=uri)
 
+    @property
+    def client(self) -> Any:
+        """The client of the store, for `model_registry`. Raises one of `failures()` if it cannot be made."""
+        for name, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        return self._client
+
+    @property
+    def uri(self) -> str:
+        """The address of the store, which may come from a secret and is not to be shown: see `place`."""
+        return self._uri
+
+    def experiment_id(self) -> str:
+        """The id of the experiment, which is created if it does not exist. Raises one of `failures()`."""
+        return self._experiment()
+
     @cached_property
     def _uri(self) -> str:
         """The address of the store. User and password, if a secret has them, are set where MLflow reads them: in
@@ -214,6 +237,10 @@ class Tracking:
         contains both."""
         tracking = self._config.tracking
         return redact(tracking.uri) if tracking.login is None else f"of the secret {tracking.login}"
+
+    def shown(self, error: Exception) -> str:
+        """The message of an error of the store, without logins, and without the store's address if that is secret."""
+        return self._without_address(redact(" ".join(str(error).split())))[:300]
 
     def _without_address(self, text: str) -> str:
         """Mask the address of the store in a text if it comes from a secret."""
@@ -235,7 +262,7 @@ class Tracking:
         try:
             return work()
         except failures() as error:
-            self.failed = self._without_address(redact(" ".join(str(error).split())))[:300]
+            self.failed = self.shown(error)
             log.warning("mlflow_failed", what=what, uri=self.place, error=self.failed)
             return None
 
@@ -486,7 +513,8 @@ class Tracking:
         return found
 
     def references(self) -> References | None:
-        """What the runs of the experiment refer to, and what therefore has to be kept; None if MLflow fails."""
+        """What the runs of the experiment, and aliases of registered models, refer to, and what therefore has to be
+        kept; None if MLflow fails."""
         if self.parent() is None:
             return None
 
@@ -504,10 +532,29 @@ class Tracking:
                         fitted.add(run.data.tags[FITTED])
                 token = page.token
                 if not token:
-                    return References(versions, fitted)
+                    break
+            for tags in self._aliased():
+                for name, value in tags.items():
+                    if name.startswith("version.") and value.isdigit():
+                        versions.setdefault(name.removeprefix("version."), set()).add(int(value))
+                if FINGERPRINT in tags:
+                    fitted.add(tags[FINGERPRINT])
+            return References(versions, fitted)
 
         found: References | None = self._try("references of runs", work)
         return found
+
+    def _aliased(self) -> Iterator[dict[str, str]]:
+        """The tags of the versions of Encore's registered models that an alias refers to."""
+        token = None
+        while True:
+            page = self._client.search_registered_models(f"name LIKE '{REGISTERED}%'", 100, page_token=token)
+            for model in page:
+                for version in set(model.aliases.values()):
+                    yield self._client.get_model_version(model.name, version).tags
+            token = page.token
+            if not token:
+                return
 
     def begin_study(self, study: str, model: str, versions: Mapping[str, int]) -> set[int] | None:
         """Create the parent run of a tuning study, or reopen it, as this object's parent run.

@@ -99,7 +99,7 @@ def write(
     *,
     model: str,
     arrays: Mapping[str, Mapping[str, Path]],
-    catalogue: NamedArrays,
+    catalogue: Mapping[str, NDArray[Any] | Path],
     fingerprints: dict[str, str],
     settings: dict[str, Any],
     versions: dict[str, int],
@@ -109,8 +109,9 @@ def write(
 ) -> Manifest:
     """Write a bundle to a folder, which must not exist.
 
-    `arrays`: the .npy file of each array of each model, by name; the files are linked to, not copied, so the folder is
-    for being uploaded or copied from (following links) as long as they exist. For the other arguments see Manifest.
+    `arrays`: the .npy file of each array of each model, by name; `catalogue`: its arrays, or their files. Files are
+    linked to, not copied, so the folder is for being uploaded or copied from (following links) as long as they exist.
+    For the other arguments see Manifest.
     """
     folder.mkdir(parents=True)
     for name, own in arrays.items():
@@ -119,7 +120,11 @@ def write(
             (folder / _MODELS / name / f"{array}.npy").symlink_to(path.resolve())
     (folder / CATALOGUE).mkdir()
     for array, values in catalogue.items():
-        np.save(folder / CATALOGUE / f"{array}.npy", values, allow_pickle=False)
+        path = folder / CATALOGUE / f"{array}.npy"
+        if isinstance(values, Path):
+            path.symlink_to(values.resolve())
+        else:
+            np.save(path, values, allow_pickle=False)
     files = {str(path.relative_to(folder)): described(path) for path in _files(folder)}
     manifest = Manifest(model, fingerprints, settings, versions, table_ids, n_tracks, created, files)
     (folder / MANIFEST).write_bytes(manifest.to_json())
