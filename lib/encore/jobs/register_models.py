@@ -111,10 +111,11 @@ def run(ctx: JobContext) -> None:
     todo = [name for name in ctx.models if ctx.remaining(log, name)]
     work = _Work(ctx)
     promoted, notes = [], []
+    problems: dict[str, list[str]] = {}
     for name in todo:
         problem = work.problem(name)
         if problem is not None:
-            notes.append(f"{name} was not registered: {problem}")
+            problems.setdefault(problem, []).append(name)
             continue
         try:
             row = work.register(name)
@@ -126,6 +127,7 @@ def run(ctx: JobContext) -> None:
             promoted.append(f"{name} {row['version']}")
         else:
             notes.append(f"{name} {row['version']} is {row['verdict']}: {row['reason']}")
+    notes += [f"not registered: {', '.join(names)}: {problem}" for problem, names in problems.items()]
     if promoted:
         notes.insert(0, f"champion: {', '.join(promoted)}")
     ctx.facts |= {"promoted": len(promoted), "notes": notes}
@@ -288,12 +290,12 @@ class _Work:
         counts = np.zeros(n_tracks, np.int64)
         for column in ("train", "test"):
             counts += count_tracks(ctx.stream(HOLDOUT, [column]), HOLDOUT, column, n_tracks)
-        texts = {
-            column: text_rows(ctx.stream(TRACKS, ("track_id", column)), column, n_tracks)
+        uris, names, artists = (
+            text_rows(ctx.stream(TRACKS, ("track_id", column)), column, n_tracks)
             for column in ("track_uri", "track_name", "artist_name")
-        }
+        )
         files = {}
-        for array, values in catalogue.build(*texts.values(), counts).items():
+        for array, values in catalogue.build(uris, names, artists, counts).items():
             files[array] = folder / f"{array}.npy"
             np.save(files[array], values, allow_pickle=False)
         return files
