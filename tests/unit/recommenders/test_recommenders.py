@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from encore.arrays.ranked import Ranked
 from encore.config import RecommendConfig
 from encore.errors import ConfigError
 from encore.lake.tables import HOLDOUT, TRACKS, Table, arrow_schema
-from encore.recommenders import base, ranker
+from encore.recommenders import base
 from encore.recommenders.base import NO_PID, FittedModel, Queries, TrainingData, recommend
 from encore.recommenders.registry import MODELS, model, with_parts
 from encore.recommenders.training import training_data
@@ -37,7 +36,7 @@ from tests.unit.recommenders.cases import (
     TRAIN,
     Query,
     fitted,
-    new_tools,
+    fitted_parts,
     queries,
     rows,
 )
@@ -118,14 +117,6 @@ def some_queries() -> list[Query]:
     ]
     part = [(pid, seeds[::3], title) for pid, seeds, title in own]
     return [*own, *part, (NO_PID, [], None), (NO_PID, [], "rock"), (NO_PID, [17], None), (5, [40, 2, 31], "rap")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def trees_are_kept() -> Iterator[None]:
-    """So few playlists do not show that the ranker's trees are better than fusion; otherwise it would have none."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranker, "_is_better", lambda found, fused: True)
-        yield
 
 
 def test_every_model_declares_its_traits() -> None:
@@ -333,7 +324,7 @@ def test_save_and_load_give_the_same_rows(name: str, train: TrainingData, tmp_pa
     parts: dict[str, Any] = {}
     for entry in with_parts([name]):
         arrays = {}
-        for key, array in fitted_part(entry.name, name, train).arrays.items():
+        for key, array in fitted_parts(name, train)[entry.name].arrays.items():
             path = tmp_path / f"{entry.name}-{key}.npy"
             np.save(path, array, allow_pickle=False)
             # as in the lake: read-only, and mapped unless empty
@@ -343,15 +334,6 @@ def test_save_and_load_give_the_same_rows(name: str, train: TrainingData, tmp_pa
     assert set(parts[name].arrays) == set(there.arrays)
     if not train.n_tracks:
         assert ask(parts[name], some_queries(), 9) == [[]] * len(some_queries())
-
-
-def fitted_part(part: str, name: str, train: TrainingData) -> Any:
-    loaded: dict[str, Any] = {}
-    for entry in with_parts([name]):
-        loaded[entry.name] = entry.load(entry.fit(train, CONFIG, loaded, new_tools()), CONFIG, loaded)
-        if entry.name == part:
-            break
-    return loaded[part]
 
 
 @every_model
@@ -381,7 +363,7 @@ def test_partitions_of_the_tables_do_not_matter(name: str) -> None:
 
         return training_data(stream, N_TRACKS, needs, SPLIT, trial_playlists=8)
 
-    one, many = (fitted_part(name, name, replace(read(parts), **VECTORS)) for parts in (1, 5))
+    one, many = (fitted(name, replace(read(parts), **VECTORS)) for parts in (1, 5))
     assert one.arrays.keys() == many.arrays.keys()
     for key, array in one.arrays.items():
         assert array.dtype == many.arrays[key].dtype
