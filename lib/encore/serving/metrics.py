@@ -165,9 +165,7 @@ class Metrics:
         self._seeds = self._made(Counter, "encore_seed_tracks", "Distinct tracks of the playlists of requests.")
         self._unknown = self._made(Counter, "encore_unknown_tracks", "Those of them that the catalogue lacks.")
         self._empty = self._made(Counter, "encore_empty_answers", "Playlists for which nothing was recommended.")
-        self._registry_up = self._made(
-            Gauge, "encore_registry_up", "1 if the last question to the model registry was answered, else 0."
-        )
+        self._registry_up: Gauge | None = None
         self._made(Gauge, "encore_build_info", "Version of Encore; always 1.", "version").labels(__version__).set(1)
         ProcessCollector(registry=self.registry)
 
@@ -260,7 +258,11 @@ class Metrics:
         self._verdicts.get(verdict, self._verdicts[OTHER]).inc()
 
     def set_registry_up(self, up: bool) -> None:
-        """Say whether the registry answered."""
+        """Say whether the registry answered. A scorer without a registry never calls this, and has no such metric."""
+        with self._lock:
+            if self._registry_up is None:
+                text = "1 if the last question to the model registry was answered, else 0."
+                self._registry_up = self._made(Gauge, "encore_registry_up", text)
         self._registry_up.set(up)
 
     def render(self) -> tuple[str, bytes]:

@@ -100,6 +100,7 @@ def test_series_are_bounded_whatever_clients_send() -> None:
     for text in (*REASONS, *(f"reason {i}" for i in range(50))):
         metrics.rejected(text)
         metrics.verdict(text)
+    metrics.set_registry_up(False)
     found = samples(metrics)
     assert len(found) <= MAX_SERIES
     assert not any("/no/such" in dict(labels).get("route", "") for _, labels in found)
@@ -188,6 +189,7 @@ def test_the_state_of_the_scorer_is_shown() -> None:
     metrics.set_weight(0.05)
     metrics.verdict("hold")
     metrics.playlists(50, 3, 1)
+    assert not any(name == "encore_registry_up" for name, _ in samples(metrics)), "an alert would say that it is down"
     metrics.set_registry_up(True)
     expected = {
         ("encore_in_flight", ()): 1,
