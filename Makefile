@@ -10,6 +10,7 @@ SET       ?=
 MPD       ?=
 FEATURES  ?=
 PARTS     ?=
+TEXTFILE  ?= data/monitoring/textfile/encore.prom
 QUICK     ?=
 DATA      ?=
 LIMIT     ?=
@@ -62,10 +63,10 @@ run: setup ## Generate playlists (or use MPD=, FEATURES=), run every job, log to
 ifeq ($(MPD),)
 	@$(BIN)/encore generate --playlists $(PLAYLISTS) --seed $(SEED) --out data/mpd-$(PLAYLISTS)-$(SEED) --if-missing
 	@$(BIN)/encore run --set raw.playlists=data/mpd-$(PLAYLISTS)-$(SEED) --set raw.features=data/mpd-$(PLAYLISTS)-$(SEED)/features \
-		--set lake.path=$(LAKE) $(addprefix --set ,$(SET))
+		--set lake.path=$(LAKE) --set run.textfile=$(TEXTFILE) $(addprefix --set ,$(SET))
 else
 	@$(BIN)/encore run --set raw.playlists=$(MPD) $(if $(FEATURES),--set raw.features=$(FEATURES)) --set lake.path=$(LAKE) \
-		$(addprefix --set ,$(SET))
+		--set run.textfile=$(TEXTFILE) $(addprefix --set ,$(SET))
 endif
 
 .PHONY: ui
@@ -73,20 +74,27 @@ ui: setup ## Serve the MLflow UI with the runs on http://127.0.0.1:5000
 	@echo "encore: open http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
 	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///data/mlflow.db} --host 127.0.0.1
 
+# Prometheus on port 9190, metrics of the jobs on 9191, Grafana on 9192; others: ARGS='--prometheus-port 9090 ...'
+.PHONY: monitor
+monitor: setup ## Run Prometheus, and Grafana if it is installed, for the scorer on PORT=8080 and the jobs, until Ctrl-C
+	@if [ -d $(LAKE) ]; then $(BIN)/encore metrics --set lake.path=$(LAKE) --textfile $(TEXTFILE) \
+		|| echo "monitor: $(LAKE) gives no metrics of jobs"; fi
+	@$(BIN)/python deploy/monitoring/monitor.py --scorer 127.0.0.1:$(or $(PORT),8080) --data data/monitoring $(ARGS)
+
 .PHONY: doctor
 doctor: setup ## Check the prerequisites: what is installed, what is missing, and how to fix it
 	@$(BIN)/encore doctor
 
 .PHONY: lint
 lint: setup ## Lint, check the format and the types
-	@$(BIN)/ruff check lib jobs tests deploy/cdk setup.py deploy/package.py
-	@$(BIN)/ruff format --check lib jobs tests deploy/cdk setup.py deploy/package.py
+	@$(BIN)/ruff check lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff format --check lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
 	@$(BIN)/mypy
 
 .PHONY: format
 format: setup ## Format the code and fix what the linter can fix
-	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk setup.py deploy/package.py
-	@$(BIN)/ruff format lib jobs tests deploy/cdk setup.py deploy/package.py
+	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
 
 # Two processes, for two cores: tests without a JVM in parallel with those that share a Spark session.
 define pytest
