@@ -9,8 +9,21 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from encore.aws.cost import Node, Nodes, Overheads, Prices, Serverless, Workers, estimate, load_prices, worker_sizes
+from encore.aws.cost import (
+    Node,
+    Nodes,
+    Overheads,
+    Prices,
+    Serverless,
+    Serving,
+    Workers,
+    estimate,
+    load_prices,
+    serving_month,
+    worker_sizes,
+)
 from encore.cli.app import app
+from encore.cli.aws import _notes
 from encore.config import load_config
 from encore.errors import ConfigError
 
@@ -23,6 +36,16 @@ PRICES = Prices(
         worker=Node(type="large", vcpu=8, hour=0.4, emr_hour=0.1),
     ),
     s3_gb_month=0.02,
+    serving=Serving(
+        fargate_vcpu_hour=0.04,
+        fargate_gb_hour=0.005,
+        balancer_hour=0.02,
+        balancer_unit_hour=0.01,
+        firewall_month=5,
+        firewall_rule_month=1,
+        firewall_million_requests=0.6,
+        instance_hour=0.1,
+    ),
     seconds=Overheads(worker_start=60, worker_idle=30, cluster_start=400, cluster_idle=500),
 )
 WORKERS = Workers(executors=3, driver_vcpu=4, driver_gb=14, executor_vcpu=4, executor_gb=10)
@@ -61,6 +84,23 @@ def test_more_executors_are_faster_but_add_start_and_idle_time() -> None:
     driver, executor = 4 * 0.05 + 14 * 0.01, 4 * 0.05 + 10 * 0.01
     executors = [job.serverless - driver * job.seconds / 3600 for job in (few, many)]
     assert executors[1] - executors[0] == pytest.approx(18 * executor * (60 + 30) / 3600)
+
+
+def test_a_month_of_serving_worked_out_by_hand() -> None:
+    """A task of 1 vCPU and 6 GB; a load balancer with one unit; a firewall with three rules; 730 hours."""
+    month = serving_month(PRICES.serving)
+    assert month.task == pytest.approx(730 * (0.04 + 6 * 0.005))
+    assert month.front == pytest.approx(730 * 0.03 + 5 + 3)
+    assert month.million_requests == 0.6
+    assert month.instance == pytest.approx(73)
+
+
+def test_the_estimate_says_what_the_scorer_costs() -> None:
+    workers = worker_sizes({}, "4g", 4)
+    cost = estimate([row(10, 10)], 2, 1, 0, load_prices("us-east-1"), workers)
+    (text,) = [note for note in _notes(cost, load_prices("us-east-1"), workers, 1, 2) if note.startswith("The scorer")]
+    assert "on Fargate 30, and 49 for each task of 1 vCPU and 6 GB, 0.60 for a million requests" in text
+    assert "on SageMaker 84 for each ml.m5.large" in text
 
 
 def test_prices_have_a_date_and_worker_sizes_come_from_the_environment() -> None:

@@ -161,10 +161,10 @@ def test_tasks_are_not_root_have_a_read_only_root_and_their_secrets_by_reference
 def test_the_scorer_outlives_the_load_balancers_connections_and_drains_in_time(public: Template) -> None:
     (balancer,) = of_type(public, "AWS::ElasticLoadBalancingV2::LoadBalancer")
     attributes = {one["Key"]: one["Value"] for one in balancer["LoadBalancerAttributes"]}
-    assert int(attributes["idle_timeout.timeout_seconds"]) == 60
+    assert int(attributes["idle_timeout.timeout_seconds"]) < Settings().keep_alive_seconds
     (task,) = of_type(public, "AWS::ECS::TaskDefinition")
     (scorer,) = task["ContainerDefinitions"]
-    assert scorer["StopTimeout"] > Settings().drain_seconds
+    assert scorer["StopTimeout"] > Settings().linger_seconds + Settings().drain_seconds
     for group in of_type(public, "AWS::ElasticLoadBalancingV2::TargetGroup"):
         delay = {one["Key"]: one["Value"] for one in group["TargetGroupAttributes"]}
         assert int(delay["deregistration_delay.timeout_seconds"]) > Settings().seconds
@@ -369,7 +369,7 @@ def test_a_challenger_refuses_the_deployment(
     monkeypatch.setenv("LOGIN", "arn:login")
     monkeypatch.setenv("MODEL", "encore-ranker")
     with registry(status, answer) as (login, seen):
-        monkeypatch.setattr(one_canary.boto3, "client", lambda service: Secrets(login))
+        monkeypatch.setattr("boto3.client", lambda service: Secrets(login))
         assert one_canary.handler({}, None) == {"hookStatus": expected}
     assert seen == [(f"{ROUTE}?name=encore-ranker&alias=challenger", "Basic bWU6c2VjcmV0")]
     assert ("encore canary stop" in capsys.readouterr().out) == (expected == "FAILED")

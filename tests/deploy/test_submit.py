@@ -20,8 +20,8 @@ from botocore.stub import ANY, Stubber
 from rich.console import Console
 from typer.testing import CliRunner
 
-from encore.aws.deployment import STACKS, stage_settings
-from encore.aws.stage import StageError
+from encore.aws.deployment import STACKS, scorer_findings, stage_settings
+from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
 from encore.cli.app import app
 from encore.cli.aws import deployment_findings, submit_job
@@ -29,6 +29,7 @@ from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 from encore.lake.failures import aws_error
 from tests.conftest import ROOT
+from tests.deploy.serving import BUNDLE
 from tests.deploy.test_render import LOCATIONS
 
 REGION = "eu-central-1"
@@ -714,6 +715,61 @@ class TestDeployDoctor:
         assert not found["certificate"].warning
         assert "16 vCPUs in the account, the stage may use 32" in found["vCPU quota"].fact
         assert found["vCPU quota"].warning
+
+    def test_a_scorer_that_is_ready(self) -> None:
+        found = {one.what: one for one in self.scorer(f"serving_bundle={BUNDLE}")}
+        assert [one for one in found.values() if one.remedy] == []
+        assert found["scorer image"].fact == "encore-scorer:1.0, 40 MB"
+        assert found["scorer certificate"].fact == "issued, for *.example.com"
+        assert found["scorer bundle"].fact.endswith(f"artefacts-ACCOUNT-{REGION}/{BUNDLE}/manifest.json, 1,234 bytes")
+
+    def test_a_champion_has_to_be_registered_first(self) -> None:
+        found = {one.what: one for one in self.scorer()}
+        assert found["scorer model"].fact.startswith("the champion of encore-ranker; register one first")
+
+    def test_every_shortcoming_of_the_scorer_has_a_remedy(self) -> None:
+        found = {one.what: one for one in self.scorer(f"serving_bundle={BUNDLE}", missing=True)}
+        assert found["scorer image"].fact == "encore-scorer:1.0 not found"
+        assert "push it to the repository encore-scorer" in str(found["scorer image"].remedy)
+        assert "certificate for playlists.example.com in the parameter /encore/dev/serving-certificate" in str(
+            found["scorer certificate"].remedy
+        )
+        assert "does not exist" in str(found["scorer bundle"].remedy)
+        assert not any(found[f"scorer {name}"].warning for name in ("image", "certificate", "bundle"))
+
+    def test_a_tag_that_may_be_moved_is_a_warning(self) -> None:
+        found = {one.what: one for one in self.scorer(mutability="MUTABLE")}
+        assert found["scorer image"].warning
+        assert "immutable" in str(found["scorer image"].remedy)
+
+    def scorer(self, *choices: str, missing: bool = False, mutability: str = "IMMUTABLE") -> list[Any]:
+        """The findings with a public scorer; `missing`: nothing that it needs exists."""
+        made = {name: SESSION.client(name) for name in ("ecr", "ssm", "acm", "s3")}
+        stubs = {name: Stubber(client) for name, client in made.items()}
+        bundle = {"Bucket": f"encore-dev-artefacts-ACCOUNT-{REGION}", "Key": f"{BUNDLE}/manifest.json"}
+        parameter = "/encore/dev/serving-certificate"
+        if missing:
+            stubs["ecr"].add_client_error("describe_images", "ImageNotFoundException", "no", 400)
+            stubs["ssm"].add_client_error("get_parameter", "ParameterNotFound", "no", 400)
+            stubs["s3"].add_client_error("head_object", "404", "no", 404)
+        else:
+            stubs["ecr"].add_response(
+                "describe_images",
+                {"imageDetails": [{"imageSizeInBytes": 40_000_000}]},
+                {"repositoryName": "encore-scorer", "imageIds": [{"imageTag": "1.0"}]},
+            )
+            stubs["ecr"].add_response("describe_repositories", {"repositories": [{"imageTagMutability": mutability}]})
+            value = {"Parameter": {"Value": "arn:thing:of-it-is-long"}}
+            stubs["ssm"].add_response("get_parameter", value, {"Name": parameter})
+            about = {"DomainName": "*.example.com", "Status": "ISSUED"}
+            stubs["acm"].add_response("describe_certificate", {"Certificate": about})
+            stubs["s3"].add_response("head_object", {"ContentLength": 1234}, bundle)
+        for stub in stubs.values():
+            stub.activate()
+        given = (*choices, "serving=fargate", "serving_image=encore-scorer:1.0", "serving_access=public")
+        context = dict(choice.split("=", 1) for choice in (*given, "serving_domain=playlists.example.com"))
+        stage = load_stage({"stage": "dev", **context})
+        return list(scorer_findings(stage, lambda name: made[name], "ACCOUNT", REGION))
 
     def findings(
         self,

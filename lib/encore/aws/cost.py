@@ -19,8 +19,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from encore.aws.serving import RULES, TASK_GB, TASK_VCPU
 from encore.config import conf_dir, read_yaml
 from encore.errors import ConfigError
+
+HOURS_A_MONTH = 730
 
 RELIABLE_SCALE = 4
 """Beyond this many times (or below one such fraction of) the measured playlists, an estimate is called unreliable."""
@@ -53,6 +56,19 @@ class Nodes(_Prices):
     worker: Node
 
 
+class Serving(_Prices):
+    """Prices of what the scorer runs on, in dollars: Fargate, load balancer, firewall, an instance of SageMaker."""
+
+    fargate_vcpu_hour: float = Field(gt=0)
+    fargate_gb_hour: float = Field(gt=0)
+    balancer_hour: float = Field(gt=0)
+    balancer_unit_hour: float = Field(gt=0)
+    firewall_month: float = Field(ge=0)
+    firewall_rule_month: float = Field(ge=0)
+    firewall_million_requests: float = Field(ge=0)
+    instance_hour: float = Field(gt=0)
+
+
 class Overheads(_Prices):
     """Seconds that are billed but in which no work is done."""
 
@@ -70,6 +86,7 @@ class Prices(_Prices):
     serverless: Serverless
     ec2: Nodes
     s3_gb_month: float = Field(gt=0)
+    serving: Serving
     seconds: Overheads
 
 
@@ -183,6 +200,32 @@ def _job(row: Mapping[str, Any], cores: int, scale: float, prices: Prices, worke
     # a step on a running cluster starts at once
     on_cluster = (seconds - overheads.worker_start) / 3600 * _cluster_hour(prices, workers)
     return JobEstimate(str(row["job"]), measured, seconds, serverless, on_cluster)
+
+
+@dataclass(frozen=True)
+class ServingMonth:
+    """Dollars a month for the scorer.
+
+    On Fargate: `front`, the load balancer with one capacity unit, and the firewall; `task`, for each task that runs all
+    month; `million_requests`, through the firewall. On SageMaker: `instance`, for each instance.
+    """
+
+    front: float
+    task: float
+    million_requests: float
+    instance: float
+
+
+def serving_month(prices: Serving) -> ServingMonth:
+    """What the scorer costs with the sizes of its stack, without logs and traffic."""
+    task = TASK_VCPU * prices.fargate_vcpu_hour + TASK_GB * prices.fargate_gb_hour
+    firewall = prices.firewall_month + RULES * prices.firewall_rule_month
+    return ServingMonth(
+        HOURS_A_MONTH * (prices.balancer_hour + prices.balancer_unit_hour) + firewall,
+        HOURS_A_MONTH * task,
+        prices.firewall_million_requests,
+        HOURS_A_MONTH * prices.instance_hour,
+    )
 
 
 def _cluster_hour(prices: Prices, workers: Workers) -> float:

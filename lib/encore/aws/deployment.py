@@ -17,6 +17,7 @@ from encore.aws.states import camel
 from encore.errors import EncoreError, InputError
 from encore.findings import Finding
 from encore.lake.failures import aws_error
+from encore.serving.bundle import MANIFEST
 
 ROLE_OUTPUT = "RoleOf"
 """Prefix of the output with a job's role: RoleOfBuildCentroids."""
@@ -102,8 +103,11 @@ def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | 
     yield Finding("AWS account", f"{identity['Account']}, as {identity['Arn'].rsplit(':', 1)[-1]}")
     yield _bootstrap(clients)
     if stage.mlflow == "fargate":
-        yield _certificate(stage, clients)
+        name, domain = f"/encore/{stage.name}/mlflow-certificate", f"mlflow.{stage.domain}"
+        yield _certificate("certificate", name, domain, clients)
         yield _docker()
+    if stage.serving != "none":
+        yield from scorer_findings(stage, clients, str(identity["Account"]), region)
     yield _exists(
         "git connection",
         lambda: _parameter(clients, "/encore/git-connection"),
@@ -179,9 +183,9 @@ def _parameter(clients: ClientFactory, name: str) -> str:
     return value
 
 
-def _certificate(stage: Stage, clients: ClientFactory) -> Finding:
-    what, name = "certificate", f"/encore/{stage.name}/mlflow-certificate"
-    remedy = f"store the ARN of a certificate for mlflow.{stage.domain} in the parameter {name} (SSM, String)"
+def _certificate(what: str, name: str, domain: str, clients: ClientFactory) -> Finding:
+    """Whether the SSM parameter `name` has the ARN of a certificate that is valid for the domain."""
+    remedy = f"store the ARN of a certificate for {domain} in the parameter {name} (SSM, String)"
     parameter = _exists(what, lambda: _parameter(clients, name), remedy)
     if parameter.remedy:
         return Finding(what, f"parameter {name}: {parameter.fact}", parameter.remedy)
@@ -190,9 +194,58 @@ def _certificate(stage: Stage, clients: ClientFactory) -> Finding:
     if isinstance(found, Finding):
         return found
     issued, names = found["Status"] == "ISSUED", [found["DomainName"], *found.get("SubjectAlternativeNames", ())]
-    covers = f"mlflow.{stage.domain}" in names or f"*.{stage.domain}" in names
+    covers = domain in names or f"*.{domain.partition('.')[2]}" in names
     return Finding(
         what, f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}", None if issued and covers else remedy
+    )
+
+
+def scorer_findings(stage: Stage, clients: ClientFactory, account: str, region: str) -> Iterator[Finding]:
+    """What the stack of the scorer needs in addition."""
+    yield _image(stage, clients)
+    if stage.serving_domain:
+        name = f"/encore/{stage.name}/serving-certificate"
+        yield _certificate("scorer certificate", name, stage.serving_domain, clients)
+    if not stage.serving_bundle:
+        model = f"encore-{stage.serving_model}"
+        yield Finding("scorer model", f"the champion of {model}; register one first: tasks without a model never start")
+        return
+    bucket, key = f"encore-{stage.name}-artefacts-{account}-{region}", f"{stage.serving_bundle}/{MANIFEST}"
+
+    def size() -> str:
+        return f"s3://{bucket}/{key}, {clients('s3').head_object(Bucket=bucket, Key=key)['ContentLength']:,} bytes"
+
+    yield _exists(
+        "scorer bundle",
+        size,
+        f"register a model, and name the folder of its bundle: s3://{bucket}/{key} does not exist",
+    )
+
+
+def _image(stage: Stage, clients: ClientFactory) -> Finding:
+    """Whether the scorer's image is in ECR, under a name that stays with it."""
+    what, image = "scorer image", stage.serving_image
+    repository, separator, version = image.partition("@" if "@" in image else ":")
+    id_ = {"imageDigest" if separator == "@" else "imageTag": version}
+    found = _call(
+        what,
+        lambda: clients("ecr").describe_images(repositoryName=repository, imageIds=[id_])["imageDetails"][0],
+        Finding(what, f"{image} not found", f"push it to the repository {repository} in this account's ECR"),
+    )
+    if isinstance(found, Finding):
+        return found
+    fact = f"{image}, {found.get('imageSizeInBytes', 0) / 1e6:,.0f} MB"
+    if separator == "@":
+        return Finding(what, fact)
+    about = _call(what, lambda: clients("ecr").describe_repositories(repositoryNames=[repository])["repositories"][0])
+    if isinstance(about, Finding):
+        return about
+    fixed = str(about.get("imageTagMutability", "MUTABLE")).startswith("IMMUTABLE")
+    return Finding(
+        what,
+        fact if fixed else f"{fact}; its tag may be moved to another image",
+        None if fixed else f"make tags of {repository} immutable, or name the image by its digest",
+        warning=True,
     )
 
 

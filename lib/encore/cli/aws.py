@@ -18,8 +18,18 @@ from rich.table import Table as Grid
 from encore import interrupts
 from encore.aws import render
 from encore.aws.account import region_of
-from encore.aws.cost import RELIABLE_SCALE, Estimate, Prices, Workers, estimate, load_prices, worker_sizes
+from encore.aws.cost import (
+    RELIABLE_SCALE,
+    Estimate,
+    Prices,
+    Workers,
+    estimate,
+    load_prices,
+    serving_month,
+    worker_sizes,
+)
 from encore.aws.deployment import ClientFactory, client_factory, findings, stage_settings
+from encore.aws.serving import INSTANCE, TASK_GB, TASK_VCPU
 from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import JobFailed, request, submit
 from encore.config import Config, conf_dir, load_config
@@ -167,6 +177,12 @@ def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, core
     yield f"EC2: one {nodes.driver.type}, and {nodes.worker.type} with as many cores; a cluster started for this run."
     stored = cost.lake_gb * prices.s3_gb_month
     yield f"Stored in S3: {cost.lake_gb:,.2f} GB, {stored:,.2f} a month. Not included: requests, logs, NAT, MLflow."
+    month = serving_month(prices.serving)
+    yield (
+        f"The scorer, a month: on Fargate {month.front:.0f}, and {month.task:.0f} for each task of {TASK_VCPU} "
+        f"vCPU and {TASK_GB} GB, {month.million_requests:.2f} for a million requests; on SageMaker "
+        f"{month.instance:.0f} for each {INSTANCE}, of which there are at least two. Not included: logs, traffic."
+    )
     yield (
         "Method: seconds on AWS = start + N/n0 (driver seconds + task seconds / vCPUs of the executors); a local core "
         "counts as one vCPU, and jobs run one after the other."

@@ -32,7 +32,8 @@ from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputErr
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired", "TokenRefreshRequired")
 _UNKNOWN = ("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _REFUSED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "401", "403")
-_MISSING = ("ResourceNotFoundException", "NoSuchBucket", "NoSuchKey", "404", "NoSuchEntity")
+_NO_IMAGE = ("ImageNotFoundException", "RepositoryNotFoundException")
+_MISSING = ("ResourceNotFoundException", "NoSuchBucket", "NoSuchKey", "404", "NoSuchEntity", *_NO_IMAGE)
 _TRANSIENT = (
     "InternalError",
     "InternalServerException",
