@@ -341,7 +341,7 @@ def test_a_fault_of_the_model_is_500_without_a_trace(caplog: pytest.LogCaptureFi
     def broken(*_: Any) -> Any:
         raise KeyError(SECRET)
 
-    own.champion.scorer.recommend = broken  # type: ignore[method-assign]
+    own.champion.scorer.recommend = broken  # type: ignore[method-assign, assignment]
     with caplog.at_level(logging.CRITICAL):
         found = ask(app, "POST", "/invocations", {"instances": [{"tracks": TRACKS}]})
     assert found.status == 500
