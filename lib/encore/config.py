@@ -397,6 +397,24 @@ class TrackingConfig(Section):
         return self.login or self.uri
 
 
+class CanaryConfig(Section):
+    """How a challenger becomes champion, or does not: see deploy/docs/canary.md."""
+
+    steps: str = Field(
+        description="The ramp: weight:seconds of each step, separated by commas. The weight is the share of users that "
+        "the challenger answers; after the last step it is the champion."
+    )
+    seconds: float = Field(gt=0, description="Interval of verdicts.")
+    min_requests: int = Field(
+        ge=1, description="Requests of a step that either version must have answered for a verdict."
+    )
+    slow_requests: int = Field(
+        ge=1, description="Requests of the challenger from which on its 99th percentile is compared."
+    )
+    bound_ms: float = Field(ge=0, description="A challenger with a 99th percentile up to here is not slow.")
+    slow_ratio: float = Field(ge=1, description="Nor is one up to this multiple of the champion's.")
+
+
 class ServeConfig(Section):
     """The scorer: recommendations over HTTP by `encore serve`. In its container, settings are environment variables,
     ENCORE_SERVE_ and the name in capitals. The token that requests must have is only such a variable,
@@ -432,6 +450,8 @@ class ServeConfig(Section):
         description="An idle connection is closed after this time. It must be longer than the idle time-out of a load "
         "balancer in front, or that one sends requests to connections that are being closed and answers 502.",
     )
+    poll_seconds: float = Field(gt=0, description="The registry is asked this often which versions to serve.")
+    canary: CanaryConfig
     embed: bool = Field(
         description="Whether the page may show Spotify's player, which loads content from open.spotify.com."
     )

@@ -27,6 +27,7 @@ def serve_model(config: Config, model: str | None, err: Console) -> None:
 
 def settings_of(config: ServeConfig) -> Settings:
     """The section `serve` as settings of the scorer, with the token of the environment."""
-    own = {**config.model_dump(), "token": os.environ.get(f"{PREFIX}TOKEN")}
+    canary = {f"canary_{name}": value for name, value in config.canary.model_dump().items()}
+    own = {**config.model_dump(), **canary, "token": os.environ.get(f"{PREFIX}TOKEN")}
     given = {field.name: own[field.name] for field in fields(Settings) if own.get(field.name) is not None}
     return Settings(**given)

@@ -169,20 +169,35 @@ class Core:
         except TimeoutError:
             raise self._late() from None
 
-    async def rows(self, call: Call, served: Served, asked: Asked, model: str) -> tuple[list[Row], float]:
-        """The recommendations of a model for the playlists of a request, and the seconds that they took."""
+    async def recommended(
+        self,
+        call: Call,
+        served: Served,
+        asked: Asked,
+        model: str,
+        shown: Callable[[Served, list[Row]], Result],
+    ) -> tuple[Result, float]:
+        """What a request is answered: the recommendations of a model, as `shown` makes them in the same thread; and the
+        seconds that it took. The version is another one than `served` if that one cannot answer, unless the request
+        names the version."""
         if not asked.playlists:
-            return [], 0.0
+            return shown(served, []), 0.0
 
-        def work() -> tuple[list[Row], float]:
+        def work(by: Served) -> tuple[list[Row], Result, float]:
             started = time.perf_counter()
-            with served.used() as scorer:
-                rows = scorer.recommend(asked.playlists, asked.k, model)
-            return rows, time.perf_counter() - started
+            rows = by.scorer.recommend(asked.playlists, asked.k, model)
+            return rows, shown(by, rows), time.perf_counter() - started
 
-        rows, seconds = await self.computed(call, work)
-        self.observe(served, asked, rows, seconds)
-        return rows, seconds
+        def answer() -> tuple[Served, tuple[list[Row], Result, float]]:
+            if "version" in call.given:
+                with served.used():
+                    return served, work(served)
+            n = len(asked.playlists)
+            return self.serving.answer(served, work, lambda found: any(not len(row.ids) for row in found[0]), n)
+
+        call.served, (rows, found, seconds) = await self.computed(call, answer)
+        self.observe(call.served, asked, rows, seconds)
+        return found, seconds
 
     def observe(self, served: Served, asked: Asked, rows: list[Row], seconds: float) -> None:
         """Count what a model answered."""

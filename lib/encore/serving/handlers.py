@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Final
 
 import orjson
@@ -49,9 +48,11 @@ async def invocations(core: Core, call: Call) -> Answer:
 
 
 async def _predictions(core: Core, call: Call, served: Served, asked: Asked, model: str) -> Answer:
-    rows, seconds = await core.rows(call, served, asked, model)
-    predictions = [shown(row, served.scorer.catalogue) for row in rows]
-    return _json({"predictions": predictions}, headers=_timing(seconds))
+    def predictions(by: Served, rows: list[Row]) -> list[dict[str, Any]]:
+        return [shown(row, by.scorer.catalogue) for row in rows]
+
+    found, seconds = await core.recommended(call, served, asked, model, predictions)
+    return _json({"predictions": found}, headers=_timing(seconds))
 
 
 # --- the REST API
@@ -63,27 +64,20 @@ async def recommend(core: Core, call: Call) -> Answer:
     served = core.pick(call, body)
     asked = rest.asked(body, core.settings)
     model = model_of(served, asked.model)
-    playlist = asked.playlists[0]
 
-    def work() -> tuple[Row, list[dict[str, Any]], float]:
-        started = time.perf_counter()
-        with served.used() as scorer:
-            (row,) = scorer.recommend([playlist], asked.k, model)
-            why = scorer.explain(playlist, row.ids, model) if asked.explain else None
-            found = rest.recommendations(row, scorer.catalogue, why)
-        return row, found, time.perf_counter() - started
+    def people(by: Served, rows: list[Row]) -> dict[str, Any]:
+        (row,) = rows
+        why = by.scorer.explain(asked.playlists[0], row.ids, model) if asked.explain else None
+        return {
+            "model": model,
+            "version": by.version,
+            "role": by.role,
+            "unknown": row.unknown,
+            "recommendations": rest.recommendations(row, by.scorer.catalogue, why),
+        }
 
-    row, found, seconds = await core.computed(call, work)
-    core.observe(served, asked, [row], seconds)
-    answer = {
-        "model": model,
-        "version": served.version,
-        "role": served.role,
-        "milliseconds": round(seconds * 1000, 2),
-        "unknown": row.unknown,
-        "recommendations": found,
-    }
-    return _json(answer, headers=_timing(seconds))
+    found, seconds = await core.recommended(call, served, asked, model, people)
+    return _json({**found, "milliseconds": round(seconds * 1000, 2)}, headers=_timing(seconds))
 
 
 async def tracks(core: Core, call: Call) -> Answer:
@@ -146,7 +140,7 @@ async def models(core: Core, call: Call) -> Answer:
         }
         for served in core.serving.loaded()
     ]
-    return _json({"served": champion.name, "models": found, "canary": None})
+    return _json({"served": champion.name, "models": found, "canary": core.serving.canary})
 
 
 async def settings(core: Core, call: Call) -> Answer:
@@ -208,8 +202,11 @@ async def v2_infer(core: Core, call: Call) -> Answer:
         raise invalid("Inference-Header-Content-Length: binary data is not supported")
     served, model = core.named(call, body)
     asked = v2.asked(body, core.settings)
-    rows, seconds = await core.rows(call, served, asked, model)
-    found = v2.answer(model, served.version, asked, rows, served.scorer.catalogue)
+
+    def outputs(by: Served, rows: list[Row]) -> dict[str, Any]:
+        return v2.answer(model, by.version, asked, rows, by.scorer.catalogue)
+
+    found, seconds = await core.recommended(call, served, asked, model, outputs)
     return _json(found, headers=_timing(seconds))
 
 

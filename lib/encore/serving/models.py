@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from encore.errors import EncoreError, InputError
 from encore.serving.bundle import Manifest
 from encore.serving.metrics import Metrics, Version
 from encore.serving.scorer import Playlist, Scorer
+
+Result = TypeVar("Result")
 
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
@@ -127,7 +129,7 @@ class Serving:
         self.challenger: Served | None = None
         self.draining = False
         self._poll_seconds = poll_seconds
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="models", daemon=True)
 
     @property
@@ -142,23 +144,47 @@ class Serving:
     def stop(self) -> None:
         """Stop following the source."""
         self._stop.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Ask the source now."""
+        self._wake.set()
 
     def pick(self, key: bytes) -> Served | None:
         """The version that answers a request, the same one for the same key; None while none is loaded."""
         return self.champion
+
+    def answer(
+        self, served: Served, work: Callable[[Served], Result], is_empty: Callable[[Result], bool], playlists: int = 1
+    ) -> tuple[Served, Result]:
+        """The result of work with a version from `pick`, and the version that it is from.
+
+        `is_empty`: whether nothing is recommended in a result; `playlists`: for how many there are recommendations.
+        """
+        with served.used():
+            return served, work(served)
+
+    @property
+    def canary(self) -> dict[str, Any] | None:
+        """The canary for people, as JSON; None if there is none."""
+        return None
 
     def loaded(self) -> list[Served]:
         """All loaded versions, the champion first."""
         return [served for served in (self.champion, self.challenger) if served is not None]
 
     def follow(self) -> None:
-        """Load what the source says should be served, unless it is loaded. Raises EncoreError."""
+        """Ask the source what should be served, and adopt it. Raises EncoreError."""
         try:
             wanted = self.source.resolve()
         except EncoreError:
             self.metrics.set_registry_up(False)
             raise
         self.metrics.set_registry_up(True)
+        self.adopt(wanted)
+
+    def adopt(self, wanted: Resolved) -> None:
+        """Load what should be served, unless it is loaded. Raises EncoreError."""
         if wanted.champion is not None and (self.champion is None or self.champion.version != wanted.champion):
             self.champion = self.load(wanted.champion, CHAMPION)
             self.announce()
@@ -192,7 +218,8 @@ class Serving:
             except Exception:
                 # the thread must go on: the next version may be sound
                 log.exception("following the source failed")
-            self._stop.wait(self._poll_seconds)
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
 
 
 def check_golden(scorer: Scorer) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from encore.errors import ConfigError
+from encore.serving.canary import DEFAULT_STEPS
 
 PREFIX: Final = "ENCORE_SERVE_"
 
@@ -53,6 +54,21 @@ class Settings:
     front, or that one sends requests to connections that are being closed and answers 502."""
     embed: bool = False
     """Whether the page may show Spotify's player, which loads content from open.spotify.com."""
+
+    poll_seconds: float = 10.0
+    """The registry is asked this often which versions to serve."""
+    canary_steps: str = DEFAULT_STEPS
+    """The ramp of a challenger: weight:seconds of each step, unless the tags of its version say otherwise."""
+    canary_seconds: float = 30.0
+    """Interval of verdicts."""
+    canary_min_requests: int = 200
+    """Requests of either version without which there is no verdict."""
+    canary_slow_requests: int = 500
+    """Requests of a challenger from which on its 99th percentile is compared."""
+    canary_bound_ms: float = 40.0
+    """A challenger whose 99th percentile is below this, or"""
+    canary_slow_ratio: float = 1.5
+    """below this multiple of the champion's, is not slow."""
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:

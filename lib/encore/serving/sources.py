@@ -9,8 +9,10 @@ from typing import Final
 from encore.errors import ConfigError
 from encore.serving.app import App
 from encore.serving.bundle import Manifest
+from encore.serving.canary import Rule, steps_of
 from encore.serving.metrics import Metrics
 from encore.serving.models import Folder, Serving, Source
+from encore.serving.rollout import Rollout
 from encore.serving.settings import Settings
 
 REGISTRY_PREFIX: Final = "models:/"
@@ -28,5 +30,23 @@ def source_of(settings: Settings) -> Source:
 
 
 def create(settings: Settings, playlists: Callable[[int], tuple[str | None, list[str]] | None] | None = None) -> App:
-    """The application. `playlists`: see App. Raises what `source_of` raises."""
-    return App(Serving(source_of(settings), Metrics()), settings, playlists=playlists)
+    """The application. `playlists`: see App. Raises what `source_of` raises, and ConfigError for steps of a canary."""
+    return App(_serving(settings), settings, playlists=playlists)
+
+
+def _serving(settings: Settings) -> Serving:
+    rule = Rule(
+        min_requests=settings.canary_min_requests,
+        slow_requests=settings.canary_slow_requests,
+        bound_ms=settings.canary_bound_ms,
+        slow_ratio=settings.canary_slow_ratio,
+        seconds=settings.canary_seconds,
+    )
+    return Rollout(
+        source_of(settings),
+        Metrics(),
+        steps=steps_of(settings.canary_steps),
+        rule=rule,
+        threads=settings.threads,
+        poll_seconds=settings.poll_seconds,
+    )
