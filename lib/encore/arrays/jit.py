@@ -50,8 +50,12 @@ def is_cached(module: str) -> bool:
 def compilation_cache() -> Iterator[None]:
     """Import and first call compiled loops inside this context.
 
-    Compiled code goes into the cache; other processes on this machine wait, and then find it there.
+    Compiled code goes into the cache; other processes on this machine wait, and then find it there. Without numba, it
+    does nothing: the loops of the scorer's container were compiled when it was built.
     """
+    if find_spec("numba") is None:
+        yield
+        return
     folder = cache_folder()
     if folder != _PACKAGE_CACHE:
         # numba's default is the __pycache__ of each module

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from types import ModuleType
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from encore.arrays.jit import compilation_cache
 from encore.arrays.ragged import Ragged, offsets_of
@@ -27,76 +26,18 @@ def exclude_seeds(found: Ranked, seeds: Ragged, k: int) -> Ranked:
     room = offsets_of(np.minimum(found.ids.lengths, k))
     ids, scores = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
     lengths = np.zeros(len(found), np.int64)
-    _exclude(found.ids.values, found.scores, found.ids.offsets, own, seeds.offsets, room, k, ids, scores, lengths)
+    load_loops().exclude(
+        found.ids.values, found.scores, found.ids.offsets, own, seeds.offsets, room, k, ids, scores, lengths
+    )
     return Ranked.packed(room, lengths, ids, scores)
 
 
 @lru_cache(maxsize=1)
-def load_loops() -> None:
-    """Compile this module's loops, or wait until another process on this machine has compiled them."""
+def load_loops() -> ModuleType:
+    """The compiled loop; compiles it, or waits until another process on this machine has compiled it."""
     with compilation_cache():
-        row = Ragged.from_lists([[0]])
-        exclude_seeds(Ranked(row, np.zeros(1, np.float32)), row, 1)
+        from encore.recommenders import seed_exclusion_loops as loops
 
-
-@numba.njit(cache=True, nogil=True)
-def _slot(number: int, shift: int) -> int:
-    """A multiplicative hash of 32 - shift bits (Knuth, TAOCP 3, 6.4).
-
-    It uses int64 throughout: numba converts operations on signed and unsigned integers to float.
-    """
-    return int((np.int64(number) * 0x9E3779B1) & 0xFFFFFFFF) >> shift
-
-
-@numba.njit(cache=True, nogil=True)
-def _exclude(
-    found: NDArray[np.int32],
-    scores: NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    seeds: NDArray[np.int32],
-    seed_offsets: NDArray[np.int64],
-    room: NDArray[np.int64],
-    k: int,
-    out_ids: NDArray[np.int32],
-    out_scores: NDArray[np.float32],
-    lengths: NDArray[np.int64],
-) -> None:
-    """Write the results of each row from position room[row] on, and their number to `lengths`.
-
-    Seeds go into a hash table with open addressing and at least four slots per seed, so nearly every look-up takes one
-    probe.
-    """
-    longest = 1
-    for row in range(len(lengths)):
-        longest = max(longest, seed_offsets[row + 1] - seed_offsets[row])
-    bits = 3
-    while (1 << bits) < 4 * longest:
-        bits += 1
-    table = np.empty(1 << bits, np.int32)
-    filled = np.zeros(1 << bits, np.uint8)
-    for row in range(len(lengths)):
-        own = seed_offsets[row + 1] - seed_offsets[row]
-        bits = 3
-        while (1 << bits) < 4 * own:
-            bits += 1
-        mask = (1 << bits) - 1
-        shift = 32 - bits
-        filled[: mask + 1] = 0
-        for i in range(seed_offsets[row], seed_offsets[row + 1]):
-            at = _slot(seeds[i], shift)
-            while filled[at] and table[at] != seeds[i]:
-                at = (at + 1) & mask
-            table[at] = seeds[i]
-            filled[at] = 1
-        end = room[row]
-        for i in range(offsets[row], offsets[row + 1]):
-            if end - room[row] == k:
-                break
-            at = _slot(found[i], shift)
-            while filled[at] and table[at] != found[i]:
-                at = (at + 1) & mask
-            if not filled[at]:
-                out_ids[end] = found[i]
-                out_scores[end] = scores[i]
-                end += 1
-        lengths[row] = end - room[row]
+        ids, offsets, scores = np.zeros(1, np.int32), np.array([0, 1], np.int64), np.zeros(1, np.float32)
+        loops.exclude(ids, scores, offsets, ids, offsets, offsets, 1, ids.copy(), scores.copy(), offsets[:1].copy())
+    return loops

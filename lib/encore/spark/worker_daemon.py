@@ -31,7 +31,7 @@ LOOPS = {
     "encore.recommenders.ials_training": "encore.recommenders.ials_loops",
     "encore.recommenders.interactions": "encore.recommenders.loops",
     "encore.recommenders.union": "encore.recommenders.union_loops",
-    "encore.recommenders.seed_exclusion": "encore.recommenders.seed_exclusion",
+    "encore.recommenders.seed_exclusion": "encore.recommenders.seed_exclusion_loops",
 }
 """Modules with a function `load_loops`, and the modules that contain the loops."""
 
