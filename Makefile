@@ -11,6 +11,7 @@ MPD       ?=
 FEATURES  ?=
 PARTS     ?=
 TEXTFILE  ?= data/monitoring/textfile/encore.prom
+PORT      ?= 8080
 QUICK     ?=
 DATA      ?=
 LIMIT     ?=
@@ -69,6 +70,12 @@ else
 		--set run.textfile=$(TEXTFILE) $(addprefix --set ,$(SET))
 endif
 
+# The champion of the last run; without one, the line is run first, on generated playlists.
+.PHONY: serve
+serve: setup ## Serve recommendations and a page to try them on http://127.0.0.1:8080 (PORT=), after `make run` if needed
+	@test -e $(LAKE)/models || $(MAKE) --no-print-directory run
+	@$(BIN)/encore serve --port $(PORT) --set lake.path=$(LAKE) $(addprefix --set ,$(SET))
+
 .PHONY: ui
 ui: setup ## Serve the MLflow UI with the runs on http://127.0.0.1:5000
 	@echo "encore: open http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning"
@@ -111,6 +118,11 @@ test: setup s3 lint ## Lint, types and all tests except the slow ones (under 5 m
 .PHONY: test-full
 test-full: setup s3 lint ## Lint, types and all tests, including the slow ones
 	@$(call pytest,)
+
+.PHONY: serve-check
+serve-check: setup s3 ## Check the scorer as a process: protocols, load, malformed requests, page, monitoring (15 minutes)
+	@mkdir -p .cache
+	@$(BIN)/pytest -v -rs tests/serving
 
 .PHONY: deploy-check
 deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (half an hour)

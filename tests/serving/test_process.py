@@ -202,6 +202,18 @@ def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
     assert found.count(b'"predictions"') == 3
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_an_offer_of_http2_is_ignored(server: Running, pause: float) -> None:
+    """Java's client and `curl --http2` make it with the first request: the body was lost, which was a 400."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    head = HEAD + offer + b"Content-Length: %d\r\n\r\n" % len(BODY)
+    last = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    parts = [head, BODY, last] if pause else [head + BODY + last]
+    found = exchanged(server, *parts, pause=pause)
+    assert found.count(b"HTTP/1.1 200") == 2, found
+    assert b'"predictions"' in found
+
+
 def test_requests_at_a_time_have_the_rows_of_requests_alone(server: Running) -> None:
     bodies = [json.dumps({"instances": [{"tracks": URIS[i : i + 4]}]}).encode() for i in range(20)]
     alone = [server.post("/invocations", body) for body in bodies]

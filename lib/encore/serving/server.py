@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 from asyncio.events import TimerHandle
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from encore.serving.settings import Settings
 
 MAX_HEAD_BYTES: Final = 65_536
 """Bytes of a request before its body."""
+
+_UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 log = logging.getLogger("encore.serving")
 
@@ -44,7 +47,7 @@ class Limited(HttpToolsProtocol):
         """Refuse the connection if there are too many."""
         super().connection_made(transport)
         self._head_bytes = 0
-        self._is_in_head = True
+        self._is_in_head, self._is_in_body = True, False
         self._timer: TimerHandle | None = None
         if len(self.connections) > self.max_connections:
             self._refuse(Refused(503, UNAVAILABLE, "too many connections", {"Retry-After": "1"}))
@@ -53,9 +56,10 @@ class Limited(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless the head of the request is too large."""
-        was_in_head = self._is_in_head
-        if was_in_head and not self._head_bytes:
+        if self._is_in_head and not self._head_bytes:
             self._arm()
+        if not self._is_in_body and b"pgrade" in data:
+            data = without_upgrade(data)
         super().data_received(data)
         if self._is_in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -71,10 +75,15 @@ class Limited(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head of a request is there; the application bounds the time for the body."""
-        self._is_in_head = False
+        self._is_in_head, self._is_in_body = False, True
         self._head_bytes = 0
         self._disarm()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        self._is_in_body = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Drop a connection whose client does not read the answer."""
@@ -122,6 +131,16 @@ class Limited(HttpToolsProtocol):
                 self._refuse(Refused(408, "REQUEST_TIMEOUT", f"head: expected within {self.head_seconds:g} seconds"))
             else:
                 self.transport.close()
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """The head of a request without the header Upgrade, and what follows unchanged.
+
+    Some clients (Java's, `curl --http2`) offer to go on in HTTP/2 with the first request, which a server may ignore.
+    The parser would take the body for something that is not HTTP.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-upgrade-ignored:", head) + end + rest
 
 
 def run(app: App, settings: Settings, on_start: Callable[[str], None] = lambda address: None) -> None:
