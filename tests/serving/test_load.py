@@ -94,7 +94,8 @@ def shown(name: str, load: Load) -> str:
     """A line of figures."""
     return (
         f"{name}: {load.per_second:,.0f} requests/s, p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms, "
-        f"p99.9 {load.p999:.1f} ms, slowest {load.slowest:.0f} ms, {load.requests:,} requests, {load.status} refused, {load.broken} broken"
+        f"p99.9 {load.p999:.1f} ms, slowest {load.slowest:.0f} ms, "
+        f"{load.requests:,} requests, {load.status} refused, {load.broken} broken"
     )
 
 
