@@ -291,6 +291,68 @@ def serve(
     _exit(guarded(work))
 
 
+@app.command("models")
+def models_command(
+    model: Annotated[str | None, typer.Argument(help="A model; default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """List the registered model versions: aliases, metrics, and the verdict on each."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.models import print_models
+
+        print_models(settings(env, overrides, debug), model, as_json=as_json, out=out)
+
+    _exit(guarded(work))
+
+
+Why = Annotated[str | None, typer.Option("--reason", help="Why; kept as a tag of the version.")]
+
+
+@app.command("promote")
+def promote_command(
+    model: Annotated[str, typer.Argument(help="A registered model, such as ranker.")],
+    version: Annotated[int | None, typer.Argument(min=1, help="Its version; default: the newest.")] = None,
+    reason: Why = None,
+    force: Annotated[bool, typer.Option("--force", help="Even if the version was held or refused.")] = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Make a registered version of a model its champion, by hand."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.models import promote
+
+        promote(settings(env, overrides, debug), model, version, reason, force=force, out=out)
+
+    _exit(guarded(work))
+
+
+@app.command("rollback")
+def rollback_command(
+    model: Annotated[str, typer.Argument(help="A registered model, such as ranker.")],
+    reason: Why = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Make the champion before the present one the champion again."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.models import roll_back
+
+        roll_back(settings(env, overrides, debug), model, reason, out)
+
+    _exit(guarded(work))
+
+
 @app.command()
 def tune(
     model: Annotated[str, typer.Argument(help="The model whose settings are tuned.")],

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -200,6 +200,14 @@ def _code_of(error: HTTPError) -> str:
         return ""
 
 
+class Parsed(NamedTuple):
+    """A registered model, and either an alias or a version of it."""
+
+    name: str
+    alias: str | None
+    version: str | None
+
+
 class RegisteredModel:
     """A source of model versions (serving.models.Source): a registered model of a server.
 
@@ -208,14 +216,17 @@ class RegisteredModel:
 
     def __init__(self, registry: Registry, model: str, cache: Path) -> None:
         """Raises ConfigError if `model` has another form."""
+        self.name, self._alias, self._version = self.parse(model)
+        self._registry = registry
+        self._cache = cache / self.name
+
+    @staticmethod
+    def parse(model: str) -> Parsed:
+        """Parse models:/NAME@ALIAS or models:/NAME/VERSION. Raises ConfigError if it is neither."""
         found = _MODEL.fullmatch(model)
         if found is None:
             raise ConfigError(f"{model}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
-        self.name = found["name"]
-        self._registry = registry
-        self._alias: str | None = found["alias"]
-        self._version: str | None = found["version"]
-        self._cache = cache / self.name
+        return Parsed(found["name"], found["alias"], found["version"])
 
     def resolve(self) -> Resolved:
         """See Source. Only the alias `champion` comes with a challenger."""
