@@ -32,12 +32,14 @@ ROOT = Path(__file__).resolve().parents[1]
 QUICK_MODELS = "recommend.models=[cosine,popularity,random]"
 """Models that are fitted at once, for tests of everything else."""
 
+REGISTERED = "registry.models=[popularity]"
+
 FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 """Tests are too short for the optimising compiler to pay off."""
 
 
 def settings(lake: Path | str, *overrides: str) -> Config:
-    """The local configuration with a lake, and an MLflow store in a folder of the test."""
+    """The local configuration with a lake, and an MLflow store in a folder of the test. One model is registered."""
     lake = str(lake)
     own = [
         f"lake.path={lake}",
@@ -47,6 +49,7 @@ def settings(lake: Path | str, *overrides: str) -> Config:
         "spark.master=local[2]",
         "log.level=error",
         QUICK_MODELS,
+        REGISTERED,
     ]
     return load_config("local", [*own, *overrides])
 

@@ -195,21 +195,30 @@ class _Work:
         return self._ctx.store.read_small(REGISTRATIONS).to_pylist()
 
     def _registered_and_judged(self, name: str, version: ModelVersion | None) -> ModelVersion:
-        new = self._evaluation(name)
+        """Register a model, unless a `version` is given that a killed run has registered, and judge it."""
+        registry, new = self._registry, self._evaluation(name)
         folder = Path(temporary.new_folder("register"))
         try:
             if version is None:
-                version = self._log(name, new, folder)
-            p99 = self._p99(self._registry.folder(version, BUNDLE))
-            champion = self._registry.aliases(name).get(CHAMPION)
-            compared = None if champion in (None, version.version) else self._registry.version(name, int(champion or 0))
+                staged, run = self._stage(name, new, folder), registry.evaluation_run(name, self._present[name])
+            p99 = self._p99(folder / "bundle" if version is None else registry.folder(version, BUNDLE))
+            champion = registry.aliases(name).get(CHAMPION)
+            compared = None
+            if champion is not None and (version is None or champion != version.version):
+                compared = registry.version(name, champion)
             bound = self._ctx.config.registry.p99_ms
             verdict = judge(new, self._read(compared) if compared else None, p99_ms=p99, bound_ms=bound)
+            told = _verdict_tags(verdict, compared)
+            if version is None:
+                tags = {**self._tags(name, new, run, folder / "bundle"), **told}
+                version = registry.register(name, staged, run, tags)
+            else:
+                registry.set_tags(name, version.version, told)
             if verdict.outcome == "champion":
-                self._registry.promote(name, version.version)
-            tags = _verdict_tags(verdict, compared)
-            self._registry.set_tags(name, version.version, tags)
-            return replace(version, tags={**version.tags, **tags})
+                registry.promote(name, version.version)
+            # last: a version without it has not been dealt with completely
+            registry.set_tags(name, version.version, {VERDICT: verdict.outcome})
+            return replace(version, tags={**version.tags, **told, VERDICT: verdict.outcome})
         finally:
             shutil.rmtree(folder)
 
@@ -231,25 +240,16 @@ class _Work:
         arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("counts", "sums", "pids")}
         return Evaluated(told["holdout"], GroupSums(**arrays), told["coverage"])
 
-    def _log(self, name: str, new: Evaluated, folder: Path) -> ModelVersion:
-        ctx, fitted = self._ctx, self._present[name]
-        manifest = self._write_bundle(name, folder / "bundle")
+    def _stage(self, name: str, new: Evaluated, folder: Path) -> Package:
+        """Write what is to be registered into a folder."""
+        self._write_bundle(name, folder / "bundle")
         evaluation = folder / "evaluation"
         evaluation.mkdir()
         for array in ("counts", "sums", "pids"):
             np.save(evaluation / f"{array}.npy", getattr(new.sums, array), allow_pickle=False)
-        told = {"holdout": new.holdout, "coverage": new.coverage, "run_id": ctx.run_id}
+        told = {"holdout": new.holdout, "coverage": new.coverage, "run_id": self._ctx.run_id}
         (evaluation / "evaluation.json").write_text(json.dumps(told), encoding="utf-8")
-        run = self._registry.evaluation_run(name, fitted)
-        tags = {
-            FINGERPRINT: fitted,
-            "encore.run_id": ctx.run_id,
-            "encore.holdout": new.holdout,
-            "encore.size_bytes": str(manifest.size),
-            **({"encore.evaluation_run": run} if run else {}),
-            **{f"version.{table}": str(number) for table, number in manifest.versions.items()},
-        }
-        package = Package(
+        return Package(
             bundle=folder / "bundle",
             evaluation=evaluation,
             model_code=source_of("encore.serving.pyfunc"),
@@ -257,19 +257,29 @@ class _Work:
             package=self._code[1],
             example=tuple(self._sample[0].tracks[:3]),
         )
-        return self._registry.register(name, package, run, tags)
+
+    def _tags(self, name: str, new: Evaluated, run: str | None, folder: Path) -> dict[str, str]:
+        manifest = bundle.Manifest.read(folder)
+        return {
+            FINGERPRINT: self._present[name],
+            "encore.run_id": self._ctx.run_id,
+            "encore.holdout": new.holdout,
+            "encore.size_bytes": str(manifest.size),
+            **({"encore.evaluation_run": run} if run else {}),
+            **{f"version.{table}": str(number) for table, number in manifest.versions.items()},
+        }
 
     @cached_property
     def _code(self) -> tuple[Path, str]:
         folder = Path(temporary.new_folder("code"))
         return folder, write_package(folder)
 
-    def _write_bundle(self, name: str, folder: Path) -> bundle.Manifest:
+    def _write_bundle(self, name: str, folder: Path) -> None:
         ctx, stored = self._ctx, ModelArrays.of(self._ctx.config)
         own = {entry.name: self._present[entry.name] for entry in with_parts([name])}
         rows = ctx.store.read_small(MODELS, ["model", "fingerprint", "inputs", "table_ids"]).to_pylist()
         row = next(row for row in rows if (row["model"], row["fingerprint"]) == (name, own[name]))
-        return bundle.write(
+        bundle.write(
             folder,
             model=name,
             arrays={part: stored.files(part, fingerprint) for part, fingerprint in own.items()},
@@ -329,7 +339,7 @@ class _Work:
 def _verdict_tags(verdict: Verdict, compared: ModelVersion | None) -> dict[str, str]:
     numbers = {f"{VERDICT}.{name}": f"{value:.6g}" for name, value in verdict.numbers.items()}
     against = {COMPARED: str(compared.version)} if compared else {}
-    return {**numbers, **against, REASON: verdict.reason, VERDICT: verdict.outcome}
+    return {**numbers, **against, REASON: verdict.reason}
 
 
 def _row(ctx: JobContext, version: ModelVersion) -> dict[str, Any]:
