@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving.generated import generated_bundle
 from tests.serving.process import Running, scorer
 from tests.unit.serving.bundles import small_bundle
 
 # no test may be left waiting for a server that hangs
 pytestmark = pytest.mark.timeout(300)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of `pytest tests/serving`."""
+    parser.addoption("--pictures", action="store_true", help="write the pictures of the page in the README")
+
+
+@pytest.fixture(scope="session")
+def page_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the model `ranker`, fitted on 2,000 generated playlists."""
+    return generated_bundle(tmp_path_factory.mktemp("generated"))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from encore.serving.catalogue import Catalogue
 
 EXPLAINERS: Final = ("adjacency", "item_knn")
 """The models of which the first that is part of the bundle says why, since it is asked once for each seed and fast."""
+TITLE_EXPLAINERS: Final = ("title", "ials")
+"""The same for titles, which those do not know."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,16 @@ class Scorer:
         return Queries(pids, Ragged.from_lists(rows), [playlist.title for playlist in playlists]), unknown
 
     def explain(self, playlist: Playlist, tracks: NDArray[np.int32], model: str | None = None) -> list[Reason | None]:
-        """Why each of some tracks is recommended; see `recommenders.reasons`. Costs a query for each known seed."""
+        """Why each of some tracks is recommended; see `recommenders.reasons`. Costs a query for each known seed. The
+        title is the reason of tracks that no seed alone recommends."""
         queries, _ = self._queries([playlist])
-        name = next((name for name in EXPLAINERS if name in self.models), model or self.name)
-        return reasons(self.models[name], queries.seeds[0].tolist(), playlist.title, tracks)
+        asked = self.models[model or self.name]
+        by_seeds = next((self.models[name] for name in EXPLAINERS if name in self.models), asked)
+        found = reasons(by_seeds, queries.seeds[0].tolist(), None, tracks)
+        if playlist.title is None or None not in found:
+            return found
+        by_title = next((self.models[name] for name in TITLE_EXPLAINERS if name in self.models), asked)
+        return [a or b for a, b in zip(found, reasons(by_title, [], playlist.title, tracks), strict=True)]
 
     def warm_up(self) -> None:
         """Load and call all compiled code, so that the first request does not wait for it."""

@@ -10,6 +10,7 @@ import pytest
 from encore.arrays.ragged import Ragged
 from encore.errors import InputError
 from encore.recommenders.base import Queries, recommend
+from encore.recommenders.reasons import TITLE
 from encore.serving.bundle import Bundle, verify
 from encore.serving.scorer import Playlist, Scorer
 from tests.unit.recommenders.cases import fitted
@@ -24,6 +25,19 @@ def test_rows_are_those_of_the_model(model: str) -> None:
     assert row.ids.tolist() == expected.ids[0].tolist()
     assert row.scores.tolist() == expected.scores.tolist()
     assert row.unknown == 1
+
+
+def test_a_track_is_explained_by_a_seed_or_else_by_the_title() -> None:
+    scorer = Scorer.open(small_bundle())
+    with_title = Playlist([URIS[3]], "Rock")
+    (row,) = scorer.recommend([with_title], 40)
+    found = scorer.explain(with_title, row.ids)
+    assert {reason.seed for reason in found if reason} == {3, TITLE}
+    assert found[0] is not None
+    assert scorer.explain(Playlist([URIS[3]]), row.ids)[0] == found[0]
+    (row,) = scorer.recommend([Playlist([], "Rock")], 5)
+    assert {reason.seed for reason in scorer.explain(Playlist([], "Rock"), row.ids) if reason} == {TITLE}
+    assert scorer.explain(Playlist([]), row.ids) == [None] * 5
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
