@@ -63,11 +63,14 @@ EXTRAS = {
     # For the MLflow server of a deployment: authentication and PostgreSQL.
     "server": ["mlflow[auth]", "psycopg2-binary==2.9.13"],
     "dev": [
+        # the page in a browser, which Debian brings: accessibility, and the driver
+        "axe-playwright-python==0.1.8",
         "chispa==0.12.0",
         "httpx==0.28.1",
         "hypothesis==6.170.15",
         "mypy==2.4.1",
         "pandas-stubs==3.1.0.261029",
+        "playwright==1.65.2",
         "pytest==9.2.0",
         "pytest-timeout==2.4.0",
         "ruff==0.17.6",
@@ -87,7 +90,9 @@ setup(
     python_requires=">=3.11,<3.12",
     package_dir={"": "lib"},
     packages=find_packages("lib"),
-    package_data={"encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*", "serving/page/**/*"]},
+    package_data={
+        "encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*", "serving/page/*", "serving/page/**/*"]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["encore = encore.cli.entry:main"]},

@@ -22,9 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def page_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the model `ranker`, fitted on 2,000 generated playlists."""
-    return generated_bundle(tmp_path_factory.mktemp("generated"))
+def page_bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A bundle of the model `ranker`, fitted on generated playlists: for pictures as many as `make run` generates."""
+    playlists = 2000 if pytestconfig.getoption("--pictures") else 800
+    return generated_bundle(tmp_path_factory.mktemp("generated"), playlists)
 
 
 @pytest.fixture(scope="session")

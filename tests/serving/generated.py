@@ -24,7 +24,7 @@ HOSTILE: Final = "<script>document.title='hacked'</script><img src=x onerror=\"d
 """The name of one track, which a page must show as it is."""
 
 
-def generated_bundle(folder: Path, playlists: int = 2000, seed: int = 42) -> Path:
+def generated_bundle(folder: Path, playlists: int, seed: int = 42) -> Path:
     """Write a bundle of MODEL to a folder, which is created: the data that `make run` generates, but nothing is held
     out. One of the tracks is called HOSTILE."""
     generate(folder / "mpd", playlists, seed=seed, coverage=0.0, processes=1)

@@ -183,7 +183,9 @@ def test_a_playlist_is_built_by_searching(open_page: Open, server: Running) -> N
     assert playlist(page) == [track["uri"]]
     assert len(recommended(page)) == 20
     search.fill(track["name"])
-    expect(page.get_by_role("listbox").get_by_role("option", name=track["name"]).first.locator(".tag")).to_have_text("in playlist")
+    expect(page.get_by_role("listbox").get_by_role("option", name=track["name"]).first.locator(".tag")).to_have_text(
+        "in playlist"
+    )
     search.press("Enter")
     expect(page.locator("#toast-text")).to_have_text(f"{track['name']} is in the playlist already.")
     assert playlist(page) == [track["uri"]]
@@ -242,7 +244,7 @@ def test_dragging_changes_the_order(open_page: Open) -> None:
 def test_a_title_alone_is_enough(open_page: Open) -> None:
     page = open_page()
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator(".lead").last).to_contain_text("Nothing to go on yet")
+    expect(page.locator(".column .lead").filter(visible=True)).to_contain_text("Nothing to go on yet.")
     assert len(recommended(page)) == 20
     page.get_by_label("Title of the playlist").fill("rock")
     expect(page.locator(".why").first).to_have_text("Fits the title")
@@ -549,13 +551,14 @@ def test_two_models_are_compared(open_page: Open) -> None:
 
 def test_a_model_without_recommendations_says_so(open_page: Open) -> None:
     def empty(route: Route) -> None:
-        answer = route.fetch()
-        route.fulfill(response=answer, json={**answer.json(), "recommendations": []})
+        content = route.fetch().json()
+        route.fulfill(json={**content, "recommendations": []})
 
     page = open_page()
     page.route("**/api/recommend", empty)
     page.locator("#tracks .remove").first.click()
-    expect(page.locator(".column .lead")).to_contain_text("nothing to recommend")
+    lead = page.locator(".column .lead").filter(visible=True)
+    expect(lead).to_contain_text("This model has nothing to recommend for this playlist.")
     assert recommended(page) == []
 
 
