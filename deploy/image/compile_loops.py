@@ -208,7 +208,7 @@ def described(type_: Any) -> Any:
             raise ValueError(f"expected arrays in C order, found {type_}")
         return (str(type_.dtype), type_.ndim)
     if isinstance(type_, types.BaseTuple):
-        return [described(part) for part in type_.types]
+        return [described(part) for part in type_]  # type: ignore[attr-defined]
     if isinstance(type_, types.Number | types.Boolean):
         return None
     raise ValueError(f"cannot describe arguments of type {type_}")
