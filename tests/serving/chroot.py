@@ -1,0 +1,45 @@
+"""Run the scorer's image without a container engine: its root folder, read-only, in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RUN = """
+mount --bind "$ROOT" "$ROOT"
+for folder in $WRITABLE; do mount -t tmpfs -o mode=1777 tmpfs "$ROOT$folder"; done
+if [ -n "$BUNDLE" ]; then mount --bind "$BUNDLE" "$ROOT/bundle"; mount -o remount,bind,ro "$ROOT/bundle"; fi
+mount -o remount,bind,ro "$ROOT"
+cd "$ROOT"
+exec env -i $VARIABLES "$(command -v chroot)" $USERSPEC "$ROOT" "$@"
+"""
+
+
+def started(
+    root: Path, image: Mapping[str, Any], command: Sequence[str], *, bundle: Path | None = None, **variables: str
+) -> subprocess.Popen[str]:
+    """Start a command in the image. As root, it runs as the image's user; otherwise as this one, mapped to root.
+
+    The bundle must not contain links, since they point to nothing in there.
+    """
+    is_root = os.geteuid() == 0
+    environment = {**image["environment"], **variables}
+    settings = {
+        "ROOT": str(root),
+        "BUNDLE": str(bundle) if bundle else "",
+        "WRITABLE": " ".join(image["writable"]),
+        "USERSPEC": f"--userspec={image['user']}:{image['user']}" if is_root else "",
+        "VARIABLES": " ".join(f"{name}={value}" for name, value in environment.items()),
+        "PATH": os.environ["PATH"],
+    }
+    unshare = ["unshare", "--mount"] if is_root else ["unshare", "--map-root-user", "--mount"]
+    return subprocess.Popen(
+        [*unshare, "sh", "-euc", RUN, "sh", *command],
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
