@@ -235,7 +235,7 @@ class RegisteredModel:
         aliases = self._registry.aliases(self.name)
         champion = aliases.get(self._alias)
         challenger = aliases.get(CHALLENGER) if self._alias == CHAMPION else None
-        if challenger is None or challenger == champion:
+        if challenger is None:
             return Resolved(champion)
         return Resolved(champion, challenger, self._registry.tags(self.name, challenger))
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-from encore.errors import EncoreError, TransientError
+from encore.errors import ConfigError, EncoreError, InputError
 from encore.serving.canary import Canary, Rule, Step, Verdict, steps_of
 from encore.serving.metrics import Metrics
 from encore.serving.models import CHALLENGER, CHAMPION, Resolved, Served, Serving, Source
@@ -320,10 +320,8 @@ class Rollout(Serving):
         try:
             steps = steps_of(tags[f"{TAG}steps"]) if f"{TAG}steps" in tags else self._steps
             served = self.load(version, CHALLENGER)
-        except TransientError:
-            raise
-        except (EncoreError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
-            # whatever a damaged bundle causes
+        except (InputError, ConfigError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # whatever a damaged bundle causes; what this machine lacks, or the registry, is no reason to refuse
             log.exception("version %s cannot be loaded", version)
             said = str(error) if isinstance(error, EncoreError) else f"{type(error).__name__}: {error}"
             self._end(version, REFUSED, progress, f"it cannot be loaded: {said}")
