@@ -525,6 +525,34 @@ REGISTRATIONS = Table(
     partition_by=("model",),
 )
 
+CANARY_EVENTS = Table(
+    name="canary_events",
+    layer="reporting",
+    grain="an event of a canary: a registered version that was tried on a part of the users",
+    key=("model", "registry", "version", "started_at", "step", "event"),
+    columns=(
+        Column("model", "string", "Name in the registry of models; registered as encore-MODEL"),
+        Column("registry", "string", "The MLflow store that it is registered in"),
+        Column("version", "bigint", "Number of the challenger's version in that store"),
+        Column("started_at", "timestamp", "When the canary began, UTC: a version can have several"),
+        Column("step", "int", "Step of the ramp, from 0"),
+        Column(
+            "event",
+            "string",
+            "started; resumed: by another process; step: went on; promoted; rolled_back; stopped: by hand; refused",
+        ),
+        Column("at", "timestamp", "When, UTC"),
+        Column("weight", "double", "Share of the users that the challenger answers from then on"),
+        Column("champion", "bigint", "Version that it was compared with; null: it was not compared", True),
+        Column("reason", "string", "Why"),
+        Column("numbers", "map<string,double>", "What the verdict rests on; empty without one"),
+    ),
+    checks={
+        "event_known": one_of("event", ("started", "resumed", "step", "promoted", "rolled_back", "stopped", "refused")),
+        "weight_is_share": between("weight", 0, 1),
+    },
+)
+
 _JOB_KEY = ("run_id", "job", "started_at")
 _OF_A_JOB = (
     Column("run_id", "string", "The pipeline run that it was part of"),
@@ -601,6 +629,7 @@ ALL: tuple[Table, ...] = (
     PLAYLIST_METRICS,
     MODEL_METRICS,
     REGISTRATIONS,
+    CANARY_EVENTS,
     JOB_RUNS,
     JOB_COSTS,
 )

@@ -40,7 +40,7 @@ JOBS: tuple[str, ...] = (
 )
 """The jobs of the pipeline. They run in the order of the graph, not in this order."""
 
-EXTRA_JOBS: tuple[str, ...] = ("maintain",)
+EXTRA_JOBS: tuple[str, ...] = ("maintain", "record_canary")
 """Jobs outside the pipeline: they run only when requested by name."""
 
 

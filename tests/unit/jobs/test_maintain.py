@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +22,6 @@ from encore.lake.transaction import append_small
 from encore.runtime.runner import run_job
 from encore.runtime.tracking import References, Tracking
 from encore.spark.session import Session
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of MLflow's, made once: making one takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(autouse=True)
-def its_own_mlflow(empty_mlflow: Path, tmp_path: Path) -> None:
-    """A copy where the settings of a test have it."""
-    shutil.copy(empty_mlflow, tmp_path / "lake-mlflow.db")
 
 
 def row(run: str, **more: Any) -> dict[str, Any]:
