@@ -648,6 +648,70 @@ def cost(
     _exit(guarded(work))
 
 
+canary = typer.Typer(name="canary", help="Try a model version on a part of the users.", no_args_is_help=True)
+app.add_typer(canary)
+
+
+@canary.command("start")
+def canary_start(
+    model: Annotated[str, typer.Argument(help="A registered model, such as ranker.")],
+    version: Annotated[int, typer.Argument(min=1, help="Its version that is to be tried.")],
+    steps: Annotated[
+        str | None, typer.Option(help="The ramp, such as 0.05:300,0.5:600: weight:seconds of each step.")
+    ] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Let scorers try a version, and promote it or roll it back by themselves."""
+
+    def work() -> None:
+        from encore.cli.canary import start
+        from encore.cli.console import out
+
+        start(settings(env, overrides, debug), model, version, steps, out)
+
+    _exit(guarded(work))
+
+
+@canary.command("status")
+def canary_status(
+    model: Annotated[str | None, typer.Argument(help="A registered model; default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Show the versions that were tried, how far they are, and what happened."""
+
+    def work() -> None:
+        from encore.cli.canary import print_status
+        from encore.cli.console import out
+
+        print_status(settings(env, overrides, debug), model, as_json=as_json, out=out)
+
+    _exit(guarded(work))
+
+
+@canary.command("stop")
+def canary_stop(
+    model: Annotated[str, typer.Argument(help="A registered model, such as ranker.")],
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; kept as a tag of the version.")] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """End a canary: the champion answers everybody again."""
+
+    def work() -> None:
+        from encore.cli.canary import stop
+        from encore.cli.console import out
+
+        stop(settings(env, overrides, debug), model, reason, out)
+
+    _exit(guarded(work))
+
+
 deployments = typer.Typer(name="deploy", help="A deployment on AWS.", no_args_is_help=True)
 app.add_typer(deployments)
 
