@@ -55,7 +55,7 @@ def metadata(model: str, versions: list[str]) -> dict[str, Any]:
 
 def asked(body: bytes, settings: Settings) -> Asked:
     """What a body asks. Raises Refused."""
-    content = an_object("body", parsed(body), ("id", "inputs", "outputs", "parameters"))
+    content = an_object("body", parsed(body), ("id", "model_name", "inputs", "outputs", "parameters"))
     given = content.get("id")
     if given is not None and (not isinstance(given, str) or len(given) > MAX_ID):
         raise invalid(f"id: expected a string of at most {MAX_ID} characters")
