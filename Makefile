@@ -171,11 +171,13 @@ bench-full: setup ## Benchmark a million playlists and fractions of it, resumabl
 	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
 
 .PHONY: lock
-lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and its subsets for EMR and the MLflow server
+lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and its subsets for EMR, OpenMP and the MLflow server
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
 		-o deploy/requirements.txt
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --extra emr --generate-hashes --no-header --no-annotate \
 		-c deploy/requirements.txt -o deploy/requirements-emr.txt
+	@printf 'scikit-learn\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --no-deps --generate-hashes --no-header \
+		--no-annotate -c deploy/requirements.txt -o deploy/requirements-openmp.txt
 	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
 	@for file in tests/bench/contenders/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \

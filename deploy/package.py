@@ -2,7 +2,8 @@
 
     python deploy/package.py --out build/package
 
-    build/package/environment.tar.gz   Python packages, Encore and conf/, as a virtual environment of the node's Python
+    build/package/environment.tar.gz   Python packages, Encore and conf/, as a virtual environment of the node's Python,
+                                       with lib/libgomp.so.1 for nodes that have none: LightGBM needs it
     build/package/jobs/<job>.py        entry points
     build/package/manifest.json        versions, digests, the commit
 
@@ -38,7 +39,11 @@ sys.path.insert(0, str(ROOT / "lib"))
 
 from encore.runtime.provenance import commit_of  # noqa: E402
 
+OPENMP = "libgomp.so.1"
+
 REQUIREMENTS = ROOT / "deploy" / "requirements-emr.txt"
+OPENMP_REQUIREMENTS = ROOT / "deploy" / "requirements-openmp.txt"
+"""A package whose wheel has a copy of libgomp, the only thing that is taken from it."""
 VERSION = "3.11"
 PYTHON = "/usr/bin/python3.11"
 """The interpreter on EMR's nodes."""
@@ -82,6 +87,7 @@ def build(out: Path, python: str = PYTHON) -> Manifest:
         _copy_own(tree, packages, commit)
         shutil.copytree(ROOT / "jobs", staging / "jobs", ignore=shutil.ignore_patterns(*IGNORED))
         _install(packages)
+        _openmp(tree, Path(temporary) / "openmp")
         _interpreter(tree, python)
         _compile(packages)
         content = _pack(tree, staging / "environment.tar.gz")
@@ -129,7 +135,7 @@ def is_complete(folder: Path, manifest: Manifest) -> bool:
 
 def inputs_of(commit: str, python: str) -> str:
     """The digest of all inputs of an archive: the packed files, the requirements, this script, commit, interpreter."""
-    files = [REQUIREMENTS, Path(__file__).resolve(), *_sources()]
+    files = [REQUIREMENTS, OPENMP_REQUIREMENTS, Path(__file__).resolve(), *_sources()]
     # only the executable bit of a file's mode is packed
     found = {str(path.relative_to(ROOT)): (bool(path.stat().st_mode & 0o100), _digest(path)) for path in files}
     return hashlib.sha256(json.dumps([commit, python, found], sort_keys=True).encode()).hexdigest()
@@ -164,15 +170,7 @@ def _replace(out: Path, staging: Path, former: Path) -> None:
 
 
 def _install(packages: Path) -> None:
-    uv = Path(sys.executable).with_name("uv")
-    if not uv.is_file():
-        _stop(4, f"{uv} is missing: run `make setup`")
-    command = [str(uv), "pip", "install", "--quiet", "--target", str(packages), "--python-version", VERSION]
-    command += ["--python-platform", PLATFORM, "--only-binary", ":all:", "--require-hashes", "--link-mode", "copy"]
-    command += ["-r", str(REQUIREMENTS)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        _stop(4, f"cannot install the packages of {REQUIREMENTS.relative_to(ROOT)}:\n{_end(done.stderr)}")
+    _uv_install(packages, REQUIREMENTS)
     for info in packages.glob("*.dist-info"):
         for name in INSTALL_RECORDS:
             (info / name).unlink(missing_ok=True)
@@ -185,6 +183,36 @@ def _install(packages: Path) -> None:
         shutil.rmtree(folder)
     for lock in packages.glob(".lock"):
         lock.unlink()
+
+
+def _uv_install(packages: Path, requirements: Path, *options: str) -> None:
+    """Install the wheels of a requirements file into a folder. SystemExit if they cannot be installed."""
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.is_file():
+        _stop(4, f"{uv} is missing: run `make setup`")
+    command = [str(uv), "pip", "install", "--quiet", "--target", str(packages), "--python-version", VERSION]
+    command += ["--python-platform", PLATFORM, "--only-binary", ":all:", "--require-hashes", "--link-mode", "copy"]
+    command += [*options, "-r", str(requirements)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        _stop(4, f"cannot install the packages of {requirements.relative_to(ROOT)}:\n{_end(done.stderr)}")
+
+
+def _openmp(tree: Path, scratch: Path) -> None:
+    """Copy libgomp from the wheel of another package, under its own name: the wheel's builder has renamed it.
+
+    SystemExit if there is none.
+    """
+    _uv_install(scratch, OPENMP_REQUIREMENTS, "--no-deps")
+    found = sorted(scratch.glob("*.libs/libgomp-*.so.*"))
+    licences = sorted(scratch.glob("*.dist-info/licenses/COPYING"))
+    name = found[0].name.encode() + b"\0" if found else b""
+    if len(found) != 1 or len(licences) != 1 or name not in found[0].read_bytes():
+        _stop(1, f"{OPENMP_REQUIREMENTS.relative_to(ROOT)}: one libgomp and its licence expected, {found} found")
+    # what LightGBM asks the linker for; the name in the file must be the same, or the linker looks for another file
+    content = found[0].read_bytes().replace(name, OPENMP.encode().ljust(len(name), b"\0"))
+    (tree / "lib" / OPENMP).write_bytes(content)
+    shutil.copyfile(licences[0], tree / "lib" / f"{OPENMP}.LICENSE")
 
 
 def _copy_own(tree: Path, packages: Path, commit: str) -> None:

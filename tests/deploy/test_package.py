@@ -81,6 +81,8 @@ def test_it_contains_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -
         "conf/base.yaml",
         "conf/emr.yaml",
         "bin/python",
+        "lib/libgomp.so.1",
+        "lib/libgomp.so.1.LICENSE",
     } <= {*names}
     assert {
         f"{site}/{name}/__init__.py"
@@ -108,6 +110,29 @@ def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, veri
     assert digest(again / "environment.tar.gz") == digest(package / "environment.tar.gz")
     size = (package / "environment.tar.gz").stat().st_size / 1e6
     verified(f"the application archive, {size:,.0f} MB, built twice in different folders: identical bytes")
+
+
+@full_archive
+def test_lightgbm_loads_from_it_where_the_system_has_no_openmp(
+    package: Path, tmp_path: Path, verified: Callable[[str], None]
+) -> None:
+    with tarfile.open(package / "environment.tar.gz") as archive:
+        archive.extractall(tmp_path / "environment", filter="fully_trusted")
+    # the linker takes the first file of this name, which is not a library
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "libgomp.so.1").write_text("")
+    variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LD_LIBRARY_PATH": str(tmp_path / "broken")}
+    code = "from encore.recommenders import ranker_trees; print(ranker_trees._lightgbm().__version__)"
+    command = [str(tmp_path / "environment" / "bin" / "python"), "-c", code]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "environment" / "lib" / "libgomp.so.1").unlink()
+    assert "EnvironmentMissing: LightGBM, with which the model ranker is fitted" in run().stderr
+    verified("LightGBM loads from the archive where the system has no libgomp")
 
 
 @full_archive
@@ -149,6 +174,8 @@ def wheel(folder: Path) -> Path:
     }
     with zipfile.ZipFile(path, "w") as packed:
         packed.writestr("tiny/__init__.py", "")
+        packed.writestr("tiny.libs/libgomp-0123abcd.so.1.0.0", b"ELF\0libgomp-0123abcd.so.1.0.0\0rest")
+        packed.writestr("tiny-1.0.dist-info/licenses/COPYING", "free")
         for name, text in about.items():
             packed.writestr(f"tiny-1.0.dist-info/{name}", text)
     return path
@@ -165,7 +192,8 @@ def checkout(tmp_path: Path) -> Path:
         (root / name).write_text(text)
     made = wheel(tmp_path)
     requirement = f"tiny @ file://{made} --hash=sha256:{digest(made)}\n"
-    (root / "deploy" / "requirements-emr.txt").write_text(requirement)
+    for name in ("requirements-emr.txt", "requirements-openmp.txt"):
+        (root / "deploy" / name).write_text(requirement)
     return root
 
 
@@ -236,6 +264,7 @@ def test_the_input_digest_covers_all_inputs_and_nothing_else(checkout: Path, mon
         "jobs/one.py",
         "conf/base.yaml",
         "deploy/requirements-emr.txt",
+        "deploy/requirements-openmp.txt",
         "deploy/package.py",
     ):
         with (checkout / name).open("a") as file:
@@ -247,7 +276,7 @@ def test_the_input_digest_covers_all_inputs_and_nothing_else(checkout: Path, mon
     seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
     seen.append(module.inputs_of("another", "/usr/bin/python3.11"))
     seen.append(module.inputs_of(COMMIT, "/opt/python3.11"))
-    assert len(set(seen)) == len(seen) == 11
+    assert len(set(seen)) == len(seen) == 12
 
 
 def test_packages_that_cannot_be_installed_are_reported_and_the_old_archive_is_kept(
@@ -320,6 +349,23 @@ def tree_of(folder: Path) -> Path:
     (tree / "program").write_text("run")
     (tree / "program").chmod(0o700)
     return tree
+
+
+def test_openmp_has_the_name_that_the_linker_is_asked_for(run: Run, tmp_path: Path) -> None:
+    assert run().returncode == 0
+    with tarfile.open(tmp_path / "out" / "environment.tar.gz") as archive:
+        library, licence = (archive.extractfile(f"lib/libgomp.so.1{end}") for end in ("", ".LICENSE"))
+        assert library is not None
+        assert licence is not None
+        assert library.read() == b"ELF\0" + b"libgomp.so.1".ljust(26, b"\0") + b"rest"
+        assert licence.read() == b"free"
+
+
+def test_a_wheel_without_openmp_is_reported(run: Run, module: ModuleType, checkout: Path, tmp_path: Path) -> None:
+    (checkout / "deploy" / "requirements-openmp.txt").write_text("")
+    done = run()
+    assert done.returncode == 1
+    assert "deploy/requirements-openmp.txt: one libgomp and its licence expected, [] found" in done.stderr
 
 
 def test_hard_links_are_packed_as_regular_files(module: ModuleType, tmp_path: Path) -> None:
