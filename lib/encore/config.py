@@ -55,6 +55,12 @@ class RawConfig(Section):
     features: str | None = Field(
         description="File or folder of audio features for the provider `file`; null: there are none."
     )
+    tracks: str | None = Field(
+        default=None,
+        description="File or folder of tracks, which get an id even if no playlist has them, so that they can be "
+        "recommended for their audio features: CSV, TSV, JSON lines or Parquet with track_uri and any of track_name, "
+        "artist_uri, artist_name, album_uri, album_name, duration_ms; null: there are none.",
+    )
 
 
 class S3Config(Section):

@@ -97,10 +97,9 @@ def test_cluster_nodes_may_do_all_that_each_job_may(job: str) -> None:
     calls = [Call(action, "lake", key) for key in keys for action in ("s3:GetObject", *WRITES)]
     calls += [Call("s3:GetObject", "lake", key, missing=True) for key in keys]
     calls += [Call("s3:ListBucket", "lake", prefix=f"{key.rpartition('/')[0]}/") for key in keys]
-    calls += [Call("s3:ListBucket", "raw", prefix=f"{folder}/") for folder in RAW.values()]
-    calls += [
-        Call("s3:GetObject", "raw", f"{folder}/x", missing=gone) for folder in RAW.values() for gone in (False, True)
-    ]
+    folders = [folder for own in RAW.values() for folder in own]
+    calls += [Call("s3:ListBucket", "raw", prefix=f"{folder}/") for folder in folders]
+    calls += [Call("s3:GetObject", "raw", f"{folder}/x", missing=gone) for folder in folders for gone in (False, True)]
     calls += [Call(action, "logs", f"{kind}/{job}/x") for kind in ("logs", "outcomes") for action in WRITES]
     calls.append(Call("s3:GetObject", "code", "v1/environment.tar.gz"))
     for call in calls:

@@ -18,8 +18,8 @@ from encore.runtime.graph import Node
 
 Statement = dict[str, Any]
 
-RAW = {"ingest_playlists": "playlists", "ingest_features": "features"}
-"""Jobs that read raw data, and the folder of the raw bucket that each may read."""
+RAW = {"ingest_playlists": ("playlists", "tracks"), "ingest_features": ("features",)}
+"""Jobs that read raw data, and the folders of the raw bucket that each may read."""
 
 READ_OBJECTS = ("s3:GetObject",)
 WRITE_OBJECTS = ("s3:AbortMultipartUpload", "s3:DeleteObject", "s3:PutObject")
@@ -73,9 +73,9 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
         ),
     ]
     if node.name in RAW:
-        folder = RAW[node.name]
-        found.append(_allow("ReadRaw", READ_OBJECTS, [f"{buckets.raw}/{folder}/*"]))
-        found.append(_list("ListRaw", buckets.raw, _under(folder)))
+        folders = RAW[node.name]
+        found.append(_allow("ReadRaw", READ_OBJECTS, [f"{buckets.raw}/{folder}/*" for folder in folders]))
+        found.append(_list("ListRaw", buckets.raw, [part for folder in folders for part in _under(folder)]))
     return found
 
 
@@ -85,7 +85,7 @@ def cluster_statements(buckets: Buckets) -> list[Statement]:
     Code and raw data are read-only; `cluster/` is where EMR puts the nodes' own logs.
     """
     tables = f"{buckets.lake}/{buckets.prefix}"
-    folders = sorted(RAW.values())
+    folders = sorted(folder for own in RAW.values() for folder in own)
     return [
         _allow("Tables", (*READ_OBJECTS, *WRITE_OBJECTS), [f"{tables}/*"]),
         _list("ListTables", buckets.lake, _under(buckets.prefix)),

@@ -28,7 +28,11 @@ def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
         "    end",
         *(f"    machine -->|startJobRun.sync| {name}" for name in first),
         *(f"    machine --> {node.name}" for node in extra),
-        *(f"    {folder}[(S3 raw<br>{folder}/)] --> {job}" for job, folder in sorted(RAW.items())),
+        *(
+            f"    {folder}[(S3 raw<br>{folder}/)] --> {job}"
+            for job, folders in sorted(RAW.items())
+            for folder in folders
+        ),
     ]
     for node in nodes:
         tables = "<br>".join(table.name for table in node.writes)

@@ -81,6 +81,7 @@ def required_settings(config: Config, target: str) -> dict[str, str]:
         "lake.path": config.lake.path,
         "raw.playlists": config.raw.playlists,
         "raw.features": config.raw.features,
+        "raw.tracks": config.raw.tracks,
         "emr.code": found["code"],
         "emr.logs": found["logs"],
     }
@@ -209,7 +210,7 @@ def _wait(run: _Run, limit: float, on_state: Callable[[str], None], poll_seconds
 
 def check_locations(config: Config, required: dict[str, str], s3: Any) -> None:
     """InputError if a bucket is missing or in another region, or the application archive was not uploaded."""
-    urls = (config.lake.path, config.raw.playlists, config.raw.features, required["logs"])
+    urls = (config.lake.path, config.raw.playlists, config.raw.features, config.raw.tracks, required["logs"])
     url_by_bucket: dict[str, str] = {}
     for url in urls:
         if url is not None:

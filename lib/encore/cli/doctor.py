@@ -26,6 +26,7 @@ from encore.lake.filesystem import SourceFile, is_s3, list_files, split_s3
 from encore.lake.inspection import inspect
 from encore.lake.store import Store
 from encore.lake.tables import ALL
+from encore.mpd.listed import listed_files
 from encore.mpd.sources import find_slices
 from encore.runtime.tracking import Tracking
 from encore.spark.session import find_java, jars_folder
@@ -53,6 +54,8 @@ def findings(config: Config) -> Iterator[Finding]:
     yield _input("slices", "raw.playlists", config.raw.playlists, lambda place: _slices(place, config))
     if config.features.provider == "file":
         yield _input("features", "raw.features", config.raw.features, lambda place: list_files(place, "*", config.s3))
+    if config.raw.tracks is not None:
+        yield _input("tracks", "raw.tracks", config.raw.tracks, lambda place: listed_files(place, config.s3))
     yield _lake(config)
     tracking = Tracking(config, "doctor")
     failed = tracking.check()
@@ -143,7 +146,7 @@ def _credentials(config: Config) -> Iterator[Finding]:
 
 
 def _slices(place: str, config: Config) -> list[SourceFile]:
-    return find_slices(place, config.raw.features, config.s3).slices
+    return find_slices(place, config.raw.features, config.s3, config.raw.tracks).slices
 
 
 def _input(what: str, name: str, place: str | None, listed: Callable[[str], list[SourceFile]]) -> Finding:

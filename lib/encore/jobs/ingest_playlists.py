@@ -1,8 +1,10 @@
 """Ingest playlists and tracks from slices. Only files whose rows could differ are read; bad input is quarantined.
 
+Tracks that raw.tracks lists get an id too, even if no playlist contains them.
+
 After each run the tables equal those of a fresh lake of the same files, with three exceptions: tracks keep their ids;
-tracks that no playlist contains any more stay and are marked; and playlists of deleted files stay if ingest.vanished is
-keep and no other file has them.
+tracks that are neither in a playlist nor listed any more stay and are marked; and playlists of deleted files stay if
+ingest.vanished is keep and no other file has them.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from encore.errors import InputError
 from encore.lake.parquet import REPORT
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import CHALLENGE_PLAYLISTS, INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS, Table, arrow_schema
-from encore.lake.track_arrays import count_tracks, listed_tracks
+from encore.lake.track_arrays import count_tracks, listed_tracks, track_words
 from encore.mpd import ingest
 from encore.mpd.held import Held, count_values
+from encore.mpd.listed import BY_FILE, ListedTracks, listed_files, listed_rows, read_listed
 from encore.mpd.parse import Limits, is_item
 from encore.mpd.reading import Reading
 from encore.mpd.sources import Sources, find_slices
@@ -43,7 +46,8 @@ PARSER = "encore.mpd.tracks"
 
 def sources(ctx: JobContext) -> Sources:
     """The files that raw.playlists refers to. InputError if there are no slices among them."""
-    return find_slices(ctx.config.raw.playlists, ctx.config.raw.features, ctx.config.s3)
+    raw = ctx.config.raw
+    return find_slices(raw.playlists, raw.features, ctx.config.s3, raw.tracks)
 
 
 def state(ctx: JobContext) -> str:
@@ -53,6 +57,8 @@ def state(ctx: JobContext) -> str:
         digest.update(f"{file.name}\0{file.size}\0{file.etag or file.modified_ns}\n".encode())
     for file in found.others:
         digest.update(f"{file.name}\0ignored\n".encode())
+    for file in listed_files(ctx.config.raw.tracks, ctx.config.s3):
+        digest.update(f"{file.name}\0{file.size}\0{file.etag or file.modified_ns}\0listed\n".encode())
     if not ctx.config.ingest.trust_timestamps:
         digest.update(datetime.now(UTC).isoformat().encode())
     return digest.hexdigest()
@@ -64,7 +70,7 @@ def run(ctx: JobContext) -> None:
     A file's row in the ledger is deleted before its first row elsewhere is replaced, and written after the last one. If
     a run is interrupted in between, the next one reads the file again, whatever has happened to it since.
     """
-    found = sources(ctx)
+    found, listed = sources(ctx), _listed(ctx)
     files = {file.name: file for file in ingest.by_number(found.slices)}
     held = _held(ctx, set(files))
     limits = Limits(
@@ -83,20 +89,32 @@ def run(ctx: JobContext) -> None:
         reading = Reading(ctx, files, held, limits, ingest.Staging(place, ctx.config.s3))
         reading.read(todo, again)
         gone = Gone.of(held, reading)
+        may_orphan = False
         if reading.changed or gone.names:
+            may_orphan = _n_rows(ctx, TRACKS) > 0
             _write(ctx, reading, gone)
+        if may_orphan or len(listed) or _has_listed(ctx):
+            _settle_tracks(ctx, listed)
         _write_ledger(ctx, reading, gone, limits, parser)
-    _tell(ctx, found, reading, gone)
+    _tell(ctx, found, reading, gone, listed)
     _check_any_taken(ctx, len(files))
 
 
-def _tell(ctx: JobContext, found: Sources, reading: Reading, gone: Gone) -> None:
+def _listed(ctx: JobContext) -> ListedTracks:
+    """The tracks of raw.tracks."""
+    return read_listed(listed_files(ctx.config.raw.tracks, ctx.config.s3), ctx.config.s3)
+
+
+def _tell(ctx: JobContext, found: Sources, reading: Reading, gone: Gone, listed: ListedTracks) -> None:
     """Record the facts of a run, and a note for each that the user should know."""
     ctx.facts["files_read"] = len(reading.changed)
     n_dropped = pc.sum(reading.about["n_dropped"]).as_py() or 0
     vanished = ctx.config.ingest.vanished
     gone_note = gone.note(reading.held, vanished)
-    notes = [found.note(), _dropped_note(n_dropped), _challenge_note(_n_rows(ctx, CHALLENGE_PLAYLISTS)), gone_note]
+    challenge = _challenge_note(_n_rows(ctx, CHALLENGE_PLAYLISTS))
+    notes = [found.note(), _dropped_note(n_dropped), challenge, gone_note, listed.note()]
+    if ctx.config.raw.tracks is not None:
+        ctx.facts |= {"tracks_listed": len(listed), "listed_refused": listed.n_refused}
     if found.others:
         ctx.facts["files_ignored"] = len(found.others)
     if n_dropped:
@@ -237,7 +255,6 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
     The new rows depend on all rows that were read, so a commit by another writer is a conflict.
     """
     held, changed = reading.held, reading.changed
-    had_tracks = _n_rows(ctx, TRACKS) > 0
     known = reading.known_tracks() if changed else None
     if held.tracks_lost:
         # before new ids are assigned: a playlist must never refer to tracks that are not its own
@@ -265,8 +282,6 @@ def _write(ctx: JobContext, reading: Reading, gone: Gone) -> None:
     if sources := [*changed, *(name for name in gone.dropped if held.n_refused[name])]:
         refused = KeyRange(stage) if held.is_empty else KeyIn("source", pa.array(sources), stage)
         ctx.commit_files(QUARANTINE, written[QUARANTINE.name], refused, exclusive=True)
-    if had_tracks:
-        _mark_orphans(ctx)
 
 
 def _second_pass(ctx: JobContext, reading: Reading, ids: ingest.Ids) -> dict[str, pa.Table]:
@@ -289,22 +304,53 @@ def _rest(ctx: JobContext, table: Table, held: Held, gone: Gone) -> pa.Table:
     return pa.Table.from_batches([writer.close()], REPORT)
 
 
-def _mark_orphans(ctx: JobContext) -> None:
-    """Mark the tracks that no playlist contains, and unmark those that are in a playlist again."""
-    n_tracks = _n_rows(ctx, TRACKS)
+def _has_listed(ctx: JobContext) -> bool:
+    """Whether a track got its names from raw.tracks in an earlier run."""
+    return any(pc.any(pc.equal(part["first_pid"], BY_FILE)).as_py() for part in ctx.stream(TRACKS, ("first_pid",)))
+
+
+def _settle_tracks(ctx: JobContext, listed: ListedTracks) -> None:
+    """Mark the tracks that are neither in a playlist nor listed, and unmark the others. Tracks that are listed and in
+    no playlist have the names of the list; those that are new get the next ids."""
+    n_tracks, keys = _n_rows(ctx, TRACKS), listed.keys
     is_held = np.zeros(n_tracks, np.bool_)
     for table in (PLAYLISTS, CHALLENGE_PLAYLISTS):
         is_held |= count_tracks(ctx.stream(table, ["track_ids"]), table, "track_ids", n_tracks) > 0
-    listed = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
-    wrong = pa.array(np.flatnonzero(is_held != listed).astype(np.int32))
-    if len(wrong):
-        parts = []
-        for part in ctx.stream(TRACKS, TRACKS.names):
-            rows = part.filter(pc.is_in(part["track_id"], wrong))
-            marks = pa.array(np.ones(len(rows), np.bool_), mask=is_held[rows["track_id"].to_numpy()])
-            parts.append(rows.set_column(rows.schema.get_field_index("orphaned"), "orphaned", marks))
-        ctx.write(TRACKS, parts, KeyIn("track_id", wrong), part="orphaned tracks", exclusive=True)
-    ctx.facts["orphaned_tracks"] = int((~is_held).sum())
+    if not len(listed):
+        stays = listed_tracks(ctx.stream(TRACKS, ("track_id", "orphaned")), n_tracks)
+        if np.array_equal(is_held, stays):
+            # the usual case, which reads no names
+            ctx.facts["orphaned_tracks"] = int((~is_held).sum())
+            return
+    is_kept, is_known, parts = is_held.copy(), np.zeros(len(listed), np.bool_), []
+    for part in ctx.stream(TRACKS, TRACKS.names):
+        ids, row = part["track_id"].to_numpy(), keys.find(track_words(TRACKS, part["track_uri"]))
+        is_known[row[row >= 0]] = True
+        by_list = (row >= 0) & ~is_held[ids]
+        is_kept[ids[by_list]] = True
+        named, others = part.filter(pa.array(by_list)), part.filter(pa.array(~by_list))
+        rows = listed_rows(listed.table.take(pa.array(row[by_list])), named["track_id"].to_numpy())
+        wrong = is_kept[ids[~by_list]] == pc.fill_null(others["orphaned"], False).to_numpy()
+        marks = pa.array(np.ones(len(others), np.bool_), mask=is_held[others["track_id"].to_numpy()])
+        others = others.set_column(others.schema.get_field_index("orphaned"), "orphaned", marks)
+        parts += [rows.filter(_differs(rows, named)), others.filter(pa.array(wrong))]
+    new = listed.table.filter(pa.array(~is_known))
+    parts.append(listed_rows(new, np.arange(n_tracks, n_tracks + len(new), dtype=np.int32)))
+    changed = pa.concat_tables(parts)
+    if len(changed):
+        where = KeyIn("track_id", changed["track_id"].combine_chunks())
+        ctx.write(TRACKS, [changed], where, part="tracks in no playlist", exclusive=True)
+    ctx.facts["orphaned_tracks"] = int((~is_kept).sum())
+
+
+def _differs(rows: pa.Table, others: pa.Table) -> pa.Array:
+    """Which rows differ between two tables with the same columns and number of rows."""
+    found = np.zeros(len(rows), np.bool_)
+    for name in rows.column_names:
+        one, other = rows[name], others[name]
+        found |= pc.fill_null(pc.not_equal(one, other), False).to_numpy()
+        found |= one.is_null().to_numpy() != other.is_null().to_numpy()
+    return pa.array(found)
 
 
 def _write_ledger(ctx: JobContext, reading: Reading, gone: Gone, limits: Limits, parser: str) -> None:

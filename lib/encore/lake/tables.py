@@ -234,12 +234,13 @@ TRACKS = Table(
             "first_pid",
             "bigint",
             "Playlist, possibly of a challenge set, whose record gave the names and the playing time: the lowest pid "
-            "of those with the fewest of these fields missing",
+            "of those with the fewest of these fields missing; -1: they are from raw.tracks",
         ),
         Column(
             "orphaned",
             "boolean",
-            "True: no playlist holds it any more; false or null: some playlist does, possibly of a challenge set",
+            "True: no playlist holds it any more; false or null: some playlist does, possibly of a challenge set, or "
+            "raw.tracks lists it",
             True,
         ),
     ),

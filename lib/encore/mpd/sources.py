@@ -53,15 +53,16 @@ class Sources:
         return Counter(dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0][0]))))
 
 
-def find_slices(playlists: str, features: str | None, s3: S3Config) -> Sources:
-    """The files that raw.playlists refers to, without those of raw.features if these lie inside it.
+def find_slices(playlists: str, features: str | None, s3: S3Config, tracks: str | None = None) -> Sources:
+    """The files that raw.playlists refers to, without those of raw.features and raw.tracks if these lie inside it.
 
     Of a folder, .json and .json.gz files are slices, in upper or lower case. A file, or the matches of a glob, may have
     other names if none of them has such a name. Raises InputError if there are no slices.
     """
     place, found = _normal(playlists), list_tree(playlists, s3)
-    if features is not None:
-        found = [file for file in found if not _is_for_features(file, folder_of(place), _normal(features))]
+    for other in (features, tracks):
+        if other is not None:
+            found = [file for file in found if not _belongs_to(file, folder_of(place), _normal(other))]
     slices = [file for file in found if _SLICE.search(file.name)]
     if not slices and not any(file.url.startswith(f"{place}/") for file in found):
         slices = [file for file in found if recognise_name(file.name) is None]
@@ -72,16 +73,16 @@ def find_slices(playlists: str, features: str | None, s3: S3Config) -> Sources:
     return sources
 
 
-def _is_for_features(file: SourceFile, root: str, features: str) -> bool:
-    """Whether a file below the folder of raw.playlists (`root`) belongs to raw.features."""
-    folder = folder_of(features)
-    if folder != features:
+def _belongs_to(file: SourceFile, root: str, other: str) -> bool:
+    """Whether a file below the folder of raw.playlists (`root`) belongs to raw.features or raw.tracks (`other`)."""
+    folder = folder_of(other)
+    if folder != other:
         # a glob, whose wildcards match no slash
-        matches = fnmatch.fnmatch(file.url, features) and file.url.count("/") == features.count("/")
+        matches = fnmatch.fnmatch(file.url, other) and file.url.count("/") == other.count("/")
         return matches and (folder.startswith(f"{root}/") or not _SLICE.search(file.name))
-    if features == root:
+    if other == root:
         return not _SLICE.search(file.name)
-    return features.startswith(f"{root}/") and (file.url == features or file.url.startswith(f"{features}/"))
+    return other.startswith(f"{root}/") and (file.url == other or file.url.startswith(f"{other}/"))
 
 
 def _normal(url: str) -> str:
