@@ -180,7 +180,7 @@ lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and it
 		--no-annotate -c deploy/requirements.txt -o deploy/requirements-openmp.txt
 	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
-	@for file in tests/bench/contenders/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
+	@for file in tests/bench/contenders/requirements/*.in tests/serving/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
 		--generate-hashes --no-header --no-annotate -o $${file%.in}.txt; done
 
 .PHONY: clean

@@ -208,11 +208,12 @@ ROWS: Final[dict[str, Sequence[Panel]]] = {
             unit="s",
         ),
         panel(
-            "Errors by role",
-            "Share of the requests that failed.",
+            "Faults",
+            "Requests of a challenger that the champion answered, each second; and failed requests of either.",
             "timeseries",
-            ("encore_role:error_ratio:rate5m", "{{role}}"),
-            unit="percentunit",
+            ("sum by (reason) (rate(encore_canary_faults_total[5m]))", "challenger: {{reason}}"),
+            ("sum by (role) (rate(encore_request_errors_total[5m]))", "failed: {{role}}"),
+            unit="reqps",
         ),
         panel(
             "Verdicts",

@@ -91,7 +91,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     configuration = monitor.configured(folder, scorer=f"127.0.0.1:{scorer_port}", jobs_port=jobs, interval="1s")
     programs = [monitor.prometheus(folder, prometheus, configuration), monitor.node_exporter(folder, jobs)]
     environment = {
-        "ENCORE_TEST_BUNDLE": str(small_bundle()),
         "ENCORE_SERVE_PORT": str(scorer_port),
         "ENCORE_SERVE_MODEL": str(small_bundle()),
         "ENCORE_SERVE_THREADS": "1",

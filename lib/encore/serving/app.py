@@ -65,7 +65,8 @@ class App:
             label = route.label_of_metrics
             answer = await route.handler(self._core, call)
         except Refused as refused:
-            answer = Answer(refused.body(), refused.status, headers=dict(refused.headers))
+            inference = scope["path"].startswith(("/v1/", "/v2/"))
+            answer = Answer(refused.body(inference=inference), refused.status, headers=dict(refused.headers))
         except Exception:
             log.exception("%s failed", label)
             answer = Answer(Refused(500, "INTERNAL_ERROR", "the request could not be answered").body(), 500)

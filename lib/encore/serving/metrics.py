@@ -87,7 +87,7 @@ STALE_SECONDS: Final = 60.0
 """How long the series of an unloaded version are kept: several scrape intervals."""
 
 # combinations of labels of encore_requests_total, before those with route `other`: 3 roles x 3 classes of status
-_MAX_COMBINATIONS: Final = 28
+_MAX_COMBINATIONS: Final = 26
 
 _M = TypeVar("_M", bound=Counter | Gauge | Histogram)
 
@@ -162,6 +162,10 @@ class Metrics:
         self._weight = self._made(Gauge, "encore_canary_weight", "Share of users that the challenger answers, 0 to 1.")
         verdicts = self._made(Counter, "encore_canary_verdicts", "Verdicts on challengers.", "verdict")
         self._verdicts = {verdict: verdicts.labels(verdict) for verdict in ("promote", "hold", "roll_back", OTHER)}
+        faults = self._made(
+            Counter, "encore_canary_faults", "Requests that the champion answered in the challenger's place.", "reason"
+        )
+        self._faults = {reason: faults.labels(reason) for reason in ("error", "busy")}
         self._seeds = self._made(Counter, "encore_seed_tracks", "Distinct tracks of the playlists of requests.")
         self._unknown = self._made(Counter, "encore_unknown_tracks", "Those of them that the catalogue lacks.")
         self._empty = self._made(Counter, "encore_empty_answers", "Playlists for which nothing was recommended.")
@@ -256,6 +260,10 @@ class Metrics:
     def verdict(self, verdict: str) -> None:
         """Count a verdict on the challenger: promote, hold or roll_back."""
         self._verdicts.get(verdict, self._verdicts[OTHER]).inc()
+
+    def canary_fault(self, *, busy: bool = False) -> None:
+        """Count a request of the challenger that the champion answers, because of an error or of too few threads."""
+        self._faults["busy" if busy else "error"].inc()
 
     def set_registry_up(self, up: bool) -> None:
         """Say whether the registry answered. A scorer without a registry never calls this, and has no such metric."""

@@ -139,7 +139,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
         "data": {"type": "array", "items": {"type": ["string", "array"]}},
     }
     return {
-        "Error": _object({"error_code": text, "message": text}),
+        "Error": _object({"error_code": text, "message": text}, {"error": text}),
         "LineFeed": {},
         "Document": {"type": "object"},
         "Record": record,
@@ -241,6 +241,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
             },
             {
                 "id": {"type": ["string", "null"], "maxLength": v2.MAX_ID},
+                "model_name": text,
                 "parameters": params,
                 "outputs": {
                     "anyOf": [

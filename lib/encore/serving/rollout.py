@@ -193,11 +193,13 @@ class Rollout(Serving):
                 self._busy.append(started)
         if busy_since is not None:
             counts.diverted(started - busy_since)
+            self.metrics.canary_fault(busy=True)
             return super().answer(champion, work, is_empty, playlists)
         try:
             found = super().answer(challenger, work, is_empty, playlists)
         except Exception:
             log.exception("the challenger, version %s, failed; the champion answers", challenger.version)
+            self.metrics.canary_fault()
             found = super().answer(champion, work, is_empty, playlists)
             counts.failed()
             return found

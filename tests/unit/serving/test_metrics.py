@@ -188,6 +188,8 @@ def test_the_state_of_the_scorer_is_shown() -> None:
     metrics.loaded(failed=True)
     metrics.set_weight(0.05)
     metrics.verdict("hold")
+    metrics.canary_fault()
+    metrics.canary_fault(busy=True)
     metrics.playlists(50, 3, 1)
     assert not any(name == "encore_registry_up" for name, _ in samples(metrics)), "an alert would say that it is down"
     metrics.set_registry_up(True)
@@ -201,6 +203,8 @@ def test_the_state_of_the_scorer_is_shown() -> None:
         ("encore_canary_weight", ()): 0.05,
         ("encore_canary_verdicts_total", (("verdict", "hold"),)): 1,
         ("encore_canary_verdicts_total", (("verdict", "roll_back"),)): 0,
+        ("encore_canary_faults_total", (("reason", "error"),)): 1,
+        ("encore_canary_faults_total", (("reason", "busy"),)): 1,
         ("encore_seed_tracks_total", ()): 50,
         ("encore_unknown_tracks_total", ()): 3,
         ("encore_empty_answers_total", ()): 1,

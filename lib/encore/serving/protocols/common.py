@@ -32,9 +32,10 @@ class Refused(Exception):
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers or {}
 
-    def body(self) -> bytes:
-        """The JSON of the error."""
-        return orjson.dumps({"error_code": self.code, "message": str(self)})
+    def body(self, *, inference: bool = False) -> bytes:
+        """The JSON of the error; `inference`: with the field `error` of KServe's protocols."""
+        more = {"error": str(self)} if inference else {}
+        return orjson.dumps({"error_code": self.code, "message": str(self), **more})
 
 
 @dataclass(frozen=True)
