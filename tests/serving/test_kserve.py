@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +14,7 @@ import yaml
 
 from encore.serving.scorer import Playlist, Scorer, shown
 from encore.serving.settings import PREFIX, Settings
+from tests.serving.environments import answer, interpreter
 from tests.serving.process import Running, free_port, started
 from tests.unit.serving.bundles import URIS
 
@@ -28,33 +26,8 @@ K = 5
 
 
 @pytest.fixture(scope="module")
-def interpreter() -> Path:
-    """Of an environment with the pinned requirements, made if it is missing."""
-    requirements = Path(__file__).with_name("requirements") / "kserve.txt"
-    digest = hashlib.blake2b(requirements.read_bytes(), digest_size=6).hexdigest()
-    home = ROOT / ".cache" / "kserve" / digest
-    uv, marker, python = Path(sys.executable).with_name("uv"), home / ".complete", home / "bin" / "python"
-    if not marker.is_file():
-        for command in (
-            [uv, "venv", "--quiet", "--clear", "--python", "3.11", home],
-            [uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", requirements],
-        ):
-            done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-        marker.touch()
-    return python
-
-
-def sdk(interpreter: Path, *arguments: str, asked: Any = None) -> dict[str, Any]:
-    """What the package says, without our packages on its path."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [str(interpreter), str(SDK), *arguments]
-    done = subprocess.run(
-        command, input=json.dumps(asked), capture_output=True, text=True, check=False, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def python() -> Path:
+    return interpreter("kserve")
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +49,19 @@ def environment_of(container: Mapping[str, Any]) -> dict[str, str]:
 # the manifest ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_model_of_kserve_holds_the_whole_manifest(interpreter: Path) -> None:
+def test_the_model_of_kserve_holds_the_whole_manifest(python: Path) -> None:
     """A field that it does not know would be dropped."""
-    found = sdk(interpreter, "manifest", str(MANIFEST))
+    found = answer(python, SDK, "manifest", str(MANIFEST))
     assert found["type"] == "V1beta1InferenceService"
     assert found["container"] == "V1Container"
     assert found["again"] == found["given"]
     assert found["canary"] == 10
 
 
-def test_a_field_that_kserve_does_not_know_is_noticed(interpreter: Path, tmp_path: Path) -> None:
+def test_a_field_that_kserve_does_not_know_is_noticed(python: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(MANIFEST.read_text().replace("canaryTrafficPercent", "canaryTraffic"))
-    found = sdk(interpreter, "manifest", str(wrong))
+    found = answer(python, SDK, "manifest", str(wrong))
     assert found["again"] != found["given"]
     assert found["canary"] is None
 
@@ -136,8 +109,8 @@ def test_probes_of_the_manifest_are_answered(container: dict[str, Any], bundle: 
 
 
 @pytest.fixture(scope="module")
-def answers(interpreter: Path, server: Running) -> dict[str, Any]:
-    return sdk(interpreter, "ask", server.url, "ranker", asked={"rows": ROWS, "k": K})
+def answers(python: Path, server: Running) -> dict[str, Any]:
+    return dict(answer(python, SDK, "ask", server.url, "ranker", asked={"rows": ROWS, "k": K}))
 
 
 @pytest.fixture(scope="module")
@@ -194,14 +167,14 @@ def test_the_client_reads_what_is_wrong(answers: dict[str, Any]) -> None:
 
 
 def test_metadata(server: Running, answers: dict[str, Any]) -> None:
-    with urlopen(f"{server.url}/v2/models/ranker", timeout=30) as answer:
-        found = json.load(answer)
+    with urlopen(f"{server.url}/v2/models/ranker", timeout=30) as found_at:
+        found = json.load(found_at)
     assert found["name"] == "ranker"
     assert {output["name"]: output["datatype"] for output in found["outputs"]} == {
         name: output[0] for name, output in answers["outputs"].items()
     }
     (version,) = found["versions"]
-    with urlopen(f"{server.url}/v2/models/ranker/versions/{version}/ready", timeout=30) as answer:
-        assert json.load(answer) == {"name": "ranker", "ready": True}
-    with urlopen(f"{server.url}/v2", timeout=30) as answer:
-        assert json.load(answer)["name"] == "encore"
+    with urlopen(f"{server.url}/v2/models/ranker/versions/{version}/ready", timeout=30) as found_at:
+        assert json.load(found_at) == {"name": "ranker", "ready": True}
+    with urlopen(f"{server.url}/v2", timeout=30) as found_at:
+        assert json.load(found_at)["name"] == "encore"

@@ -23,6 +23,7 @@ import yaml
 
 from encore.runtime.textfile import write_textfile
 from tests.conftest import settings
+from tests.serving.environments import answer, interpreter
 from tests.serving.process import Running, free_port, started
 from tests.unit.runtime.recorded import recorded_lake
 from tests.unit.serving.bundles import URIS, small_bundle
@@ -50,8 +51,8 @@ class Live:
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data of an answer of Prometheus' API."""
-        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=30) as answer:
-            found = json.load(answer)
+        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=30) as content:
+            found = json.load(content)
         assert found["status"] == "success", found
         return found["data"]
 
@@ -270,6 +271,28 @@ def test_a_port_in_use_is_named(tmp_path: Path, live: Live) -> None:
     assert done.returncode == 4
     assert f"port {port} is in use" in done.stderr
     assert "--prometheus-port" in done.stderr
+
+
+def test_the_types_of_grafana_hold_the_whole_dashboard() -> None:
+    """A misspelt field, or one of another panel, would be dropped."""
+    script = Path(__file__).with_name("grafana_sdk.py")
+    given = json.loads(dashboard.text())
+    found = answer(interpreter("grafana"), script, asked=given)
+    assert list(lost(given, found)) == []
+    given["panels"][1]["options"]["misspelt"] = True
+    assert list(lost(given, answer(interpreter("grafana"), script, asked=given))) == [".panels.1.options.misspelt"]
+
+
+def lost(given: Any, found: Any, path: str = "") -> Iterator[str]:
+    """The places of JSON that differ in other JSON, or are missing there."""
+    if isinstance(given, dict) and isinstance(found, dict):
+        for name, value in given.items():
+            yield from lost(value, found.get(name), f"{path}.{name}")
+    elif isinstance(given, list) and isinstance(found, list) and len(given) == len(found):
+        for i, (one, other) in enumerate(zip(given, found, strict=True)):
+            yield from lost(one, other, f"{path}.{i}")
+    elif given != found:
+        yield path
 
 
 def test_grafana_gets_the_dashboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
