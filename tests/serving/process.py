@@ -35,9 +35,9 @@ class Running:
         """A new connection."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
-    def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+    def post(self, path: str, body: bytes, timeout: float = 30.0) -> tuple[int, bytes]:
         """Send JSON over a new connection."""
-        connection = self.connection()
+        connection = self.connection(timeout)
         try:
             connection.request("POST", path, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()

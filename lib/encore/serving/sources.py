@@ -29,12 +29,19 @@ def source_of(settings: Settings) -> Source:
     return Folder(folder)
 
 
-def create(settings: Settings, playlists: Callable[[int], tuple[str | None, list[str]] | None] | None = None) -> App:
-    """The application. `playlists`: see App. Raises what `source_of` raises, and ConfigError for steps of a canary."""
-    return App(_serving(settings), settings, playlists=playlists)
+def create(
+    settings: Settings,
+    source: Source | None = None,
+    playlists: Callable[[int], tuple[str | None, list[str]] | None] | None = None,
+) -> App:
+    """The application. `source`: instead of that of the settings; `playlists`: see App.
+
+    Raises what `source_of` raises, and ConfigError for steps of a canary.
+    """
+    return App(_serving(settings, source or source_of(settings)), settings, playlists=playlists)
 
 
-def _serving(settings: Settings) -> Serving:
+def _serving(settings: Settings, source: Source) -> Serving:
     rule = Rule(
         min_requests=settings.canary_min_requests,
         slow_requests=settings.canary_slow_requests,
@@ -43,7 +50,7 @@ def _serving(settings: Settings) -> Serving:
         seconds=settings.canary_seconds,
     )
     return Rollout(
-        source_of(settings),
+        source,
         Metrics(),
         steps=steps_of(settings.canary_steps),
         rule=rule,
