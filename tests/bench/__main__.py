@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tests.bench import curves, ingest, inner, line, models, models_table, parser, topk
+from tests.bench import curves, ingest, inner, line, models, models_table, parser, serving, topk
 from tests.bench import full as full_size
 from tests.bench.data import CACHE
 from tests.bench.figures import (
@@ -44,8 +44,9 @@ PARTS: dict[str, tuple[Callable[[Any], Found], Any, Any]] = {
     "curves": (curves.run, curves.Sizes(), curves.QUICK),
     "inner": (inner.run, inner.Sizes(), inner.QUICK),
     "models": (models.run, models.Sizes(), models.QUICK),
+    "serving": (serving.run, serving.Sizes(), serving.QUICK),
 }
-ONLY_BY_NAME = ("curves", "inner", "models")
+ONLY_BY_NAME = ("curves", "inner", "models", "serving")
 """Parts that only run if they are named."""
 ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 """By part, variables that must be set before its libraries are imported."""
@@ -55,7 +56,9 @@ ENVIRONMENT = {"parser": {"POLARS_MAX_THREADS": "1"}}
 def run(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(help="Some of topk, parser, ingest, line (default: all of these), curves, inner, models"),
+        typer.Argument(
+            help="Some of topk, parser, ingest, line (default: all of these), curves, inner, models, serving"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option(help="Use small sizes, only to check that everything works")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the reports")] = CACHE / "reports",

@@ -59,6 +59,7 @@ def mlflow_server(model: Path, log: Path | None = None) -> Iterator[Running]:
     port = free_port()
     command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", str(model)]
     command += ["--env-manager", "local", "--port", str(port), "--workers", "1"]
-    environment = {"MLFLOW_TRACKING_URI": "", "OPENBLAS_NUM_THREADS": "1"}
+    # the first request compiles the loops, for which its 60 seconds are too short
+    environment = {"OPENBLAS_NUM_THREADS": "1", "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "300"}
     with started(command, port, environment, log=log) as running:
         yield running

@@ -20,7 +20,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 RAGGED = {name: [row[name] for row in ROWS] for name in ("tracks", "title")}
 COLUMNS = {"tracks": [URIS[3:10], URIS[20:27], URIS[40:47]], "title": RAGGED["title"]}
-SPLIT = {"columns": ["tracks", "title"], "data": [[row["tracks"], row["title"]] for row in ROWS]}
+SPLIT: dict[str, Any] = {"columns": ["tracks", "title"], "data": [[row["tracks"], row["title"]] for row in ROWS]}
 TITLELESS = {"columns": ["tracks"], "data": [[row["tracks"]] for row in ROWS]}
 
 ACCEPTED: dict[str, dict[str, Any]] = {
