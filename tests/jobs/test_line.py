@@ -156,7 +156,7 @@ LOGS_READ = {
     "recommend": 7,
     "evaluate": 6,
     "register_models": 9,
-    "report": 11,
+    "report": 12,
 }
 """A job with nothing to do opens once the log of each table that it reads or writes, and that of `job_runs`."""
 

@@ -39,6 +39,7 @@ from encore.lake.tables import (
     PLAYLISTS,
     QUARANTINE,
     RECOMMENDATIONS,
+    REGISTRATIONS,
     TRACKS,
     Table,
     arrow_schema,
@@ -52,6 +53,7 @@ from encore.vocabulary import FEATURES
 if TYPE_CHECKING:
     from encore.reports.data import Count
     from encore.reports.lists import Name, ShownPlaylist
+    from encore.reports.page import Registered
 
 READS = (
     INGEST_LEDGER,
@@ -64,6 +66,7 @@ READS = (
     RECOMMENDATIONS,
     PLAYLIST_METRICS,
     MODEL_METRICS,
+    REGISTRATIONS,
 )
 WRITES = ()
 SETTINGS = ("report",)
@@ -187,6 +190,7 @@ def run(ctx: JobContext) -> None:
             quarantine=data.quarantine_groups(_parts(ctx, QUARANTINE, data.QUARANTINE_COLUMNS)),
             ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
             figures=figures,
+            registered=_registered(ctx, summaries),
         )
     )
     path = _path(ctx)
@@ -315,6 +319,18 @@ def _explanations(ctx: JobContext, models: Iterable[str]) -> dict[str, Explanati
         for name, explain in explained.items()
         if name in newest and arrays.has(name, newest[name]["fingerprint"])
     }
+
+
+def _registered(ctx: JobContext, models: Iterable[str]) -> list[Registered]:
+    """The newest registered version of each of some models that has one, in their order."""
+    from encore.reports.page import Registered
+
+    names = ("model", "version", "registered_at", "verdict", "reason", "compared_with", "numbers", "size_bytes")
+    found: dict[str, Registered] = {}
+    rows = [row for part in _parts(ctx, REGISTRATIONS, names) for row in part.to_pylist()]
+    for row in sorted(rows, key=itemgetter("registered_at")):
+        found[row["model"]] = Registered(**{**row, "numbers": dict(row["numbers"])})
+    return [found[model] for model in models if model in found]
 
 
 def _shown(ctx: JobContext, models: Sequence[str]) -> list[ShownPlaylist]:

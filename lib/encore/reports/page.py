@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -45,6 +45,20 @@ FROM_LISTS: Final = ("coverage", "gini")
 
 
 @dataclass(frozen=True)
+class Registered:
+    """The newest registered version of a model, and the verdict on it. `numbers`: what that is based on, by name."""
+
+    model: str
+    version: int
+    registered_at: datetime
+    verdict: str
+    reason: str
+    compared_with: int | None
+    numbers: Mapping[str, float]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything the page shows.
 
@@ -75,6 +89,7 @@ class Content:
     quarantine: list[QuarantineGroup]
     ledger: list[Ledger]
     figures: Mapping[str, Figure]
+    registered: Sequence[Registered] = ()
 
 
 @dataclass(frozen=True)

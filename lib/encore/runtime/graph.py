@@ -156,5 +156,9 @@ def mermaid(nodes: Sequence[Node]) -> str:
     for before, table, after in edges(nodes):
         between.setdefault((before, after), []).append(table)
     lines += [f"    {before} -- {', '.join(names)} --> {after}" for (before, after), names in between.items()]
-    lines += ["    evaluate -. metrics .-> mlflow[(MLflow)]", "    report -. page .-> mlflow"]
+    lines += [
+        "    evaluate -. metrics .-> mlflow[(MLflow)]",
+        "    register_models -. versions .-> mlflow",
+        "    report -. page .-> mlflow",
+    ]
     return "\n".join(lines)
