@@ -90,9 +90,7 @@ setup(
     python_requires=">=3.11,<3.12",
     package_dir={"": "lib"},
     packages=find_packages("lib"),
-    package_data={
-        "encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*", "serving/page/*", "serving/page/**/*"]
-    },
+    package_data={"encore": ["py.typed", "spark/log4j2.properties", "reports/templates/*", "serving/page/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["encore = encore.cli.entry:main"]},

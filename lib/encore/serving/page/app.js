@@ -135,6 +135,7 @@ async function surprise({ first = null, isExample = false } = {}) {
     if (chosen.length < 5 && !chosen.some((other) => other.artist === track.artist)) chosen.push(track);
   }
   playlist.replace({ tracks: chosen, isExample }, { undoable: !isExample });
+  if (!isExample) tell(`A playlist that starts with ${start.name ?? "a popular track"}.`, { undo: true });
 }
 
 async function addIds({ ids, title, skipped }, { replace = false, fileTitle = "" } = {}) {
