@@ -177,7 +177,7 @@ export class Column {
     this.failure.hidden = true;
     this.more.hidden = true;
     this.meta.textContent = "";
-    this.lead.textContent = "Nothing to go on yet. These tracks are in most playlists:";
+    this.lead.textContent = "Nothing to go on yet. The most popular tracks:";
     this.lead.hidden = false;
     this.fill(tracks.map((track) => ({ ...track, reason: { kind: "popular" }, share: null })));
   }
