@@ -109,8 +109,9 @@ def build(uris: Ragged, names: Ragged, artists: Ragged, counts: NDArray[np.int64
     """The arrays of a catalogue of M tracks, in the order of their ids: see the module.
 
     `uris`, `names`, `artists`: M rows of UTF-8, uint8, as `lake.track_arrays.text_rows` makes them; an empty name or
-    artist is one that is not known. `counts`, int64 (M,): see Track.popularity. Two million tracks take
-    about half a minute and 2 GB, and become arrays of 213 MB. Raises ValueError if the lengths differ, or if a URI is not that of a track.
+    artist is one that is not known. `counts`, int64 (M,): see Track.popularity. Two million tracks take about half a
+    minute and 2 GB, and become arrays of 213 MB. Raises ValueError if the lengths differ, or if a URI is not that of a
+    track.
     """
     n = len(uris)
     if not n == len(names) == len(artists) == len(counts):
