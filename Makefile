@@ -128,6 +128,10 @@ serve-check: setup s3 ## Check the scorer as a process: protocols, load, malform
 deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (half an hour)
 	@$(BIN)/pytest -v -m slow tests/deploy
 
+.PHONY: canary-drill
+canary-drill: setup ## Try a good, a failing and a slow model as challengers, and show what happens (under 5 minutes)
+	@$(BIN)/python -m tests.serving.drill
+
 # Clear the folder: templates of another STAGE or of other CHOICES would be left in it.
 .PHONY: synth
 synth: setup package ## Synthesize the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials

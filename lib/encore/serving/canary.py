@@ -262,7 +262,7 @@ def verdict(champion: Sample, challenger: Sample, rule: Rule, *, p: float | None
         return decided(
             "roll_back",
             f"errors: {challenger.errors:,} of {challenger.requests:,} requests, the champion's "
-            f"{champion.errors:,} of {champion.requests:,} (p = {p_errors:.1e})",
+            f"{champion.errors:,} of {champion.requests:,} ({_p(p_errors)})",
         )
     # shares compared as products, since the champion may have answered nothing
     more_empty = challenger.empty * champion.answered >= rule.empty_ratio * champion.empty * challenger.answered
@@ -270,12 +270,12 @@ def verdict(champion: Sample, challenger: Sample, rule: Rule, *, p: float | None
         return decided(
             "roll_back",
             f"empty answers: {challenger.empty:,} of {challenger.answered:,}, the champion's {champion.empty:,} of "
-            f"{champion.answered:,} (p = {p_empty:.1e})",
+            f"{champion.answered:,} ({_p(p_empty)})",
         )
     if p99 > limit:
         text = (
             f"slow: {slow:,} of {challenger.timed:,} requests above {limit * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms, "
-            f"the champion's {usual * 1e3:.0f} ms (p = {p_slow:.1e})"
+            f"the champion's {usual * 1e3:.0f} ms ({_p(p_slow)})"
         )
         enough = challenger.requests >= rule.slow_requests or 2 * slow > challenger.timed
         if enough and slow >= rule.min_faults and p_slow < p:
@@ -284,6 +284,10 @@ def verdict(champion: Sample, challenger: Sample, rule: Rule, *, p: float | None
     if champion.requests < rule.min_requests:
         return decided("hold", f"{champion.requests:,} of {rule.min_requests:,} requests of the champion for a verdict")
     return decided("promote", f"{challenger.requests:,} requests without a fault that the champion has not")
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.1e}" if value > 1e-99 else "p < 1e-99"
 
 
 class Canary:

@@ -10,6 +10,7 @@ import numpy as np
 
 from encore import temporary
 from encore.arrays.ragged import Ragged
+from encore.config import RecommendConfig
 from encore.recommenders.registry import with_parts
 from encore.serving import bundle, catalogue
 from tests.unit.recommenders.cases import CONFIG, TRAIN, fitted
@@ -25,13 +26,18 @@ def texts(rows: Sequence[str]) -> Ragged:
 @lru_cache
 def small_bundle(model: str = "ranker") -> Path:
     """The folder of a bundle of a model that was fitted on the training data of the contract tests."""
+    return new_bundle(model)
+
+
+def new_bundle(model: str, config: RecommendConfig = CONFIG) -> Path:
+    """The folder of a bundle of its own, with other settings if given."""
     arrays: dict[str, dict[str, Path]] = {}
     source = Path(temporary.new_folder("arrays"))
     for entry in with_parts([model]):
         own = source / entry.name
         own.mkdir()
         arrays[entry.name] = {}
-        for name, array in fitted(entry.name).arrays.items():
+        for name, array in fitted(entry.name, TRAIN, config).arrays.items():
             np.save(own / f"{name}.npy", array)
             arrays[entry.name][name] = own / f"{name}.npy"
     folder = Path(temporary.new_folder("bundle")) / model
@@ -46,7 +52,7 @@ def small_bundle(model: str = "ranker") -> Path:
             TRAIN.counts,
         ),
         fingerprints={name: f"of-{name}" for name in arrays},
-        settings=CONFIG.model_dump(mode="json"),
+        settings=config.model_dump(mode="json"),
         versions={"tracks": 0, "holdout": 0},
         table_ids={"tracks": "t", "holdout": "h"},
         n_tracks=TRAIN.n_tracks,

@@ -1,0 +1,40 @@
+"""MLflow's own server with the registry, in a process of its own, and bundles that are registered in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from encore.serving.registry import FOLDER
+from tests.serving.process import Running, free_port, started
+
+EXPERIMENT = "drill"
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[Running]:
+    """The server, with its database and its artefacts in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")),
+    ]
+    with started(command, port, {}, "/health", log=folder / "log") as running:
+        yield running
+
+
+def register(client: MlflowClient, name: str, bundle: Path) -> str:
+    """Register a bundle as a new version; returns it."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+    run = client.create_run(experiment)
+    client.log_artifacts(run.info.run_id, str(bundle), f"model/{FOLDER}")
+    client.set_terminated(run.info.run_id)
+    if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
+        client.create_registered_model(name)
+    return str(client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id).version)
