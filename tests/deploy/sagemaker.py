@@ -38,6 +38,25 @@ ACTIONS = {
 }
 """IAM actions by MLflow REST endpoint, from the service authorization reference of SageMaker with MLflow."""
 
+REGISTRY = {
+    "POST registered-models/create": "CreateRegisteredModel",
+    "GET registered-models/get": "GetRegisteredModel",
+    "GET registered-models/search": "SearchRegisteredModels",
+    "POST registered-models/alias": "SetRegisteredModelAlias",
+    "DELETE registered-models/alias": "DeleteRegisteredModelAlias",
+    "POST model-versions/create": "CreateModelVersion",
+    "GET model-versions/get": "GetModelVersion",
+    "GET model-versions/search": "SearchModelVersions",
+    "GET model-versions/get-download-uri": "GetDownloadURIForModelVersionArtifacts",
+    "POST model-versions/set-tag": "SetModelVersionTag",
+    "POST runs/outputs": "LogOutputs",
+    "POST logged-models": "LogModel",
+    "PATCH logged-models/ID": "FinalizeLoggedModel",
+    "GET logged-models/ID": "GetLoggedModel",
+}
+"""The same for those of the registry, with their method. No action is named after `POST logged-models`; LogModel is the
+likeliest."""
+
 
 @dataclass
 class ManagedServer:
@@ -54,9 +73,11 @@ class ManagedServer:
 def action_of(request: Request) -> str:
     """The action that a request needs. ValueError for an unknown request."""
     found = re.fullmatch(r"/api/2\.0/mlflow/(.+)", urlsplit(request.target).path)
-    if found is None or found[1] not in ACTIONS:
+    path = re.sub(r"^logged-models/[^/]+$", "logged-models/ID", found[1]) if found else ""
+    action = ACTIONS.get(path) or REGISTRY.get(f"{request.method} {path}")
+    if action is None:
         raise ValueError(f"{request.method} {request.target}: unknown request")
-    return f"{SERVICE}:{ACTIONS[found[1]]}"
+    return f"{SERVICE}:{action}"
 
 
 def rejection(request: Request, key: str, secret: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-BUNDLE = "artefacts/1/models/m-0123/artifacts/bundle"
+BUNDLE = "artefacts/1/models/m-0123/artifacts/artifacts/bundle"
 IMAGE = "serving_image=encore-scorer:1.0"
 
 PRIVATE_SCORER = ("dev", "serving=fargate", IMAGE)

@@ -59,4 +59,16 @@ def test_another_key_is_rejected() -> None:
 
 def test_an_unknown_endpoint_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown request"):
-        action_of(Request("POST", "/api/2.0/mlflow/registered-models/create", {}, b""))
+        action_of(Request("POST", "/api/2.0/mlflow/registered-models/rename", {}, b""))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "action"),
+    [
+        ("POST", "registered-models/alias", "SetRegisteredModelAlias"),
+        ("DELETE", "registered-models/alias", "DeleteRegisteredModelAlias"),
+        ("PATCH", "logged-models/m-0123", "FinalizeLoggedModel"),
+    ],
+)
+def test_the_action_of_a_request_depends_on_its_method(method: str, path: str, action: str) -> None:
+    assert action_of(Request(method, f"/api/2.0/mlflow/{path}", {}, b"")) == f"sagemaker-mlflow:{action}"

@@ -425,7 +425,7 @@ def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Tem
         ({"serving_image": "encore scorer"}, "serving_image=encore scorer: repository:tag or repository@sha256:digest"),
         ({"serving_image": "scorer:latest"}, "serving_image=scorer:latest: a tag that stays with its image expected"),
         ({"serving_model": "Ranker"}, "serving_model=Ranker: the name of a model such as ranker expected"),
-        ({"serving_bundle": "a/../b"}, "serving_bundle=a/../b: a folder of the artefact bucket such as "),
+        ({"serving_bundle": "a/../b"}, "serving_bundle=a/../b: a folder such as artefacts/1/models/"),
         ({"serving_max": "1"}, "serving_max=1: at least 2 expected"),
         ({"serving_rate": "9"}, "serving_rate=9: at least 10 expected"),
         ({"branch": ""}, "branch=: non-empty text expected"),
@@ -542,12 +542,9 @@ def test_each_role_may_call_the_managed_mlflow_server_and_put_artefacts() -> Non
     made = templates("dev", "mlflow=sagemaker")
     server = made["mlflow"]["Outputs"]
     (arn,) = [text(one["Value"]) for name, one in server.items() if "ServerTrackingServerArn" in name]
-    expected = [
-        {name: one[name] for name in ("Effect", "Action", "Resource")}
-        for one in tracking_statements("SERVER", "arn:aws:s3:::encore-dev-artefacts-ACCOUNT-REGION/artefacts")
-    ]
+    artefacts = "arn:aws:s3:::encore-dev-artefacts-ACCOUNT-REGION/artefacts"
     roles = {
-        name
+        name: one["Properties"]["Description"].split()[2]
         for name, one in made["compute"]["Resources"].items()
         if one["Type"] == "AWS::IAM::Role" and one["Properties"].get("Description", "").startswith("Encore: what ")
     }
@@ -557,7 +554,7 @@ def test_each_role_may_call_the_managed_mlflow_server_and_put_artefacts() -> Non
         for one in server.values()
         if text(one["Value"]) == arn and "Export" in one
     }
-    for role in roles:
+    for role, job in roles.items():
         allowed = [
             {
                 "Effect": one["Effect"],
@@ -569,8 +566,10 @@ def test_each_role_may_call_the_managed_mlflow_server_and_put_artefacts() -> Non
             for one in plain(policy["PolicyDocument"]["Statement"])
             for found in [one["Resource"]]
         ]
-        for wanted in expected:
-            assert wanted in allowed, role
+        for one in tracking_statements("SERVER", artefacts, job):
+            assert {name: one[name] for name in ("Effect", "Action", "Resource")} in allowed, (role, one["Sid"])
+        registers = any("sagemaker-mlflow:SetRegisteredModelAlias" in one["Action"] for one in allowed)
+        assert registers == (job == "register_models")
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class ComputeStack(Stack):
         for job in [*nodes(), *extra_nodes()]:
             self.roles[job.name] = self._role(job.name, statements(job, buckets, upkeep(job.name)))
             # the job reads the login itself, so that it appears on no command line
-            _grant_tracking(self.roles[job.name], mlflow)
+            _grant_tracking(self.roles[job.name], mlflow, job.name)
             CfnOutput(self, f"{ROLE_OUTPUT}{camel(job.name)}", value=self.roles[job.name].role_arn)
         CfnOutput(self, "ApplicationId", value=self.application.attr_application_id)
         if stage.ec2:
@@ -233,12 +233,15 @@ def _wildcards_of(allowed: list[dict[str, Any]]) -> list[str]:
     return [f"Resource::{nag_arn(resource)}" for resource in sorted(found)]
 
 
-def _grant_tracking(role: iam.Role, mlflow: MlflowStack) -> None:
-    """Let a role read the secret with MLflow's address and login and, if SageMaker manages MLflow, call the server."""
+def _grant_tracking(role: iam.Role, mlflow: MlflowStack, job: str | None = None) -> None:
+    """Let a role read the secret with MLflow's address and login and, if SageMaker manages MLflow, call the server.
+
+    `job`: whose role it is; None: of all jobs.
+    """
     mlflow.login.grant_read(role)
     if mlflow.managed is None:
         return
-    for statement in tracking_statements(mlflow.managed, mlflow.artefacts_arn):
+    for statement in tracking_statements(mlflow.managed, mlflow.artefacts_arn, job):
         role.add_to_policy(iam.PolicyStatement.from_json(statement))
     acknowledge_wildcards(role, ARTEFACTS, f"Resource::{nag_arn(mlflow.artefacts_arn)}/*")
 

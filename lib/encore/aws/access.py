@@ -39,6 +39,23 @@ TRACKING = (
 )
 """The MLflow actions that jobs need, by SageMaker's names: its server authenticates callers by their IAM role."""
 
+REGISTERS = "register_models"
+"""The job that registers models."""
+
+REGISTRY = (
+    "CreateModelVersion",
+    "CreateRegisteredModel",
+    "FinalizeLoggedModel",
+    "GetDownloadURIForModelVersionArtifacts",
+    "GetRegisteredModel",
+    "LogModel",
+    "LogOutputs",
+    "SearchModelVersions",
+    "SetModelVersionTag",
+    "SetRegisteredModelAlias",
+)
+"""The MLflow actions that REGISTERS needs in addition. LogModel: IAM has no action of its own for logged models."""
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -100,15 +117,23 @@ def cluster_statements(buckets: Buckets) -> list[Statement]:
     ]
 
 
-def tracking_statements(server: str, artefacts: str) -> list[Statement]:
+def tracking_statements(server: str, artefacts: str, job: str | None = None) -> list[Statement]:
     """What a job may do with an MLflow server that SageMaker manages; `server` and `artefacts` are ARNs.
 
-    Jobs may delete nothing, and write artefacts directly to the server's bucket.
+    Jobs may delete nothing, and write artefacts directly to the server's bucket. REGISTERS also reads them, to compare
+    a model with the champion. `job`: None for whoever runs any of them.
     """
-    return [
-        _allow("Tracking", [f"sagemaker-mlflow:{action}" for action in TRACKING], [server]),
+    registers = job in (None, REGISTERS)
+    actions = sorted((*TRACKING, *(REGISTRY if registers else ())))
+    found = [
+        _allow("Tracking", [f"sagemaker-mlflow:{action}" for action in actions], [server]),
         _allow("Artefacts", ("s3:AbortMultipartUpload", "s3:PutObject"), [f"{artefacts}/*"]),
     ]
+    if registers:
+        bucket, _, folder = artefacts.rpartition("/")
+        found.append(_allow("ReadArtefacts", READ_OBJECTS, [f"{artefacts}/*"]))
+        found.append(_list("ListArtefacts", bucket, _under(folder)))
+    return found
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

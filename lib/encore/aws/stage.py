@@ -116,7 +116,7 @@ class Stage(Section):
     @classmethod
     def _check_serving_bundle(cls, value: str) -> str:
         if value and (not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", value) or ".." in value.split("/")):
-            raise ValueError("a folder of the artefact bucket such as artefacts/1/models/m-1/artifacts/bundle expected")
+            raise ValueError("a folder such as artefacts/1/models/m-1/artifacts/artifacts/bundle expected")
         return value
 
     @field_validator("repository")
