@@ -121,7 +121,7 @@ test-full: setup s3 lint ## Lint, types and all tests, including the slow ones
 
 .PHONY: serve-check
 serve-check: setup s3 ## Check the scorer as a process: protocols, load, malformed requests, page, monitoring (15 minutes)
-	@mkdir -p .cache
+	@bash deploy/tools.sh
 	@$(BIN)/pytest -v -rs tests/serving
 
 .PHONY: deploy-check
