@@ -2,8 +2,8 @@
 
 All get the same bytes: a playlist of 50 tracks and its title, k = 500. The bundles are BENCH_BUNDLE, of the champion,
 and BENCH_COSINE_BUNDLE; by default, that of the champion is fitted here on generated playlists, and that of cosine on
-the tracks of a million of them. The playlists are taken from the part `interactions` of the first bundle if the catalogues
-are the same, else tracks are drawn by popularity.
+the tracks of a million of them. The playlists are taken from the part `interactions` of the first bundle if both have
+as many tracks, else tracks are drawn by popularity.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import typer
@@ -10,6 +11,9 @@ import typer
 from encore import errors
 from encore.cli.app import app
 from encore.lake.tables import ALL
+from encore.serving.openapi import ERRORS
+from encore.serving.routes import ROUTES
+from encore.serving.settings import Settings
 from tests.unit.test_imports import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +59,17 @@ def test_the_readme_lists_every_exit_code_of_an_error() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
     assert codes - listed == set()
+
+
+def test_the_page_on_serving_lists_paths_limits_and_statuses() -> None:
+    page = (ROOT / "deploy" / "docs" / "serving.md").read_text()
+    limits = {field.name for field in fields(Settings) if field.name.startswith("max_")}
+    assert limits - set(re.findall(r"`(max_\w+)`", page)) == set()
+    assert {str(status) for status in ERRORS} - set(re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)) == set()
+    first = {route.template.split("/{")[0] for route in ROUTES} - {"/api/openapi.json"}
+    assert [path for path in sorted(first) if path not in page and "{model}" not in path] == []
+    for name, value in re.findall(r"^\| [^|]+ \| `(\w+)` \| ([\d,]+) \|", page, re.MULTILINE):
+        assert getattr(Settings(), name) == int(value.replace(",", "")), name
 
 
 def test_each_row_of_the_sources_is_a_test() -> None:

@@ -153,6 +153,7 @@ def schemas(settings: Settings) -> dict[str, Schema]:
                     "inputs": {
                         "anyOf": [
                             records,
+                            _ref("Record"),
                             _object(
                                 {"tracks": _list(tracks, rows)},
                                 {"title": {"anyOf": [_list(title, rows), {"type": "null"}]}},

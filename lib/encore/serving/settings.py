@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -81,11 +82,29 @@ class Settings:
             field = known.get(name.removeprefix(PREFIX).lower())
             if field is None:
                 raise ConfigError(f"{name}: no such setting", remedy=f"known: {', '.join(sorted(known))}")
-            values[field.name] = _parsed(name, text, str(field.type))
+            value = values[field.name] = _parsed(name, text, str(field.type))
+            low = _LOWEST.get(field.name, 0)
+            if not isinstance(value, str) and not (low <= value < math.inf):
+                raise ConfigError(f"{name}: expected a number from {low:g} up, found {value}")
         return cls(**values)  # type: ignore[arg-type]
 
 
-def _parsed(name: str, text: str, kind: str) -> object:
+_LOWEST: Final = {
+    "max_body_bytes": 1,
+    "max_seeds": 1,
+    "max_playlists": 1,
+    "max_k": 1,
+    "threads": 1,
+    "max_connections": 1,
+    "seconds": 0.001,
+    "keep_alive_seconds": 1,
+    "poll_seconds": 0.01,
+    "canary_seconds": 0.01,
+}
+"""The least value of a number, if it is not 0."""
+
+
+def _parsed(name: str, text: str, kind: str) -> str | bool | int | float:
     if kind == "str":
         return text
     if kind == "bool":

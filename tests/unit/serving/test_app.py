@@ -13,13 +13,14 @@ import pytest
 from openapi_spec_validator import validate
 
 from encore.arrays.ragged import Ragged
-from encore.errors import EncoreError, InputError
+from encore.errors import ConfigError, EncoreError, InputError
 from encore.recommenders.base import Queries, recommend
 from encore.serving.app import App
 from encore.serving.metrics import Metrics
 from encore.serving.models import Folder, Resolved, Serving
 from encore.serving.routes import ROUTES
 from encore.serving.scorer import Playlist, Scorer
+from encore.serving.settings import Settings
 from tests.unit.recommenders.cases import TRAIN, fitted
 from tests.unit.serving.bundles import URIS, small_bundle
 from tests.unit.serving.client import JSON, ask, asked, new_app, serving, shared_serving, with_settings
@@ -34,6 +35,7 @@ MLFLOW = {
     "dataframe_split": {"columns": ["tracks", "title"], "data": [[TRACKS, "Rock"]]},
     "inputs": {"tracks": [TRACKS], "title": ["Rock"]},
 }
+INPUTS: list[Any] = [{"tracks": TRACKS, "title": "Rock"}, [{"tracks": TRACKS, "title": "Rock"}], MLFLOW["inputs"]]
 V2_TRACKS = {"name": "tracks", "datatype": "BYTES", "shape": [1], "data": [orjson.dumps(TRACKS).decode()]}
 V2_TITLE = {"name": "title", "datatype": "BYTES", "shape": [1], "data": ["Rock"]}
 
@@ -60,6 +62,15 @@ def test_invocations_answer_the_rows_of_the_batch(app: App, shape: str) -> None:
     assert found.headers["x-encore-model"] == "ranker"
     assert found.headers["x-encore-role"] == "champion"
     assert found.headers["server-timing"].startswith("score;dur=")
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_inputs_are_one_playlist_or_many(app: App, inputs: Any) -> None:
+    """MLflow's server reads an object of plain values as one playlist; that was refused."""
+    assert ask(app, "POST", "/invocations", {"inputs": inputs, "params": {"k": 7}}).json()["predictions"] == [
+        expected(7)
+    ]
+    assert len(ask(app, "POST", "/invocations", {"inputs": {"tracks": []}}).json()["predictions"]) == 1
 
 
 def test_the_rest_api_answers_the_rows_of_the_batch(app: App) -> None:
@@ -591,6 +602,31 @@ def test_the_openapi_document_is_valid(token: str) -> None:
     validate(found)
     assert set(found["paths"]) == {route.template for route in ROUTES}
     assert SECRET not in str(found)
+
+
+# --- settings
+
+
+def test_settings_come_from_the_environment() -> None:
+    found = Settings.of_environment({"ENCORE_SERVE_PORT": "81", "ENCORE_SERVE_EMBED": "TRUE", "PATH": "/bin"})
+    assert (found.port, found.embed, found.max_k) == (81, True, 500)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "x"),
+        ("EMBED", "1"),
+        ("THREADS", "0"),
+        ("SECONDS", "nan"),
+        ("SECONDS", "0"),
+        ("MAX_WAITING", "-1"),
+        ("NO", "1"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"ENCORE_SERVE_{name}"):
+        Settings.of_environment({f"ENCORE_SERVE_{name}": value})
 
 
 # --- the source

@@ -36,7 +36,9 @@ def asked(body: bytes, settings: Settings) -> Asked:
     if shape == "dataframe_split":
         return Asked(_split(value, settings), k)
     if shape == "inputs" and isinstance(value, dict):
-        return Asked(columns("inputs", value, settings), k)
+        if is_columns(value):
+            return Asked(columns("inputs", value, settings), k)
+        return Asked([playlist_of("inputs", value, settings)], k)
     return Asked(playlists_of(shape, value, settings), k)
 
 
@@ -47,6 +49,15 @@ def params_k(where: str, value: Any, settings: Settings) -> int:
         return default
     params = an_object(where, value, ("k",))
     return k_of(f"{where}.k", params["k"], settings) if "k" in params else default
+
+
+def is_columns(value: dict[str, Any]) -> bool:
+    """Whether the object `inputs` has a list for each column, and not the values of one playlist, as MLflow's server
+    reads it: the tracks are lists, or the titles are a list."""
+    tracks = value.get("tracks")
+    return isinstance(value.get("title"), list) or (
+        isinstance(tracks, list) and any(isinstance(track, list) for track in tracks)
+    )
 
 
 def columns(where: str, value: dict[str, Any], settings: Settings) -> list[Playlist]:
