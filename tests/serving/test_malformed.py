@@ -170,7 +170,7 @@ def test_malformed_requests_are_refused_and_memory_is_flat(limited: tuple[Runnin
             statuses[answer.status] = statuses.get(answer.status, 0) + 1
             assert answer.status in (200, 400, 413, 415), (kind, path, body[:300], content)
             if answer.status != 200:
-                assert set(orjson.loads(content)) == {"error_code", "message"}
+                assert set(orjson.loads(content)) >= {"error_code", "message"}
                 assert len(content) < 400, (kind, content)
             elif path != "/api/recommend":
                 orjson.loads(content)
