@@ -269,7 +269,8 @@ const real = window.fetch;
 window.held = [];
 window.fetch = (address, options) => {
   const answer = () => real(address, { ...options, signal: undefined });
-  if (!new URL(address).searchParams.get("q")?.startsWith("hold")) return answer();
+  const isHeld = new URL(address).searchParams.get("q")?.startsWith("hold") || options.body?.includes('"hold');
+  if (!isHeld) return answer();
   return new Promise((resolve) => window.held.push(() => resolve(answer())));
 };
 """
@@ -294,6 +295,21 @@ def test_a_late_answer_to_an_old_search_is_ignored(open_page: Open, server: Runn
     page.evaluate("window.held[1]()")
     page.wait_for_load_state("networkidle")
     expect(page.locator("#drop")).to_be_hidden()
+
+
+def test_late_recommendations_for_an_old_playlist_are_ignored(open_page: Open) -> None:
+    page = open_page(before=lambda page: page.add_init_script(HELD_BACK))
+    page.get_by_label("Title of the playlist").fill("hold")
+    until(page, "window.held.length === 1")
+    page.get_by_label("Title of the playlist").fill("rock")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Title of the playlist").fill("rock")
+    settled(page)
+    expect(page.locator(".why").first).to_have_text("Fits the title")
+    shown = recommended(page)
+    page.evaluate("window.held[0]()")
+    page.wait_for_load_state("networkidle")
+    assert recommended(page) == shown
 
 
 def test_a_search_without_result_says_so(open_page: Open) -> None:
@@ -586,6 +602,23 @@ def test_a_busy_server_is_asked_again(open_page: Open) -> None:
     expect(page.locator(".problem")).to_be_hidden()
     settled(page)
     assert len(asked) == 3
+    assert len(recommended(page)) == 20
+
+
+def test_a_server_that_refuses_the_example_can_still_be_used(open_page: Open) -> None:
+    def broken(page: Page) -> None:
+        page.route("**/api/recommend", lambda route: route.fulfill(status=500, json={"message": "broken"}))
+
+    page = open_page(before=broken, ready=False)
+    expect(page.locator("#playlist-empty")).to_be_visible()
+    expect(page.locator(ROWS)).to_have_count(20)
+    page.locator(ROWS).first.locator(".add").click()
+    expect(page.locator(".problem p")).to_have_text("broken")
+    assert playlist(page)[0] not in recommended(page)
+    page.unroute("**/api/recommend")
+    page.locator(ROWS).first.locator(".add").click()
+    expect(page.locator(".problem")).to_be_hidden()
+    settled(page)
     assert len(recommended(page)) == 20
 
 

@@ -79,5 +79,9 @@ export const playlistOf = (pid) => ask(`api/playlists/${encodeURIComponent(pid)}
 export const models = () => ask("api/models");
 export const settings = () => ask("api/settings");
 
-/** Recommendations for `{tracks, title, k, model, pid}`, with reasons. */
-export const recommend = (asked, signal) => ask("api/recommend", { signal, body: { ...asked, explain: true } });
+// a reason costs a query for each track of the playlist
+const MOST_EXPLAINED = 300;
+
+/** Recommendations for `{tracks, title, k, model, pid}`, with reasons unless the playlist is very long. */
+export const recommend = (asked, signal) =>
+  ask("api/recommend", { signal, body: { ...asked, explain: asked.tracks.length <= MOST_EXPLAINED } });

@@ -245,6 +245,11 @@ function askToken() {
   if (!$("token-dialog").open) $("token-dialog").showModal();
 }
 
+/** An example that the server refuses is no reason not to start. */
+function unlessItPasses(error) {
+  if (!(error instanceof ApiError) || error.passes || error.status === 401) throw error;
+}
+
 async function start() {
   try {
     known = await settings();
@@ -263,8 +268,9 @@ async function start() {
     const tracks = served?.n_tracks;
     $("server").textContent = tracks ? `${tracks.toLocaleString("en")} tracks` : "";
     $("server").hidden = !tracks;
-    if (!(await readFragment())) await surprise({ first: 0, isExample: true });
-    if (!playlist.tracks.length) changed("tracks");
+    const isFresh = !(await readFragment()) && !playlist.tracks.length && !playlist.title;
+    if (isFresh) await surprise({ first: 0, isExample: true }).catch(unlessItPasses);
+    if (!playlist.isExample) changed("tracks");
   } catch (error) {
     about = null;
     if (!(error instanceof ApiError)) throw error;

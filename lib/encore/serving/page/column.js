@@ -31,6 +31,7 @@ export class Column {
     Object.assign(this, { number, playlist, add, shown, denied });
     this.k = STEP;
     this.answer = null;
+    this.suggested = [];
     this.others = null;
     this.asked = 0;
     this.failures = 0;
@@ -179,12 +180,17 @@ export class Column {
     this.meta.textContent = "";
     this.lead.textContent = "Nothing to go on yet. The most popular tracks:";
     this.lead.hidden = false;
-    this.fill(tracks.map((track) => ({ ...track, reason: { kind: "popular" }, share: null })));
+    this.suggested = tracks;
+    this.show();
   }
 
   /** Show the last answer, without what the playlist has got meanwhile. */
   show() {
-    if (!this.answer) return;
+    if (!this.answer) {
+      const left = this.suggested.filter((track) => !this.playlist.has(track.uri));
+      if (left.length) this.fill(left.map((track) => ({ ...track, reason: { kind: "popular" }, share: null })));
+      return;
+    }
     const found = this.answer.recommendations.filter((track) => !this.playlist.has(track.uri));
     const scores = found.map((track) => track.score);
     const [low, high] = [Math.min(...scores), Math.max(...scores)];
