@@ -276,6 +276,14 @@ window.fetch = (address, options) => {
 """
 
 
+def release(page: Page, number: int) -> None:
+    """Let a request that was held back be answered, and the page hear of it."""
+    with page.expect_response("**/api/*") as answer:
+        page.evaluate(f"window.held[{number}]()")
+    answer.value.finished()
+    page.wait_for_timeout(200)
+
+
 def test_a_late_answer_to_an_old_search_is_ignored(open_page: Open, server: Running) -> None:
     page = open_page(before=lambda page: page.add_init_script(HELD_BACK))
     track = api(server, "/api/tracks?n=1")["tracks"][0]
@@ -285,15 +293,13 @@ def test_a_late_answer_to_an_old_search_is_ignored(open_page: Open, server: Runn
     search.fill(track["name"])
     expect(page.get_by_role("listbox").get_by_role("option").first).to_contain_text(track["name"])
     shown = page.get_by_role("listbox").get_by_role("option").all_inner_texts()
-    page.evaluate("window.held[0]()")
-    page.wait_for_load_state("networkidle")
+    release(page, 0)
     assert page.get_by_role("listbox").get_by_role("option").all_inner_texts() == shown
     # nor does it open the list again once it is closed
     search.fill("hold on")
     until(page, "window.held.length === 2")
     search.fill("")
-    page.evaluate("window.held[1]()")
-    page.wait_for_load_state("networkidle")
+    release(page, 1)
     expect(page.locator("#drop")).to_be_hidden()
 
 
@@ -307,8 +313,7 @@ def test_late_recommendations_for_an_old_playlist_are_ignored(open_page: Open) -
     settled(page)
     expect(page.locator(".why").first).to_have_text("Fits the title")
     shown = recommended(page)
-    page.evaluate("window.held[0]()")
-    page.wait_for_load_state("networkidle")
+    release(page, 0)
     assert recommended(page) == shown
 
 
