@@ -98,6 +98,13 @@ def test_what_has_no_words_finds_nothing() -> None:
     assert found.popular(5) == [1, 0]
 
 
+def test_a_long_query_is_cut() -> None:
+    name = " ".join(f"w{i}" for i in range(catalogue.MAX_WORDS))
+    found = catalogue_of((name, "", 1))
+    assert found.search(f"{name} other", 1) == [0]
+    assert found.search(f"other {name}", 1) == []
+
+
 def test_an_empty_catalogue_answers() -> None:
     empty = catalogue_of()
     assert empty.search("a", 5) == []
