@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,22 @@ exec env -i $VARIABLES "$(command -v chroot)" $USERSPEC "$ROOT" "$@"
 """
 
 
-def started(
-    root: Path, image: Mapping[str, Any], command: Sequence[str], *, bundle: Path | None = None, **variables: str
-) -> subprocess.Popen[str]:
-    """Start a command in the image. As root, it runs as the image's user; otherwise as this one, mapped to root.
+def in_image(
+    root: Path, image: Mapping[str, Any], command: Sequence[str], bundle: Path | None = None, **variables: str
+) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that run a command in the image.
 
-    The bundle must not contain links, since they point to nothing in there.
+    As root, it runs as the image's user; otherwise as this user, mapped to root. `bundle`: a folder without links,
+    since they point to nothing in there; it is mounted at /bundle.
     """
     is_root = os.geteuid() == 0
-    environment = {**image["environment"], **variables}
     settings = {
         "ROOT": str(root),
-        "BUNDLE": str(bundle) if bundle else "",
+        "BUNDLE": str(bundle or ""),
         "WRITABLE": " ".join(image["writable"]),
         "USERSPEC": f"--userspec={image['user']}:{image['user']}" if is_root else "",
-        "VARIABLES": " ".join(f"{name}={value}" for name, value in environment.items()),
+        "VARIABLES": " ".join(f"{name}={value}" for name, value in {**image["environment"], **variables}.items()),
         "PATH": os.environ["PATH"],
     }
     unshare = ["unshare", "--mount"] if is_root else ["unshare", "--map-root-user", "--mount"]
-    return subprocess.Popen(
-        [*unshare, "sh", "-euc", RUN, "sh", *command],
-        env=settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return [*unshare, "sh", "-euc", RUN, "sh", *command], settings

@@ -1,6 +1,6 @@
 """Build the scorer's image from the list in files.toml, without a container engine.
 
-    python deploy/image/build.py --out build/image
+    python deploy/image/build_image.py --out build/image
 
     build/image/root/        the root folder, which the Dockerfile copies
     build/image/files.json   of each file: size, SHA-256, and the component that it is from
@@ -257,11 +257,11 @@ class Image:
 
 def compiled_loops(cache: Path, cpu: str) -> Path:
     """A folder with the compiled loops, which are compiled again only if their code has changed."""
-    sources = sorted(ROOT.glob("lib/encore/[ars]*/*.py"))
+    names = [*compile_loops.LOOPS, *compile_loops.LOOPS.values(), "encore.search.lanes", "encore.search.kernel"]
+    sources = [ROOT / "lib" / f"{name.replace('.', '/')}.py" for name in names]
     state = hashlib.sha256(f"{cpu} {sys.version}".encode())
-    for path in [*sources, *HERE.glob("compile*.py"), HERE / "requirements-build.txt"]:
-        if "serving" not in path.parts:
-            state.update(path.read_bytes())
+    for path in [*sources, *sorted(HERE.glob("compile*.py")), HERE / "requirements-build.txt"]:
+        state.update(path.read_bytes())
     folder = cache / f"loops-{state.hexdigest()[:16]}"
     if not folder.is_dir():
         for former in cache.glob("loops-*"):
