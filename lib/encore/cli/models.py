@@ -197,7 +197,7 @@ class StoredModel:
         aliases = {alias: str(version) for alias, version in self.registry.aliases(self.model).items()}
         champion = aliases.get(self.alias)
         challenger = aliases.get(CHALLENGER) if self.alias == CHAMPION else None
-        if challenger is None or challenger == champion:
+        if challenger is None:
             return Resolved(champion)
         found = self.registry.version(self.model, int(challenger))
         return Resolved(champion, challenger, dict(found.tags) if found else {})

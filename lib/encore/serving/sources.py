@@ -12,6 +12,7 @@ from encore.serving.bundle import Manifest
 from encore.serving.canary import Rule, steps_of
 from encore.serving.metrics import Metrics
 from encore.serving.models import Folder, Serving, Source
+from encore.serving.registry import RegisteredModel, Registry
 from encore.serving.rollout import Rollout
 from encore.serving.settings import Settings
 
@@ -23,7 +24,11 @@ def source_of(settings: Settings) -> Source:
     if not settings.model:
         raise ConfigError("no model is named", remedy="set ENCORE_SERVE_MODEL to a folder with a bundle")
     if settings.model.startswith(REGISTRY_PREFIX):
-        raise ConfigError(f"{settings.model}: models of a registry cannot be read yet", remedy="name a folder")
+        if not settings.registry:
+            raise ConfigError(
+                f"{settings.model}: no registry is named", remedy="set ENCORE_SERVE_REGISTRY to the server's address"
+            )
+        return RegisteredModel(Registry(settings.registry), settings.model, Path(settings.cache))
     folder = Path(settings.model)
     Manifest.read(folder)
     return Folder(folder)
