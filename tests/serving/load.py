@@ -19,8 +19,8 @@ USERS = 5_000
 
 @dataclass
 class Told:
-    """What was answered. `versions`: how many answers are of each; `users`: who was answered by each; `failed`: what was
-    no answer; `last`: when each version answered last, by time.monotonic."""
+    """What was answered. `versions`: how many answers are of each; `users`: who was answered by each; `failed`: what
+    was no answer; `last`: when the last request was sent that a version answered, by time.monotonic."""
 
     versions: Counter[str] = field(default_factory=Counter)
     users: dict[str, set[int]] = field(default_factory=dict)
@@ -63,6 +63,7 @@ class Load:
             user = draw.randrange(USERS)
             body = json.dumps({"tracks": draw.sample(URIS[:50], 3), "title": "Rock", "k": 10})
             headers = {"Content-Type": "application/json", "X-Encore-User": f"user-{user}"}
+            sent = time.monotonic()
             try:
                 connection.request("POST", "/api/recommend", body, headers)
                 answer = connection.getresponse()
@@ -72,14 +73,14 @@ class Load:
             except (OSError, http.client.HTTPException) as error:
                 failed, version = f"{type(error).__name__}: {error}", ""
                 connection.close()
-            self._count(user, version, failed)
+            self._count(user, version, failed, sent)
         connection.close()
 
-    def _count(self, user: int, version: str, failed: str) -> None:
+    def _count(self, user: int, version: str, failed: str, sent: float) -> None:
         with self._lock:
             if failed:
                 self.told.failed.append(failed)
                 return
             self.told.versions[version] += 1
             self.told.users.setdefault(version, set()).add(user)
-            self.told.last[version] = time.monotonic()
+            self.told.last[version] = max(sent, self.told.last.get(version, 0.0))

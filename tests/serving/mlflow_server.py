@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ EXPERIMENT = "drill"
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[Running]:
     """The server, with its database and its artefacts in a folder."""
+    # the plug-in for SageMaker warns of each request to any other server
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [

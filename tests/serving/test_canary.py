@@ -39,7 +39,7 @@ def reset(found: Registry) -> None:
 
 
 def test_requests_are_split_by_weight(found: Registry, tmp_path: Path) -> None:
-    """Of 10,000 requests of as many users, the weight's share within a point; each user gets the version of the hash."""
+    """Of 10,000 requests of as many users, the weight's share within a point, and those that the hash says."""
     with scorer(found, tmp_path, poll_seconds=0.2) as running:
         found.start("2", "0.1:600")
         wait(lambda: models(running)["canary"] is not None, "the canary begins")
