@@ -152,7 +152,7 @@ def test_tasks_are_not_root_have_a_read_only_root_and_their_secrets_by_reference
     assert settings.registry == "https://mlflow.encore.internal"
     assert (settings.host, settings.port) == ("0.0.0.0", PORT)
     writable = {one["ContainerPath"] for one in scorer["MountPoints"] if not one["ReadOnly"]}
-    assert writable == {settings.cache, environment["TMPDIR"]}
+    assert writable == {settings.cache, "/tmp"}
     assert scorer["LogConfiguration"]["Options"]["mode"] == "non-blocking"
     assert {one["RetentionInDays"] for one in of_type(public, "AWS::Logs::LogGroup")} == {90}
 
@@ -256,7 +256,11 @@ def test_a_bundle_is_copied_by_a_role_that_reads_it_alone() -> None:
     assert plain(copier["Command"])[-2:] == [f"s3://encore-dev-artefacts-ACCOUNT-REGION/{BUNDLE}/", "/bundle"]
     assert (copier["Essential"], copier["ReadonlyRootFilesystem"]) == (False, True)
     assert scorer["DependsOn"] == [{"Condition": "SUCCESS", "ContainerName": "bundle"}]
-    assert [one["ReadOnly"] for one in scorer["MountPoints"]] == [True]
+    assert {one["ContainerPath"]: one["ReadOnly"] for one in scorer["MountPoints"]} == {
+        "/bundle": True,
+        "/tmp": False,
+        "/var/cache/encore": False,
+    }
     environment = {one["Name"]: one["Value"] for one in scorer["Environment"]}
     assert environment["ENCORE_SERVE_MODEL"] == "/bundle"
     assert "ENCORE_SERVE_REGISTRY" not in environment

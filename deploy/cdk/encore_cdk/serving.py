@@ -32,9 +32,10 @@ from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
 HOOKS = Path(__file__).resolve().parents[1] / "hooks"
 USER = "65532:65532"
-"""The image's user, who owns the volumes that it declares."""
-CACHE, BUNDLE = "/cache", "/bundle"
-"""Folders of a task: bundles downloaded from the registry, and the bundle copied from S3."""
+"""The image's user, who owns its folders that can be written to."""
+CACHE, TEMPORARY, BUNDLE = "/var/cache/encore", "/tmp", "/bundle"
+"""Folders of a task, which the image has: of bundles downloaded from the registry, of temporary files, and of the
+bundle copied from S3."""
 COPIER = "public.ecr.aws/aws-cli/aws-cli:2.31.0"
 """The image that copies a bundle from S3: the scorer's own has no client of S3."""
 
@@ -285,7 +286,7 @@ class ServingStack(Stack):
         )
 
     def _task(self) -> ecs.FargateTaskDefinition:
-        """One scorer with a read-only root file system; only the folder of bundles can be written to."""
+        """One scorer with a read-only root file system; it writes to folders of bundles and temporary files only."""
         stage = self._stage
         task = ecs.FargateTaskDefinition(
             self,
@@ -321,7 +322,6 @@ class ServingStack(Stack):
                 "ENCORE_SERVE_MODEL": f"models:/encore-{stage.serving_model}@champion",
                 "ENCORE_SERVE_REGISTRY": f"https://mlflow.{stage.domain}",
                 "ENCORE_SERVE_CACHE": CACHE,
-                "TMPDIR": CACHE,
             }
             login = self._mlflow.login
             secret |= {
@@ -342,9 +342,10 @@ class ServingStack(Stack):
             stop_timeout=Duration.seconds(DRAIN_SECONDS),
             port_mappings=[ecs.PortMapping(container_port=PORT)],
         )
+        for name, folder in (("cache", CACHE), ("temporary", TEMPORARY)):
+            task.add_volume(name=name)
+            container.add_mount_points(ecs.MountPoint(source_volume=name, container_path=folder, read_only=False))
         if self._bundle is None:
-            task.add_volume(name="cache")
-            container.add_mount_points(ecs.MountPoint(source_volume="cache", container_path=CACHE, read_only=False))
             return task
         task.add_volume(name="bundle")
         container.add_mount_points(ecs.MountPoint(source_volume="bundle", container_path=BUNDLE, read_only=True))

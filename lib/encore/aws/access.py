@@ -47,6 +47,7 @@ REGISTRY = (
     "CreateRegisteredModel",
     "FinalizeLoggedModel",
     "GetDownloadURIForModelVersionArtifacts",
+    "GetLoggedModel",
     "GetRegisteredModel",
     "LogModel",
     "LogOutputs",

@@ -1,0 +1,69 @@
+"""Registering models at an MLflow server like one managed by SageMaker, with the permissions of the job's role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import boto3
+import pytest
+from mlflow import MlflowClient
+
+from encore.aws.access import REGISTERS, REGISTRY, TRACKING, tracking_statements
+from encore.runtime.pipeline import plan, run_pipeline
+from tests.conftest import settings
+from tests.deploy.s3proxy import recording
+from tests.deploy.sagemaker import ARN, REGION, SERVICE, sagemaker
+from tests.deploy.simulator import denial, is_allowed
+from tests.local_spark import LocalSession
+from tests.s3server import S3Server
+
+BUCKET = "registry-artefacts"
+
+
+@pytest.mark.slow
+def test_the_role_of_register_models_may_do_what_registering_takes_and_no_more(
+    s3_server: S3Server,
+    generated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verified: Callable[[str], None],
+) -> None:
+    """The second version is compared with the first one, whose evaluation is read from S3."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    s3_server.client().create_bucket(Bucket=BUCKET)
+    raw = (f"raw.playlists={generated}", f"raw.features={generated}/features")
+    own = (*raw, "recommend.k=30", "recommend.models=[adjacency]", f"tracking.uri={ARN}")
+    with sagemaker(s3_server, BUCKET) as server, recording(s3_server.endpoint) as recorder:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": s3_server.access_key,
+            "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL_S3": recorder.endpoint,
+            "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT": server.endpoint,
+        }.items():
+            monkeypatch.setenv(name, value)
+        for run, more in (("first", ()), ("second", ("recommend.adjacency.reach=3",))):
+            config = settings(tmp_path / "lake", *own, *more)
+            session = LocalSession(config, tmp_path / run)
+            run_pipeline(config, plan(last=REGISTERS), session=session, run_id=run)
+        client = MlflowClient(tracking_uri=server.server.uri, registry_uri=server.server.uri)
+        versions = client.search_model_versions("name = 'encore-adjacency'")
+        assert len(versions) == 2
+        assert client.get_model_version_by_alias("encore-adjacency", "champion")
+        compared = [version.tags.get("encore.verdict.compared_with") for version in versions]
+        assert sorted(filter(None, compared)) == ["1"]
+
+    assert (server.rejections, server.unknown, recorder.unknown) == ([], [], [])
+    artefacts = f"arn:aws:s3:::{BUCKET}/artefacts"
+    allowed, others = tracking_statements(ARN, artefacts, REGISTERS), tracking_statements(ARN, artefacts, "recommend")
+    assert [action for action in server.actions if not is_allowed(allowed, action, ARN, {})] == []
+    assert {f"{SERVICE}:{action}" for action in REGISTRY} <= server.actions, "and nothing else is allowed"
+    assert not set(TRACKING) & set(REGISTRY)
+    calls = {call for call in recorder.calls if call.bucket == BUCKET}
+    assert [call for call in calls if denial(allowed, call)] == []
+    reading = [call for call in calls if call.action in ("s3:GetObject", "s3:ListBucket")]
+    assert reading
+    assert all(denial(others, call) for call in reading), "no other job reads artefacts"
+    verified(f"models registered at a managed MLflow by {len(server.actions)} actions that the role of the job allows")
