@@ -27,6 +27,8 @@ def write(out: Path, root: Path, image: dict[str, Any], architecture: str) -> No
             "Env": [f"{name}={value}" for name, value in sorted(image["environment"].items())],
             "ExposedPorts": {f"{image['port']}/tcp": {}},
             "WorkingDir": "/",
+            # where a volume is mounted instead, it belongs to the user only if the image says so
+            "Volumes": {folder: {} for folder in image["writable"]},
         },
         "rootfs": {"type": "layers", "diff_ids": [content]},
     }

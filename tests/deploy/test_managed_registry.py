@@ -33,7 +33,8 @@ def test_the_role_of_register_models_may_do_what_registering_takes_and_no_more(
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     s3_server.client().create_bucket(Bucket=BUCKET)
     raw = (f"raw.playlists={generated}", f"raw.features={generated}/features")
-    own = (*raw, "recommend.k=30", "recommend.models=[adjacency]", f"tracking.uri={ARN}")
+    models = ("recommend.models=[adjacency]", "registry.models=[adjacency]")
+    own = (*raw, *models, "recommend.k=30", f"tracking.uri={ARN}")
     with sagemaker(s3_server, BUCKET) as server, recording(s3_server.endpoint) as recorder:
         for name, value in {
             "AWS_ACCESS_KEY_ID": s3_server.access_key,

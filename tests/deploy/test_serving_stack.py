@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ import pytest
 from encore.aws.serving import PORT
 from encore.aws.stage import StageError, load_stage
 from encore.serving.settings import PREFIX, Settings
+from tests.conftest import ROOT
 from tests.deploy.serving import BUNDLE, ENDPOINT, IMAGE, PRIVATE_SCORER, PUBLIC_SCORER, SCORER_OF_BUNDLE
 from tests.deploy.synth import Template, of_type, plain, templates, text
 
@@ -155,6 +157,20 @@ def test_tasks_are_not_root_have_a_read_only_root_and_their_secrets_by_reference
     assert writable == {settings.cache, "/tmp"}
     assert scorer["LogConfiguration"]["Options"]["mode"] == "non-blocking"
     assert {one["RetentionInDays"] for one in of_type(public, "AWS::Logs::LogGroup")} == {90}
+
+
+@pytest.mark.slow
+def test_the_image_has_the_user_and_the_folders_of_a_task(public: Template) -> None:
+    image = tomllib.loads((ROOT / "deploy" / "image" / "files.toml").read_text())["image"]
+    assert image["port"] == PORT
+    for template in (public, templates(*SCORER_OF_BUNDLE)["serving"]):
+        (task,) = of_type(template, "AWS::ECS::TaskDefinition")
+        (scorer,) = [one for one in task["ContainerDefinitions"] if one["Name"] == "scorer"]
+        assert scorer["User"] == f"{image['user']}:{image['user']}"
+        for mounted in scorer["MountPoints"]:
+            assert mounted["ContainerPath"] in image["mounts" if mounted["ReadOnly"] else "writable"]
+    (model,) = of_type(templates(*ENDPOINT)["serving"], "AWS::SageMaker::Model")
+    assert model["PrimaryContainer"]["Environment"]["ENCORE_SERVE_MODEL"] in image["mounts"]
 
 
 @pytest.mark.slow
