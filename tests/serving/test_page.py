@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect, sync_playwright
 
 from tests.serving.generated import HOSTILE
 from tests.serving.process import Running, free_port, scorer, started
@@ -492,6 +492,42 @@ def test_what_cannot_be_imported_is_explained(open_page: Open) -> None:
     expect(page.locator("#import-error")).to_contain_text("No links, URIs or ids")
     page.keyboard.press("Escape")
     assert playlist(page) == before
+
+
+def test_a_playlist_of_the_lake_is_opened(open_page: Open, server: Running) -> None:
+    tracks = api(server, "/api/tracks?n=3")["tracks"]
+    asked: list[Any] = []
+
+    def heard(request: Request) -> None:
+        if request.url.endswith("/api/recommend"):
+            asked.append(request.post_data_json)
+
+    def with_lake(page: Page) -> None:
+        known = {**api(server, "/api/settings"), "playlists": True}
+        page.route("**/api/settings", lambda route: route.fulfill(json=known))
+        page.route(
+            "**/api/playlists/*",
+            lambda route: (
+                route.fulfill(json={"pid": 7, "title": "Lake", "tracks": tracks})
+                if route.request.url.endswith("/7")
+                else route.fulfill(status=404, json={"error_code": "X", "message": "no such playlist"})
+            ),
+        )
+        page.on("request", heard)
+
+    page = open_page(before=with_lake)
+    page.get_by_role("button", name="Import…").click()
+    page.locator("#import-pid").fill("8")
+    page.get_by_role("button", name="Add to playlist").click()
+    expect(page.locator("#import-error")).to_have_text("There is no playlist 8.")
+    page.locator("#import-pid").fill("7")
+    page.get_by_role("button", name="Replace playlist").click()
+    expect(page.locator("#title")).to_have_value("Lake")
+    settled(page)
+    assert playlist(page) == [track["uri"] for track in tracks]
+    # so that a model which was trained on it does not find the playlist itself
+    assert asked[-1]["pid"] == 7
+    assert "n=7" in page.evaluate("location.hash")
 
 
 # --- sharing
