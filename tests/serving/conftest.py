@@ -12,9 +12,6 @@ from tests.serving.generated import generated_bundle
 from tests.serving.process import Running, scorer
 from tests.unit.serving.bundles import small_bundle
 
-# no test may be left waiting for a server that hangs
-pytestmark = pytest.mark.timeout(300)
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of `pytest tests/serving`."""
