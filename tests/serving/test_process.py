@@ -62,6 +62,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
     assert "no bundle" in (tmp_path / "log").read_text()
 
 
+def test_a_port_that_is_taken_is_named(bundle: Path, server: Running, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="exit code 4"), scorer(bundle, tmp_path / "log", port=server.port):
+        pass
+    assert f"127.0.0.1:{server.port}: Address already in use" in (tmp_path / "log").read_text()
+
+
 def exchanged(running: Running, *parts: bytes, pause: float = 0.0) -> bytes:
     """What the server answers to bytes, until it closes the connection."""
     with socket.create_connection(("127.0.0.1", running.port), 20) as connection:

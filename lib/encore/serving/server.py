@@ -7,14 +7,16 @@ import contextlib
 import logging
 import re
 import signal
+import socket
 from asyncio.events import TimerHandle
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from encore.errors import EnvironmentMissing
 from encore.serving.app import App
 from encore.serving.protocols.common import MALFORMED, UNAVAILABLE, Refused
 from encore.serving.settings import Settings
@@ -22,6 +24,7 @@ from encore.serving.settings import Settings
 MAX_HEAD_BYTES: Final = 65_536
 """Bytes of a request before its body."""
 
+_BACKLOG: Final = 2048
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 
 log = logging.getLogger("encore.serving")
@@ -147,7 +150,8 @@ def run(app: App, settings: Settings, on_start: Callable[[str], None] = lambda a
     """Serve until SIGTERM or SIGINT, then answer the requests that are there and return.
 
     After SIGTERM, readiness is 503 at once, and new connections are still accepted for `linger_seconds`, in which a
-    load balancer notices. `on_start` is called with the address of the server, once it listens.
+    load balancer notices. `on_start` is called with the address of the server, once it listens. Raises
+    EnvironmentMissing if it cannot listen there.
     """
     # it warns of each request that is not HTTP
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
@@ -156,8 +160,6 @@ def run(app: App, settings: Settings, on_start: Callable[[str], None] = lambda a
     )
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http=limited,
         ws="none",
@@ -168,7 +170,9 @@ def run(app: App, settings: Settings, on_start: Callable[[str], None] = lambda a
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
-    server = Server(config)
+    server, listener = Server(config), _listening(settings.host, settings.port)
+    host, port, *_ = listener.getsockname()
+    on_start(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
@@ -182,19 +186,19 @@ def run(app: App, settings: Settings, on_start: Callable[[str], None] = lambda a
         loop.add_signal_handler(signal.SIGTERM, end, settings.linger_seconds)
         loop.add_signal_handler(signal.SIGINT, end, 0)
         app.serving.start()
-        started = asyncio.create_task(_announce(server, on_start))
-        await server.serve()
-        await started
+        await server.serve([listener])
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
     app.serving.stop()
 
 
-async def _announce(server: Server, on_start: Callable[[str], None]) -> None:
-    while not server.started and not server.should_exit:
-        await asyncio.sleep(0.01)
-    for listener in getattr(server, "servers", ()):
-        address: Any = listener.sockets[0].getsockname()
-        on_start(f"http://{address[0]}:{address[1]}")
-        return
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise EnvironmentMissing(
+            f"{host}:{port}: {getattr(error, 'strerror', None) or error}",
+            remedy="choose another address: serve.host and serve.port, or ENCORE_SERVE_HOST and ENCORE_SERVE_PORT",
+        ) from error
