@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,6 +190,9 @@ def _lightgbm() -> ModuleType:
 
 def _load_openmp() -> None:
     """Load the system's OpenMP library, or else that of the application archive, so that LightGBM finds it."""
+    # only fitting needs it, which the scorer's container does not have
+    import ctypes
+
     carried = Path(sys.prefix) / "lib" / OPENMP
     try:
         ctypes.CDLL(OPENMP)
