@@ -94,14 +94,14 @@ doctor: setup ## Check the prerequisites: what is installed, what is missing, an
 
 .PHONY: lint
 lint: setup ## Lint, check the format and the types
-	@$(BIN)/ruff check lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
-	@$(BIN)/ruff format --check lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff check lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff format --check lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
 	@$(BIN)/mypy
 
 .PHONY: format
 format: setup ## Format the code and fix what the linter can fix
-	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
-	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
 
 # Two processes, for two cores: tests without a JVM in parallel with those that share a Spark session.
 define pytest
@@ -143,6 +143,10 @@ synth: setup package ## Synthesize the CloudFormation templates of STAGE=dev|sta
 package: setup ## Build the application archive for EMR in build/package, if it is not up to date
 	@$(BIN)/python deploy/package.py
 
+.PHONY: image
+image: setup ## Build the scorer's container image in build/image, without a container engine (on Debian 12)
+	@$(BIN)/python deploy/image/build_image.py
+
 .PHONY: deploy-doctor
 deploy-doctor: setup ## Check whether your AWS account is ready for a deployment of STAGE=dev|staging|prod
 	@$(BIN)/encore deploy doctor --stage $(STAGE) $(addprefix -c ,$(CHOICES))
@@ -175,7 +179,7 @@ bench-full: setup ## Benchmark a million playlists and fractions of it, resumabl
 	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
 
 .PHONY: lock
-lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and its subsets for EMR, OpenMP and the MLflow server
+lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and its subsets
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
 		-o deploy/requirements.txt
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --extra emr --generate-hashes --no-header --no-annotate \
@@ -184,6 +188,11 @@ lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and it
 		--no-annotate -c deploy/requirements.txt -o deploy/requirements-openmp.txt
 	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
+	@printf 'httptools\nnumpy\norjson\nprometheus-client\nuvicorn\nuvloop\nxxhash\n' | $(BIN)/uv pip compile -q \
+		--python-version 3.11 - --generate-hashes --no-header --no-annotate -c deploy/requirements.txt \
+		-o deploy/image/requirements.txt
+	@printf 'numba\nnumpy\nsetuptools\nuv==$(UV_VERSION)\nxxhash\n' | $(BIN)/uv pip compile -q --python-version 3.11 - \
+		--generate-hashes --no-header --no-annotate -c deploy/requirements.txt -o deploy/image/requirements-build.txt
 	@for file in tests/bench/contenders/requirements/*.in tests/serving/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
 		--generate-hashes --no-header --no-annotate -o $${file%.in}.txt; done
 

@@ -66,6 +66,8 @@ EXTRAS = {
         # the page in a browser, which Debian brings: accessibility, and the driver
         "axe-playwright-python==0.1.8",
         "chispa==0.12.0",
+        # checks the bill of materials of the scorer's image
+        "cyclonedx-python-lib[json-validation]==11.12.0",
         "httpx==0.28.1",
         "hypothesis==6.170.15",
         "mypy==2.4.1",

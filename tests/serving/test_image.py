@@ -306,6 +306,7 @@ def test_the_dockerfile_takes_the_same_list() -> None:
     ]
     assert f"USER {IMAGE['user']}:{IMAGE['user']}" in final
     assert f"ENTRYPOINT {json.dumps(IMAGE['entrypoint'])}" in final
+    assert f"VOLUME {json.dumps(IMAGE['writable'])}" in final
     assert f"EXPOSE {IMAGE['port']}" in final
     assert (
         dict(re.findall(r"(\w+)=(\S+)", "".join(re.findall(r"^ENV (.*(?:\n +.*)*)", final, re.MULTILINE))))
