@@ -9,7 +9,7 @@
 
 Debian packages are downloaded by apt-get and unpacked by dpkg, wheels by uv. Python modules are stored compiled,
 without their sources. The loops are compiled for the type of CPU in --cpu. As long as Debian publishes no newer
-packages, builds are reproducible: files have no times, and the same input gives the same layer.
+packages, the same input gives the same files, without times, except for the names of symbols in the compiled loops.
 
 An image that is up to date is left as it is. A new one replaces it once it is complete.
 """

@@ -233,6 +233,39 @@ def test_its_loops_give_the_same_rows_as_numba(root: Path, mounted: Path) -> Non
     assert len(Scorer.open(mounted).models["ranker"].arrays["leaf_values"])
 
 
+UNLOCKED = """
+import threading
+import numpy as np
+from encore.recommenders.ranker_trees import Trees, load_loops
+
+n = 200
+trees = Trees(np.arange(n + 1) * 15, np.zeros(n * 15, np.int32), np.zeros(n * 15, np.float32),
+              np.full(n * 15, 0xFFFFFFFF, np.uint32), np.zeros((n, 32)))
+rows = np.zeros((1_000_000, 2), np.float32)
+load_loops()
+begun, done = threading.Event(), threading.Event()
+
+def work():
+    begun.set()
+    trees.margins(rows)
+    done.set()
+
+threading.Thread(target=work).start()
+begun.wait()
+count = 0
+while not done.is_set():
+    count += 1
+print(count)
+"""
+
+
+def test_its_loops_let_other_threads_run(root: Path) -> None:
+    """Of hundreds of thousands of steps, few would be taken before and after the loop if it kept the lock."""
+    done = run_in(root, UNLOCKED)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20_000
+
+
 def test_it_serves(served: Running, mounted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = json.dumps({"instances": [{"tracks": [URIS[3], URIS[17]], "title": "Rock"}], "params": {"k": 5}}).encode()
     status, answer = served.post("/invocations", body)
