@@ -109,7 +109,7 @@ def registry(folder: Path, bundles: list[Path]) -> Iterator[Registry]:
     with mlflow_server(folder) as running:
         client = MlflowClient(tracking_uri=running.url)
         for bundle in bundles:
-            register(client, NAME, bundle)
+            register(client, NAME, bundle, folder)
         client.set_registered_model_alias(NAME, "champion", "1")
         yield Registry(running, client, load_config("local", [f"tracking.uri={running.url}"]))
 
@@ -210,11 +210,12 @@ class Drill:
             }
         )
 
-    def bad(self, version: str, what: str, reason: str) -> list[str]:
-        """A version is rolled back in time. Returns what was not as it should be."""
-        self._say(f"--- {what}, version {version}, with a verdict every 30 s")
-        champion = self._registry.alias("champion")
-        with scorer(self._registry, self._folder, poll_seconds=2) as running, Load(running) as load:
+    def bad(self, version: str, what: str, reason: str, seconds: float = 30.0) -> list[str]:
+        """A version is rolled back in time, with verdicts at an interval. Returns what was not as it should be."""
+        self._say(f"--- {what}, version {version}, with a verdict every {seconds:g} s")
+        champion, limit = self._registry.alias("champion"), seconds + OFF_SECONDS - 30
+        settings = {"poll_seconds": 2, "canary_seconds": seconds}
+        with scorer(self._registry, self._folder, **settings) as running, Load(running) as load:
             self._registry.start(version, "0.2:300,0.5:300")
             found = watch(running, version, self._say)
             off_at = time.monotonic()
@@ -223,7 +224,7 @@ class Drill:
         self._say(f"off after {found.seconds:.1f} s; {load.told.requests:,} requests, {len(load.told.failed)} failed")
         return _wrong(
             {
-                f"it was off within {OFF_SECONDS:g} s": found.seconds <= OFF_SECONDS,
+                f"it was off within {limit:g} s": found.seconds <= limit,
                 "it answers nobody any more": load.told.last.get(version, 0.0) <= off_at,
                 "the champion is the same": found.champion == champion == self._registry.alias("champion"),
                 "the alias challenger is removed": self._registry.alias("challenger") is None,

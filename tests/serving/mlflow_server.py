@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 from encore.serving.registry import FOLDER
 from tests.serving.process import Running, free_port, started
 
-EXPERIMENT = "drill"
+FILES = "files"
 
 
 @contextmanager
@@ -25,19 +26,18 @@ def mlflow_server(folder: Path) -> Iterator[Running]:
     port = free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")),
+        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / FILES)),
     ]
     with started(command, port, {}, "/health", log=folder / "log") as running:
         yield running
 
 
-def register(client: MlflowClient, name: str, bundle: Path) -> str:
-    """Register a bundle as a new version; returns it."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
-    run = client.create_run(experiment)
-    client.log_artifacts(run.info.run_id, str(bundle), f"model/{FOLDER}")
-    client.set_terminated(run.info.run_id)
-    if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
+def register(client: MlflowClient, name: str, bundle: Path, folder: Path) -> str:
+    """Register a bundle as a new version; returns it. `folder`: that of the server, into which the files are copied."""
+    run = client.create_run("0")
+    source = f"{run.info.artifact_uri}/model"
+    place = source.removeprefix("mlflow-artifacts:/")
+    shutil.copytree(bundle, folder / FILES / place / FOLDER)
+    if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    return str(client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id).version)
+    return str(client.create_model_version(name, source, run.info.run_id).version)

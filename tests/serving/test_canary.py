@@ -59,9 +59,12 @@ def test_a_good_model_is_promoted(found: Registry, tmp_path: Path) -> None:
     assert Drill(found, tmp_path, print).good() == []
 
 
-@pytest.mark.parametrize(("version", "reason"), [("3", "errors"), ("4", "slow")])
-def test_a_bad_model_is_off_within_35_seconds(found: Registry, tmp_path: Path, version: str, reason: str) -> None:
-    assert Drill(found, tmp_path, print).bad(version, reason, reason) == []
+@pytest.mark.parametrize(("version", "reason", "seconds"), [("3", "errors", 10), ("4", "slow", 30)])
+def test_a_bad_model_is_off_5_seconds_after_the_interval(
+    found: Registry, tmp_path: Path, version: str, reason: str, seconds: float
+) -> None:
+    """At most 35 s with the default interval. `make canary-drill` has that for both models."""
+    assert Drill(found, tmp_path, print).bad(version, reason, reason, seconds) == []
 
 
 def test_a_scorer_that_is_restarted_continues(found: Registry, tmp_path: Path) -> None:

@@ -141,8 +141,10 @@ class Rollout(Serving):
         self._settled: Canary | None = None
         """The canary that is being promoted, so that nothing is left to decide."""
         self._most_busy = max(1, math.floor(threads * BUSY_SHARE))
-        self._busy: list[float] = []
-        """Since when each running request of the challenger runs."""
+        self._busy: list[tuple[float, int]] = []
+        """The running requests of the challenger: since when, and for how many playlists."""
+        self._failed: Canary | None = None
+        """The canary whose challenger has failed, so that one stack trace is logged and not each."""
         self._busy_lock = threading.Lock()
         self._judge_thread = threading.Thread(target=self._judge, name="canary", daemon=True)
 
@@ -188,24 +190,26 @@ class Rollout(Serving):
     ) -> tuple[Served, Result]:
         counts, started = canary.counts[1], time.monotonic()
         with self._busy_lock:
-            busy_since = min(self._busy) if len(self._busy) >= self._most_busy else None
-            if busy_since is None:
-                self._busy.append(started)
-        if busy_since is not None:
-            counts.diverted(started - busy_since)
+            oldest = min(self._busy) if len(self._busy) >= self._most_busy else None
+            if oldest is None:
+                self._busy.append((started, playlists))
+        if oldest is not None:
+            counts.diverted((started - oldest[0]) / oldest[1])
             self.metrics.canary_fault(busy=True)
             return super().answer(champion, work, is_empty, playlists)
         try:
             found = super().answer(challenger, work, is_empty, playlists)
         except Exception:
-            log.exception("the challenger, version %s, failed; the champion answers", challenger.version)
+            if self._failed is not canary:
+                self._failed = canary
+                log.exception("the challenger, version %s, failed; the champion answers", challenger.version)
             self.metrics.canary_fault()
             found = super().answer(champion, work, is_empty, playlists)
             counts.failed()
             return found
         finally:
             with self._busy_lock:
-                self._busy.remove(started)
+                self._busy.remove((started, playlists))
         counts.answered((time.monotonic() - started) / playlists, empty=is_empty(found[1]))
         return found
 

@@ -457,6 +457,25 @@ def test_the_challenger_cannot_take_all_threads(case: Case) -> None:
     assert (sample.requests, sample.diverted, sample.answered) == (301, 300, 1)
 
 
+def test_a_large_request_of_a_busy_challenger_does_not_make_it_slow(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others would have waited is counted for each playlist that it is busy with."""
+    rollout = case.rollout = case.scorer(threads=2)
+    rollout.follow()
+    case.challenge()
+    challenger, seconds = rollout.challenger, iter([0.0, *[2.0] * 300, 4.0])
+    assert challenger is not None
+    monkeypatch.setattr("encore.serving.rollout.time.monotonic", lambda: next(seconds))
+
+    def nested(by: Served) -> int:
+        return sum(rollout.answer(challenger, lambda _: 1, lambda _: False)[1] for _ in range(300))
+
+    rollout.answer(challenger, nested, lambda _: False, 200)
+    assert rollout._canary is not None
+    assert rollout._canary.counts[1].sample().slower(0.021) == 0
+
+
 def test_a_request_that_was_waiting_when_the_challenger_went_is_answered(case: Case) -> None:
     case.challenge()
     challenger = case.rollout.challenger
