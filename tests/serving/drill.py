@@ -149,7 +149,6 @@ class Outcome:
     champion: str
     seconds: float
     steps: list[float]
-    reason: str
 
 
 def watch(running: Running, version: str, say: Say, *, seconds: float = 120.0) -> Outcome:
@@ -171,7 +170,9 @@ def watch(running: Running, version: str, say: Say, *, seconds: float = 120.0) -
                 say(f"verdict: {verdict['decision'].replace('_', ' ')}: {told}")
         if first and roles.get(version) != "challenger":
             champion = next(name for name, role in roles.items() if role == "champion")
-            return Outcome(champion, time.monotonic() - first, weights, told)
+            seconds = time.monotonic() - first
+            say(f"version {version} is " + ("the champion" if champion == version else "off"))
+            return Outcome(champion, seconds, weights)
         time.sleep(0.05)
     raise TimeoutError(f"the canary of version {version} has not ended within {seconds:g} s: {found}")
 
