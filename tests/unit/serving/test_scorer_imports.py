@@ -31,6 +31,7 @@ NOT_NEEDED = (
 CODE = f"""
 import sys
 from pathlib import Path
+import encore.serving.__main__, encore.serving.server, encore.serving.sources
 from encore.serving.scorer import Playlist, Scorer
 assert not set(sys.modules) & {{"numba"}}, "importing the scorer loads numba"
 scorer = Scorer.open(Path(sys.argv[1]))
