@@ -21,6 +21,7 @@ from encore.config import Config
 from encore.errors import ConfigError, InputError
 from encore.evaluation.bootstrap import GroupSums
 from encore.jobs import register_models
+from encore.recommenders import fitted
 from encore.runtime.model_registry import ModelRegistry
 from encore.runtime.pipeline import plan, run_pipeline
 from encore.runtime.tracking import FITTED, Tracking
@@ -95,12 +96,12 @@ def test_a_version_has_its_evaluation_its_tables_and_its_bundle(made: Path, gene
     (row,) = rows(config)
     client = MlflowClient(config.tracking.uri)
     version = client.get_model_version_by_alias(NAME, "champion")
-    fitted = next(row for row in recompute.table(made, "models") if row["model"] == "adjacency")
+    model = next(row for row in recompute.table(made, "models") if row["model"] == "adjacency")
     assert (row["version"], row["verdict"], row["reason"], row["run_id"]) == (1, "champion", "the first", "first")
-    assert row["fingerprint"] == version.tags["encore.fingerprint"] == fitted["fingerprint"]
+    assert row["fingerprint"] == version.tags["encore.fingerprint"] == model["fingerprint"]
     assert dict(row["numbers"])["ndcg"] > 0
     assert {name: int(value) for name, value in version.tags.items() if name.startswith("version.")} == {
-        f"version.{table}": number for table, number in dict(fitted["inputs"]).items()
+        f"version.{table}": number for table, number in dict(model["inputs"]).items()
     }
     run = client.get_run(row["evaluation_run"])
     assert version.run_id == row["evaluation_run"]
@@ -146,6 +147,18 @@ def test_a_second_run_registers_nothing(made: Path, generated: Path, session: Se
     run_pipeline(config, ["register_models"], session=session, force=True)
     assert [row["version"] for row in rows(config)] == [1]
     assert len(MlflowClient(config.tracking.uri).search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_a_model_that_comes_out_the_same_is_no_new_version(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = run()
+    # as after a change of the code that changes no result
+    monkeypatch.setattr(fitted, "code_digest", lambda *_: "other code")
+    run(first="fit_models", run_id="other code")
+    assert len({row["fingerprint"] for row in recompute.table(Path(config.lake.path), "models")}) > 2
+    assert len(MlflowClient(config.tracking.uri).search_model_versions(f"name = '{NAME}'")) == 1
+    assert {row["version"] for row in rows(config)} == {1}
 
 
 def test_a_better_version_is_promoted_and_a_worse_one_held(run: Callable[..., Any], tmp_path: Path) -> None:

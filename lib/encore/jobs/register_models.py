@@ -59,9 +59,10 @@ DERIVED = WRITES
 SETTINGS = ("recommend", "registry")
 
 VERDICT = "encore.verdict"
+CONTENT = "encore.content"
 REASON = f"{VERDICT}.reason"
 COMPARED = f"{VERDICT}.compared_with"
-"""Tags of a version; its numbers are tags with the prefix VERDICT, too."""
+"""Tags of a version; its numbers are tags with the prefix VERDICT, too. CONTENT: a digest of what it answers from."""
 
 
 def check(config: Config) -> None:
@@ -170,15 +171,18 @@ class _Work:
         return bool(dict(last["inputs"]).get(HOLDOUT.name, -1) >= state.data_version)
 
     def register(self, name: str) -> dict[str, Any]:
-        """Register a model unless its fingerprint is registered, judge it unless it has been judged, and write its row
-        of `registrations`, which is returned. Raises TransientError if MLflow fails."""
+        """Register a model unless its fingerprint or content is registered, and judge it unless it has been judged.
+
+        Writes its row of `registrations`, and returns it. Raises TransientError if MLflow fails.
+        """
         ctx = self._ctx
         if ctx.tracking.parent() is None:
             raise TransientError(f"MLflow: {ctx.tracking.place}: {ctx.tracking.failed}")
         started = time.monotonic()
         fitted = self._present[name]
         versions = self._registry.versions(name)
-        version = next((one for one in versions if one.fingerprint == fitted), None)
+        content = self._content(name)
+        version = next((one for one in versions if one.fingerprint == fitted or one.tags.get(CONTENT) == content), None)
         if version is None or VERDICT not in version.tags:
             version = self._registered_and_judged(name, version)
             seconds = round(time.monotonic() - started, 3)
@@ -189,6 +193,21 @@ class _Work:
         table = pa.Table.from_pylist([*before, row], schema=arrow_schema(REGISTRATIONS))
         ctx.write(REGISTRATIONS, [table], where, part=name, fingerprint=ctx.models[name])
         return row
+
+    def _content(self, name: str) -> str:
+        """A digest of the arrays and the settings of a model and its parts, and of the tracks.
+
+        A model that was fitted again, by other code, and came out the same is no new version.
+        """
+        own = [self._fitted[entry.name, self._present[entry.name]] for entry in with_parts([name])]
+        return digest([self._ctx.data_id(TRACKS), *([row["model"], row["settings"], row["digest"]] for row in own)])
+
+    @cached_property
+    def _fitted(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """The rows of `models`, by model and fingerprint."""
+        columns = ["model", "fingerprint", "settings", "digest", "inputs", "table_ids"]
+        rows = self._ctx.store.read_small(MODELS, columns).to_pylist()
+        return {(row["model"], row["fingerprint"]): row for row in rows}
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
@@ -262,6 +281,7 @@ class _Work:
         manifest = bundle.Manifest.read(folder)
         return {
             FINGERPRINT: self._present[name],
+            CONTENT: self._content(name),
             "encore.run_id": self._ctx.run_id,
             "encore.holdout": new.holdout,
             "encore.size_bytes": str(manifest.size),
@@ -277,8 +297,7 @@ class _Work:
     def _write_bundle(self, name: str, folder: Path) -> None:
         ctx, stored = self._ctx, ModelArrays.of(self._ctx.config)
         own = {entry.name: self._present[entry.name] for entry in with_parts([name])}
-        rows = ctx.store.read_small(MODELS, ["model", "fingerprint", "inputs", "table_ids"]).to_pylist()
-        row = next(row for row in rows if (row["model"], row["fingerprint"]) == (name, own[name]))
+        row = self._fitted[name, own[name]]
         bundle.write(
             folder,
             model=name,
