@@ -11,6 +11,8 @@ from mlflow import MlflowClient
 
 from encore.aws.access import REGISTERS, REGISTRY, TRACKING, tracking_statements
 from encore.runtime.pipeline import plan, run_pipeline
+from encore.runtime.runner import run_job
+from encore.runtime.tracking import Tracking
 from tests.conftest import settings
 from tests.deploy.s3proxy import recording
 from tests.deploy.sagemaker import ARN, REGION, SERVICE, sagemaker
@@ -49,6 +51,9 @@ def test_the_role_of_register_models_may_do_what_registering_takes_and_no_more(
             config = settings(tmp_path / "lake", *own, *more)
             session = LocalSession(config, tmp_path / run)
             run_pipeline(config, plan(last=REGISTERS), session=session, run_id=run)
+        registering = set(server.actions)
+        recorded = run_job("record_canary", config, session, Tracking(config, "recorded"))
+        assert recorded.status == "done"
         client = MlflowClient(tracking_uri=server.server.uri, registry_uri=server.server.uri)
         versions = client.search_model_versions("name = 'encore-adjacency'")
         assert len(versions) == 2
@@ -59,9 +64,11 @@ def test_the_role_of_register_models_may_do_what_registering_takes_and_no_more(
     assert (server.rejections, server.unknown, recorder.unknown) == ([], [], [])
     artefacts = f"arn:aws:s3:::{BUCKET}/artefacts"
     allowed, others = tracking_statements(ARN, artefacts, REGISTERS), tracking_statements(ARN, artefacts, "recommend")
-    assert [action for action in server.actions if not is_allowed(allowed, action, ARN, {})] == []
-    assert {f"{SERVICE}:{action}" for action in REGISTRY} <= server.actions, "and nothing else is allowed"
-    assert not set(TRACKING) & set(REGISTRY)
+    assert [action for action in registering if not is_allowed(allowed, action, ARN, {})] == []
+    of_canary = tracking_statements(ARN, artefacts, "record_canary")
+    assert all(is_allowed(of_canary, action, ARN, {}) for action in server.actions - registering)
+    assert {f"{SERVICE}:{action}" for action in REGISTRY[REGISTERS]} <= registering, "and nothing else is allowed"
+    assert not set(TRACKING) & set(REGISTRY[REGISTERS])
     calls = {call for call in recorder.calls if call.bucket == BUCKET}
     assert [call for call in calls if denial(allowed, call)] == []
     reading = [call for call in calls if call.action in ("s3:GetObject", "s3:ListBucket")]

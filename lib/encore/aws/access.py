@@ -42,20 +42,23 @@ TRACKING = (
 REGISTERS = "register_models"
 """The job that registers models."""
 
-REGISTRY = (
-    "CreateModelVersion",
-    "CreateRegisteredModel",
-    "FinalizeLoggedModel",
-    "GetDownloadURIForModelVersionArtifacts",
-    "GetLoggedModel",
-    "GetRegisteredModel",
-    "LogModel",
-    "LogOutputs",
-    "SearchModelVersions",
-    "SetModelVersionTag",
-    "SetRegisteredModelAlias",
-)
-"""The MLflow actions that REGISTERS needs in addition. LogModel: IAM has no action of its own for logged models."""
+REGISTRY = {
+    REGISTERS: (
+        "CreateModelVersion",
+        "CreateRegisteredModel",
+        "FinalizeLoggedModel",
+        "GetDownloadURIForModelVersionArtifacts",
+        "GetLoggedModel",
+        "GetRegisteredModel",
+        "LogModel",
+        "LogOutputs",
+        "SearchModelVersions",
+        "SetModelVersionTag",
+        "SetRegisteredModelAlias",
+    ),
+    "record_canary": ("GetRegisteredModel", "SearchModelVersions", "SearchRegisteredModels"),
+}
+"""The MLflow actions that jobs need in addition, by job. LogModel: IAM has no action of its own for logged models."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,13 @@ def tracking_statements(server: str, artefacts: str, job: str | None = None) -> 
     Jobs may delete nothing, and write artefacts directly to the server's bucket. REGISTERS also reads them, to compare
     a model with the champion. `job`: None for whoever runs any of them.
     """
-    registers = job in (None, REGISTERS)
-    actions = sorted((*TRACKING, *(REGISTRY if registers else ())))
+    registry = [*REGISTRY] if job is None else [job]
+    actions = sorted({*TRACKING, *(action for name in registry for action in REGISTRY.get(name, ()))})
     found = [
         _allow("Tracking", [f"sagemaker-mlflow:{action}" for action in actions], [server]),
         _allow("Artefacts", ("s3:AbortMultipartUpload", "s3:PutObject"), [f"{artefacts}/*"]),
     ]
-    if registers:
+    if REGISTERS in registry:
         bucket, _, folder = artefacts.rpartition("/")
         found.append(_allow("ReadArtefacts", READ_OBJECTS, [f"{artefacts}/*"]))
         found.append(_list("ListArtefacts", bucket, _under(folder)))
