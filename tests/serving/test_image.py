@@ -260,10 +260,10 @@ print(count)
 
 
 def test_its_loops_let_other_threads_run(root: Path) -> None:
-    """Of hundreds of thousands of steps, few would be taken before and after the loop if it kept the lock."""
+    """Millions of steps are taken in its time; if it kept the lock, at most those of two turns of 5 ms."""
     done = run_in(root, UNLOCKED)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20_000
+    assert int(done.stdout) > 500_000
 
 
 def test_it_serves(served: Running, mounted: Path, capsys: pytest.CaptureFixture[str]) -> None:
