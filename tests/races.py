@@ -25,7 +25,7 @@ from pathlib import Path
 from encore.config import load_config
 from encore.lake.delta import Tables
 from encore.lake.inspection import inspect
-from encore.lake.tables import ALL, FRAMEWORK
+from encore.lake.tables import ALL
 from encore.synthetic.generate import generate
 from tests import recompute
 from tests.conftest import FAST_JVM, write_slice
@@ -284,7 +284,7 @@ class Races:
 
 def contents(lake: Path) -> dict[str, list[str]]:
     """The rows of every existing table, as in `recompute.contents`."""
-    there = [table for table in ALL if table not in FRAMEWORK and (lake / table.name / "_delta_log").is_dir()]
+    there = [table for table in ALL if table not in recompute.EVENTS and (lake / table.name / "_delta_log").is_dir()]
     return {table.name: recompute.rows_of(lake, table) for table in there}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
-from encore.lake.tables import ALL, FRAMEWORK, MODEL_METRICS, MODELS, Table
+from encore.lake.tables import ALL, CANARY_EVENTS, FRAMEWORK, MODEL_METRICS, MODELS, REGISTRATIONS, Table
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:
@@ -23,11 +23,17 @@ def table(lake: Path, name: str) -> list[dict[str, Any]]:
     return pa.table(QueryBuilder().register("t", found).execute("SELECT * FROM t").read_all()).to_pylist()
 
 
+EVENTS = (*FRAMEWORK, REGISTRATIONS, CANARY_EVENTS)
+"""Tables of what happened, to jobs and in the registry of models, which does not follow from the raw files."""
+
+
 def contents(lake: Path) -> dict[str, list[str]]:
-    """The sorted rows of every table, without timestamps, what jobs record about themselves, and the kind of a file's
-    digest (S3 has entity tags). From `model_metrics` only the newest means of each model, and from `models` only the
-    digests of the newest arrays of each."""
-    return {declared.name: rows_of(lake, declared) for declared in ALL if declared not in FRAMEWORK}
+    """The sorted rows of every table but EVENTS, without timestamps and the kind of a file's digest (S3 has entity tags).
+
+    From `model_metrics` only the newest means of each model, and from `models` only the digests of the newest arrays of
+    each.
+    """
+    return {declared.name: rows_of(lake, declared) for declared in ALL if declared not in EVENTS}
 
 
 def rows_of(lake: Path, declared: Table) -> list[str]:

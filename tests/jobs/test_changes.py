@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from encore.arrays.ragged import Ragged
 from encore.jobs import evaluate
-from encore.lake.tables import ALL, FRAMEWORK
+from encore.lake.tables import ALL
 from encore.log import configure_logging
 from encore.splits.holdout import split
 from encore.vocabulary import FEATURES
@@ -52,7 +52,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "recommend.k": ("2", "4"),
     "recommend.models": ("[cosine,popularity,random]", "[random,popularity]", "[popularity]", "[popularity,cosine]"),
 }
-DROPPED = (*(table.name for table in ALL if table not in FRAMEWORK), "job_runs", *2 * INGESTED)
+DROPPED = (*(table.name for table in ALL if table not in recompute.EVENTS), "job_runs", *2 * INGESTED)
 
 names = st.integers(0, len(NAMES) - 1)
 pids = st.integers(0, 9)
