@@ -28,7 +28,7 @@ EVENTS = (*FRAMEWORK, REGISTRATIONS, CANARY_EVENTS)
 
 
 def contents(lake: Path) -> dict[str, list[str]]:
-    """The sorted rows of every table but EVENTS, without timestamps and the kind of a file's digest (S3 has entity tags).
+    """The sorted rows of every table but EVENTS, without timestamps and the kind of a file's digest (on S3, a tag).
 
     From `model_metrics` only the newest means of each model, and from `models` only the digests of the newest arrays of
     each.
