@@ -70,11 +70,11 @@ def test_unknown_sagemaker_requests_are_answered_and_recorded(echo: str, monkeyp
     monkeypatch.setattr(managed, "managed_mlflow", fake_mlflow)
     monkeypatch.setattr(managed, "rejection", lambda *_: None)
     with managed.sagemaker(S3Server("", "", ""), "b") as server:
-        for end in ("runs/search", "registered-models/create"):
+        for end in ("runs/search", "registered-models/rename"):
             target = f"/api/2.0/mlflow/{end}"
             assert requests.post(server.endpoint + target, timeout=10).text == f"POST {target}"
     assert server.actions == {"sagemaker-mlflow:SearchRuns"}
-    assert server.unknown == ["POST /api/2.0/mlflow/registered-models/create: unknown request"]
+    assert server.unknown == ["POST /api/2.0/mlflow/registered-models/rename: unknown request"]
 
 
 def test_a_mock_account_ends_with_its_block_even_if_that_fails() -> None:

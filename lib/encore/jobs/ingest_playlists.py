@@ -89,11 +89,11 @@ def run(ctx: JobContext) -> None:
         reading = Reading(ctx, files, held, limits, ingest.Staging(place, ctx.config.s3))
         reading.read(todo, again)
         gone = Gone.of(held, reading)
-        may_orphan = False
-        if reading.changed or gone.names:
-            may_orphan = _n_rows(ctx, TRACKS) > 0
+        had_tracks = _n_rows(ctx, TRACKS) > 0
+        has_changed = bool(reading.changed or gone.names)
+        if has_changed:
             _write(ctx, reading, gone)
-        if may_orphan or len(listed) or _has_listed(ctx):
+        if len(listed) or (had_tracks and (has_changed or _has_listed(ctx))):
             _settle_tracks(ctx, listed)
         _write_ledger(ctx, reading, gone, limits, parser)
     _tell(ctx, found, reading, gone, listed)

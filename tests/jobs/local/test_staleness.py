@@ -84,6 +84,7 @@ class TestModels:
         tables = (RECOMMENDATIONS, PLAYLIST_METRICS, MODEL_METRICS)
         return [models_in(written_by(config, table, run_id)) for table in tables]
 
+    @pytest.mark.slow
     def test_a_model_more_one_less_and_one_that_is_set_otherwise(
         self, session: Session, lake: Path, generated: Path
     ) -> None:

@@ -19,6 +19,8 @@ from tests import recompute
 from tests.conftest import settings
 from tests.local_spark import LocalSession
 
+pytestmark = pytest.mark.slow
+
 K = 50
 KIND = {kind.name: kind for kind in KINDS}
 
