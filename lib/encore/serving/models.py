@@ -226,7 +226,7 @@ def check_golden(scorer: Scorer) -> None:
     """Ask a loaded scorer for a playlist of its most popular track. Raises InputError if the answer is not sound."""
     if not len(scorer.catalogue):
         raise InputError(f"{scorer.name}: the bundle has no tracks", remedy="register a model of a lake with playlists")
-    seed = int(np.argmax(scorer.catalogue.arrays["popularity"]))
+    (seed,) = scorer.catalogue.popular(1)
     (row,) = scorer.recommend([Playlist([scorer.catalogue.uri(seed)], "golden")], GOLDEN_K)
     ids = row.ids
     sound = (

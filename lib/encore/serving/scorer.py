@@ -94,7 +94,7 @@ class Scorer:
     def warm_up(self) -> None:
         """Load and call all compiled code, so that the first request does not wait for it."""
         if len(self.catalogue):
-            popular = int(np.argmax(self.catalogue.arrays["popularity"]))
+            (popular,) = self.catalogue.popular(1)
             for name in self.models:
                 self.recommend([Playlist([self.catalogue.uri(popular)], "warm up")], 1, name)
 

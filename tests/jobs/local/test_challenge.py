@@ -17,7 +17,6 @@ from encore.spark.session import Session
 from encore.vocabulary import KINDS
 from tests import recompute
 from tests.conftest import settings
-from tests.local_spark import LocalSession
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +27,6 @@ KIND = {kind.name: kind for kind in KINDS}
 def configured(lake: Path, raw: Path, *more: str) -> Config:
     own = (f"raw.playlists={raw}", f"raw.features={raw}/features", f"recommend.k={K}", "split.protocol=challenge")
     return settings(lake, *own, "split.challenge_playlists=60", *more)
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Runs tasks in this process, because what they compute is tested elsewhere."""
-    folder = tmp_path_factory.mktemp("tasks")
-    return LocalSession(settings(folder / "lake"), folder / "files")
 
 
 @pytest.fixture(scope="module")

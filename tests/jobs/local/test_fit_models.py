@@ -26,7 +26,6 @@ from encore.runtime.tracking import Tracking
 from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import settings
-from tests.local_spark import LocalSession
 from tests.unit.cli.test_startup import installed_packages_of
 
 MODELS = "recommend.models=[artist,adjacency,popularity]"
@@ -36,13 +35,6 @@ FITTED = {"artist", "adjacency", "popularity", "interactions"}
 def configured(lake: Path, raw: Path, *more: str) -> Config:
     own = (f"raw.playlists={raw}", f"raw.features={raw}/features", "recommend.k=30", MODELS)
     return settings(lake, *own, *more)
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Runs tasks in this process, because what they compute is tested elsewhere."""
-    folder = tmp_path_factory.mktemp("tasks")
-    return LocalSession(settings(folder / "lake"), folder / "files")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ from encore.serving.scorer import Scorer
 from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import settings
-from tests.local_spark import LocalSession
 
 NAME = "encore-adjacency"
 
@@ -51,12 +50,6 @@ def configured(lake: Path, raw: Path, *more: str) -> Config:
         "split.challenge_playlists=150",
     )
     return settings(lake, *own, *more)
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    folder = tmp_path_factory.mktemp("tasks")
-    return LocalSession(settings(folder / "lake"), folder / "files")
 
 
 @pytest.fixture(scope="module")

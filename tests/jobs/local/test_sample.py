@@ -18,7 +18,6 @@ from encore.spark.row_map import RowMap
 from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import settings
-from tests.local_spark import LocalSession
 
 TABLES = ("recommendations", "playlist_metrics")
 
@@ -27,13 +26,6 @@ def configured(lake: Path, raw: Path, sample: int | None = None, *more: str) -> 
     own = (f"raw.playlists={raw}", f"raw.features={raw}/features", "recommend.k=20")
     limit = "null" if sample is None else str(sample)
     return settings(lake, *own, "recommend.models=[cosine,popularity]", f"evaluate.sample={limit}", *more)
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Runs tasks in this process, because what they compute is tested elsewhere."""
-    folder = tmp_path_factory.mktemp("tasks")
-    return LocalSession(settings(folder / "lake"), folder / "files")
 
 
 def rows(lake: Path, table: str) -> dict[tuple[str, int], Mapping[str, Any]]:

@@ -26,18 +26,10 @@ from encore.runtime.tracking import Tracking
 from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import settings
-from tests.local_spark import LocalSession
 
 K = 20
 MODELS = "recommend.models=[popularity,random]"
 DERIVED = ("track_vectors", "vector_parameters", "holdout", "playlist_centroids", "recommendations", "playlist_metrics")
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Runs tasks in this process, because what they compute is tested elsewhere."""
-    folder = tmp_path_factory.mktemp("tasks")
-    return LocalSession(settings(folder / "lake"), folder / "files")
 
 
 @pytest.fixture(scope="module")
