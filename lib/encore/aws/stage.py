@@ -23,10 +23,19 @@ class StageError(ConfigError):
     """An unknown stage or choice, or an invalid value."""
 
 
+_CERTIFICATE = r"^(arn:aws[a-z-]*:acm:[a-z0-9-]+:[0-9]{12}:certificate/[0-9a-f-]+)?$"
+
+
 class Stage(Section):
     """The choices of a deployment. Account and region are not among them: they come from the caller's credentials."""
 
     name: str
+    account: str = Field(
+        pattern=r"^([0-9]{12})?$", description="Account of the stage; without one, that of the caller's credentials."
+    )
+    region: str = Field(
+        pattern=r"^([a-z]{2}(-[a-z]+)+-[0-9])?$", description="Region of the stage; without one, the caller's."
+    )
     keep: bool = Field(description="Whether data is kept when the stacks are deleted.")
     max_vcpu: int = Field(
         description="Maximum concurrent vCPUs of the EMR Serverless application: it limits what a mistake can cost."
@@ -40,6 +49,7 @@ class Stage(Section):
     prewarmed: bool = Field(
         description="Whether workers are kept started, and billed, so that a job begins within seconds."
     )
+    release: Literal["emr-spark-8.1.0", "emr-spark-8.2.0"] = Field(description="Release of EMR.")
     ec2: bool = Field(description="Whether to create an EMR cluster on EC2 as well.")
     mlflow: Literal["fargate", "sagemaker"] = Field(
         description="Where MLflow runs: on Fargate, or managed by SageMaker."
@@ -48,6 +58,7 @@ class Stage(Section):
     domain: str = Field(
         description="Private hosted zone in which MLflow is `mlflow.<domain>`; ACM must have a certificate for it."
     )
+    certificate: str = Field(pattern=_CERTIFICATE, description="ARN of the certificate in ACM for `mlflow.<domain>`.")
     serving: Literal["none", "fargate", "sagemaker"] = Field(
         description="Where the scorer runs: nowhere, on Fargate behind a load balancer, or as an endpoint of SageMaker."
     )
@@ -56,6 +67,9 @@ class Stage(Section):
     )
     serving_domain: str = Field(
         description="The scorer's domain name, for which ACM must have a certificate; without one, HTTP in the VPC."
+    )
+    serving_certificate: str = Field(
+        pattern=_CERTIFICATE, description="ARN of the certificate in ACM for `serving_domain`."
     )
     serving_image: str = Field(
         description="The scorer's image in this account's ECR: repository:tag, or repository@sha256:digest."
@@ -69,6 +83,26 @@ class Stage(Section):
     )
     serving_rate: int = Field(
         ge=10, description="Requests that one address may send in five minutes before the firewall blocks it."
+    )
+    customer_key: bool = Field(
+        description="Whether buckets, tables and logs are encrypted with a key of the stage, in place of AWS's own."
+    )
+    replica_region: str = Field(
+        pattern=r"^([a-z]{2}(-[a-z]+)+-[0-9])?$",
+        description="Region to which the lake's bucket is replicated; without one, it is not.",
+    )
+    analysts: str = Field(
+        pattern=r"^(arn:aws[a-z-]*:iam::[0-9]{12}:[\w+=,.@/-]+)?$",
+        description="ARN of the principal that may assume the role of readers; without one, whom IAM allows to.",
+    )
+    budget: int = Field(ge=0, description="Dollars a month, of which a message is sent at 80 and 100 %; 0 for none.")
+    run_hours: int = Field(ge=1, le=24, description="Hours after which a run that is not done raises an alarm.")
+    connection: str = Field(
+        pattern=r"^(arn:aws[a-z-]*:code(connections|star-connections):[a-z0-9-]+:[0-9]{12}:connection/[0-9a-f-]+)?$",
+        description="ARN of the connection to the git host (CodeConnections), from which the pipeline fetches.",
+    )
+    sandbox_nightly: bool = Field(
+        description="Whether the pipeline deploys the stage sandbox each night, runs it and removes it again."
     )
     repository: str = Field(description="Repository that the delivery pipeline deploys, by its name at the git host.")
     branch: str = Field(min_length=1, description="Branch that the delivery pipeline deploys.")
@@ -132,7 +166,7 @@ CHOICES = tuple(name for name in Stage.model_fields if name != "name")
 COMMON = "common"
 """Key of the values that all stages share, in the same file."""
 
-PIPELINE_CHOICES = ("repository", "branch")
+PIPELINE_CHOICES = ("connection", "repository", "branch", "sandbox_nightly")
 """Choices that cannot differ between stages, since all share one delivery pipeline."""
 
 
@@ -257,6 +291,7 @@ def _typed(name: str, value: Any) -> Any:
 
 
 _EXPECTED = {
+    "string_pattern_mismatch": "another form expected",
     "bool_type": "true or false expected",
     "int_type": "a whole number expected",
     "string_type": "non-empty text expected",
