@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from encore.serving.scorer import Scorer
 from tests.serving.process import Running, scorer
@@ -111,6 +112,7 @@ def test_throughput_and_latency(wrk: str, bundle: Path, tmp_path: Path) -> None:
             assert load.requests > 0
 
 
+@pytest.mark.timeout(SOAK_SECONDS + 240)
 def test_a_soak_leaves_memory_flat(wrk: str, bundle: Path, tmp_path: Path) -> None:
     folder = Path(BUNDLE) if BUNDLE else bundle
     script = write_script(tmp_path, folder)
