@@ -456,7 +456,11 @@ def own_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("  keep: true", "  keep: 1", "prod: keep=1: true or false expected"),
         ("  keep: true", '  keep: "true"', "prod: keep=true: true or false expected"),
-        ("  nightly: true\nprod:", "  nightli: true\nprod:", "staging: no choice 'nightli'; one of: account, region, keep, "),
+        (
+            "  nightly: true\nprod:",
+            "  nightli: true\nprod:",
+            "staging: no choice 'nightli'; one of: account, region, keep, ",
+        ),
         ("  hour: 2 ", "  hour: 25 ", "dev: hour=25: at most 23 expected"),
         ("  hour: 2 ", "  # hour: 2 ", "dev: hour: missing"),
         ("prod:\n", "prod:\n  branch: mine\n", "prod: branch: all stages share one pipeline; move it to common"),

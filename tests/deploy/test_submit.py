@@ -24,7 +24,8 @@ from encore.aws.deployment import STACKS, scorer_findings, stage_settings
 from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
 from encore.cli.app import app
-from encore.cli.aws import deployment_findings, submit_job
+from encore.cli.aws import submit_job
+from encore.cli.deploy import deployment_findings
 from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 from encore.lake.failures import aws_error

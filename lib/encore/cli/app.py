@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from encore import __version__, interrupts
+from encore.cli.command import Debug, Env, Set, TakeOver, escape, guarded, settings
+from encore.cli.command import exit_with as _exit
+from encore.cli.deploy import deployments
 from encore.errors import ConfigError, EncoreError
 
 if TYPE_CHECKING:
-    from encore.config import Config
+    pass
 
 app = typer.Typer(
     name="encore",
@@ -31,68 +32,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a defect, 2 usage or configuration, 3 bad input, 4 something is missing "
     "(Java, jars, disk space), 5 the lake refuses, 75 a transient failure (try again), 130 interrupted, 143 ended.",
 )
-
-Env = Annotated[str, typer.Option("--env", "-e", help="Environment: conf/<env>.yaml over conf/base.yaml.")]
-Set = Annotated[list[str], typer.Option("--set", "-s", help="A setting, a.b=value; may be repeated.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces and debug logs.")]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take the lake's lock from a run that holds it; that run stops.")
-]
-
-
-def settings(env: str, overrides: list[str], debug: bool = False) -> Config:
-    """Load the configuration and set up logging accordingly."""
-    from encore.config import load_config
-    from encore.log import configure_logging
-
-    config = load_config(env, [*overrides, *(["log.level=debug"] if debug else [])])
-    configure_logging(config.log)
-    return config
-
-
-def guarded(work: Callable[[], Any]) -> int:
-    """Run a command and return its exit code; an expected failure is reported as one sentence and its remedy."""
-    try:
-        work()
-    except EncoreError as error:
-        found = interrupts.received()
-        if found is not None:
-            return _interrupted(found)
-        from encore.cli.console import err
-
-        if "--debug" in sys.argv:
-            err.print_exception()
-        err.print(f"[bold red]encore:[/] {_escape(str(error))}", highlight=False)
-        if error.remedy:
-            err.print(f"        {_escape(error.remedy)}", highlight=False)
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        return _interrupted(error)
-    except BrokenPipeError:
-        return 0
-    except Exception:
-        # a failure after a signal is caused by the signal, because it also shuts down Spark's JVM
-        found = interrupts.received()
-        if found is None:
-            raise
-        return _interrupted(found)
-    return 0
-
-
-def _interrupted(error: KeyboardInterrupt) -> int:
-    from encore.cli.console import err
-
-    found = error if isinstance(error, interrupts.Interrupted) else interrupts.Interrupted(signal.SIGINT)
-    err.print(f"encore: {found}")
-    return found.exit_code
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _exit(code: int) -> NoReturn:
-    raise typer.Exit(code)
 
 
 @app.command()
@@ -207,7 +146,7 @@ def _result_line(result: Any) -> str:
 
     rows = ", ".join(row_counts(result.rows))
     status = "up to date" if result.status == "up_to_date" else f"{result.seconds:.1f} s"
-    notes = "".join(f"\n{_escape(note)}" for note in result.facts.get("notes", ()))
+    notes = "".join(f"\n{escape(note)}" for note in result.facts.get("notes", ()))
     return f"[bold]{result.name:20}[/] {status:>10}  {rows}{notes}"
 
 
@@ -557,7 +496,7 @@ def show_config(
                 grid.add_row(section, str(value), model.description or "")
                 continue
             for name, knob in type(value).model_fields.items():
-                grid.add_row(f"{section}.{name}", _escape(str(getattr(value, name))), knob.description or "")
+                grid.add_row(f"{section}.{name}", escape(str(getattr(value, name))), knob.description or "")
         out.print(grid)
 
     _exit(guarded(work))
@@ -712,33 +651,7 @@ def canary_stop(
     _exit(guarded(work))
 
 
-deployments = typer.Typer(name="deploy", help="A deployment on AWS.", no_args_is_help=True)
 app.add_typer(deployments)
-
-
-@deployments.command("doctor")
-def deploy_doctor(
-    stage: Annotated[str, typer.Option(help="dev, staging or prod.")] = "dev",
-    choices: Annotated[
-        list[str], typer.Option("--context", "-c", help="A choice of the deployment, name=value; may be repeated.")
-    ] = [],  # noqa: B006
-    package: Annotated[Path, typer.Option(help="Folder of the application archive.")] = Path("build/package"),
-    debug: Debug = False,
-) -> None:
-    """Check the account, region, bootstrap, certificate, quota and archive before `make deploy`."""
-
-    def work() -> None:
-        from encore.cli.aws import deployment_findings
-        from encore.cli.console import out
-        from encore.cli.doctor import print_findings
-        from encore.config import load_config
-        from encore.log import configure_logging
-
-        configure_logging(load_config().log)
-        if not print_findings(deployment_findings(stage, choices, package), out):
-            _exit(4)
-
-    _exit(guarded(work))
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""The commands `encore submit`, `encore cost` and `encore deploy doctor`."""
+"""The commands `encore submit` and `encore cost`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ from encore.aws.cost import (
     serving_month,
     worker_sizes,
 )
-from encore.aws.deployment import ClientFactory, client_factory, findings, stage_settings
+from encore.aws.deployment import ClientFactory, client_factory, stage_settings
 from encore.aws.serving import INSTANCE, TASK_GB, TASK_VCPU
-from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import JobFailed, request, submit
 from encore.config import Config, conf_dir, load_config
 from encore.errors import ConfigError, EnvironmentMissing, LakeError
-from encore.findings import Finding
 from encore.lake.store import open_store
 from encore.lake.tables import ALL, JOB_COSTS, PLAYLISTS
 from encore.log import configure_logging
@@ -200,15 +198,3 @@ def _cores(config: Config) -> int:
     """Cores of a local Spark master; all of this machine's for local[*]."""
     found = re.fullmatch(r"local\[(\d+)]", config.spark.master or "")
     return int(found.group(1)) if found else os.cpu_count() or 1
-
-
-def deployment_findings(
-    stage: str, choices: Sequence[str], package: Path, clients: ClientFactory | None = None
-) -> Iterator[Finding]:
-    """Check everything that deploying a stage needs. StageError for an unknown stage or choice."""
-    for choice in choices:
-        if "=" not in choice or choice.startswith("stage="):
-            raise StageError(f"-c {choice}: a choice as name=value expected")
-    context = dict(choice.partition("=")[::2] for choice in choices)
-    region = region_of(None)
-    return findings(load_stage({"stage": stage, **context}), package, clients or client_factory(region), region)
