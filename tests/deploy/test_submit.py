@@ -20,7 +20,8 @@ from botocore.stub import ANY, Stubber
 from rich.console import Console
 from typer.testing import CliRunner
 
-from encore.aws.deployment import STACKS, scorer_findings, stage_settings
+from encore.aws.deployment import STACKS, stage_settings
+from encore.aws.readiness import scorer_findings
 from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
 from encore.cli.app import app

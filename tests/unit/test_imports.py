@@ -182,7 +182,7 @@ def test_only_the_lake_knows_delta() -> None:
 
 
 def test_only_who_speaks_to_aws_knows_boto() -> None:
-    own = {"encore.aws.account", "encore.aws.deployment", "encore.aws.submit"}
+    own = {"encore.aws.account", "encore.aws.readiness", "encore.aws.submit"}
     found = {"encore.lake.failures", "encore.lake.filesystem", "encore.cli.doctor", "encore.runtime.tracking", *own}
     assert importers("boto3", "botocore") == found
 

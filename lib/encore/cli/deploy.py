@@ -57,7 +57,8 @@ def deployment_findings(
 ) -> Iterator[Finding]:
     """Check everything that deploying a stage needs. StageError for an unknown stage or choice."""
     from encore.aws.account import region_of
-    from encore.aws.deployment import client_factory, findings
+    from encore.aws.deployment import client_factory
+    from encore.aws.readiness import findings
     from encore.aws.stage import StageError, load_stage
 
     for choice in choices:

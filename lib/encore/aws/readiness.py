@@ -1,0 +1,235 @@
+"""Whether an account is ready for the deployment of a stage: findings, each with a remedy if something is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from encore.aws.deployment import RELEASE, ClientFactory, stack_output
+from encore.aws.stage import Stage
+from encore.errors import EncoreError, InputError
+from encore.findings import Finding
+from encore.lake.failures import aws_error
+from encore.serving.bundle import MANIFEST
+
+BOOTSTRAP = "CDKToolkit"
+"""The stack that `cdk bootstrap` makes."""
+
+VCPU_QUOTA = ("emr-serverless", "L-D05C8A75")
+"""Service and code of the quota on concurrent vCPUs of EMR Serverless in an account."""
+
+
+def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | None) -> Iterator[Finding]:
+    """Check everything that deploying a stage needs, in the order in which a deployment would fail on it."""
+    yield _package(package)
+    if region is None:
+        yield Finding("AWS region", "not set", "set AWS_REGION, or `region` in the profile")
+        return
+    yield Finding("AWS region", region)
+    identity = _call("AWS account", lambda: clients("sts").get_caller_identity())
+    if isinstance(identity, Finding):
+        yield identity
+        return
+    yield Finding("AWS account", f"{identity['Account']}, as {identity['Arn'].rsplit(':', 1)[-1]}")
+    yield _bootstrap(clients)
+    if stage.mlflow == "fargate":
+        name, domain = f"/encore/{stage.name}/mlflow-certificate", f"mlflow.{stage.domain}"
+        yield _certificate("certificate", name, domain, clients)
+        yield _docker()
+    if stage.serving != "none":
+        yield from scorer_findings(stage, clients, str(identity["Account"]), region)
+    yield _exists(
+        "git connection",
+        lambda: _parameter(clients, "/encore/git-connection"),
+        "create a connection to your git host (CodeConnections); store its ARN in the parameter /encore/git-connection",
+    )
+    yield _quota(stage, clients)
+    yield _release(clients)
+    yield _application(stage, clients)
+
+
+def _package(folder: Path) -> Finding:
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return Finding("application archive", f"none in {folder}", "run `make package`")
+    try:
+        content = json.loads(manifest.read_text())
+    except ValueError:
+        return Finding("application archive", f"{manifest}: not valid JSON, truncated?", "run `make package`")
+    commit, dirty = content["commit"][:12], str(content["commit"]).endswith("-dirty")
+    return Finding(
+        "application archive",
+        f"version {content['version']} of commit {commit}{', with uncommitted changes' if dirty else ''}",
+        "commit them, and run `make package` again" if dirty else None,
+        warning=True,
+    )
+
+
+def _call(what: str, call: Callable[[], Any], missing: Finding | None = None) -> Any:
+    """The result of a call to AWS, or a finding that says why it failed: `missing`, if given, where the resource does
+    not exist."""
+    try:
+        return call()
+    except (BotoCoreError, ClientError) as error:
+        translated = aws_error(what, error)
+    except EncoreError as error:
+        return _unavailable(what, error)
+    return missing if missing is not None and isinstance(translated, InputError) else _unavailable(what, translated)
+
+
+def _unavailable(what: str, error: EncoreError) -> Finding:
+    return Finding(what, str(error).removeprefix(f"{what}: "), error.remedy or "see the message")
+
+
+def _exists(what: str, call: Callable[[], str], remedy: str) -> Finding:
+    """A finding with the result of a call to AWS; with `remedy` if the resource does not exist."""
+    found = _call(what, call, Finding(what, "not found", remedy))
+    return found if isinstance(found, Finding) else Finding(what, found)
+
+
+def _bootstrap(clients: ClientFactory) -> Finding:
+    what, remedy = "CDK bootstrap", "run `make cdk ARGS=bootstrap`"
+    found = _exists(
+        what,
+        lambda: clients("cloudformation").describe_stacks(StackName=BOOTSTRAP)["Stacks"][0]["StackStatus"],
+        remedy,
+    )
+    complete = found.fact in ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
+    return found if found.remedy or complete else Finding(what, f"the stack {BOOTSTRAP} is {found.fact}", remedy)
+
+
+def _docker() -> Finding:
+    program = os.environ.get("CDK_DOCKER", "docker")
+    path = shutil.which(program)
+    return Finding(
+        "Docker",
+        path or f"{program} is not on the PATH",
+        None if path else "install it, or set CDK_DOCKER to finch or podman: it builds MLflow's image",
+    )
+
+
+def _parameter(clients: ClientFactory, name: str) -> str:
+    value: str = clients("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    return value
+
+
+def _certificate(what: str, name: str, domain: str, clients: ClientFactory) -> Finding:
+    """Whether the SSM parameter `name` has the ARN of a certificate that is valid for the domain."""
+    remedy = f"store the ARN of a certificate for {domain} in the parameter {name} (SSM, String)"
+    parameter = _exists(what, lambda: _parameter(clients, name), remedy)
+    if parameter.remedy:
+        return Finding(what, f"parameter {name}: {parameter.fact}", parameter.remedy)
+    arn = parameter.fact
+    found = _call(what, lambda: clients("acm").describe_certificate(CertificateArn=arn)["Certificate"])
+    if isinstance(found, Finding):
+        return found
+    issued, names = found["Status"] == "ISSUED", [found["DomainName"], *found.get("SubjectAlternativeNames", ())]
+    covers = domain in names or f"*.{domain.partition('.')[2]}" in names
+    return Finding(
+        what, f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}", None if issued and covers else remedy
+    )
+
+
+def scorer_findings(stage: Stage, clients: ClientFactory, account: str, region: str) -> Iterator[Finding]:
+    """What the stack of the scorer needs in addition."""
+    yield _image(stage, clients)
+    if stage.serving_domain:
+        name = f"/encore/{stage.name}/serving-certificate"
+        yield _certificate("scorer certificate", name, stage.serving_domain, clients)
+    if not stage.serving_bundle:
+        model = f"encore-{stage.serving_model}"
+        yield Finding("scorer model", f"the champion of {model}; register one first: tasks without a model never start")
+        return
+    bucket, key = f"encore-{stage.name}-artefacts-{account}-{region}", f"{stage.serving_bundle}/{MANIFEST}"
+
+    def size() -> str:
+        return f"s3://{bucket}/{key}, {clients('s3').head_object(Bucket=bucket, Key=key)['ContentLength']:,} bytes"
+
+    yield _exists(
+        "scorer bundle",
+        size,
+        f"register a model, and name the folder of its bundle: s3://{bucket}/{key} does not exist",
+    )
+
+
+def _image(stage: Stage, clients: ClientFactory) -> Finding:
+    """Whether the scorer's image is in ECR, under a name that stays with it."""
+    what, image = "scorer image", stage.serving_image
+    repository, separator, version = image.partition("@" if "@" in image else ":")
+    id_ = {"imageDigest" if separator == "@" else "imageTag": version}
+    found = _call(
+        what,
+        lambda: clients("ecr").describe_images(repositoryName=repository, imageIds=[id_])["imageDetails"][0],
+        Finding(what, f"{image} not found", f"push it to the repository {repository} in this account's ECR"),
+    )
+    if isinstance(found, Finding):
+        return found
+    fact = f"{image}, {found.get('imageSizeInBytes', 0) / 1e6:,.0f} MB"
+    if separator == "@":
+        return Finding(what, fact)
+    about = _call(what, lambda: clients("ecr").describe_repositories(repositoryNames=[repository])["repositories"][0])
+    if isinstance(about, Finding):
+        return about
+    fixed = str(about.get("imageTagMutability", "MUTABLE")).startswith("IMMUTABLE")
+    return Finding(
+        what,
+        fact if fixed else f"{fact}; its tag may be moved to another image",
+        None if fixed else f"make tags of {repository} immutable, or name the image by its digest",
+        warning=True,
+    )
+
+
+def _quota(stage: Stage, clients: ClientFactory) -> Finding:
+    service, code = VCPU_QUOTA
+    what = "vCPU quota"
+    found = _call(
+        what, lambda: clients("service-quotas").get_service_quota(ServiceCode=service, QuotaCode=code)["Quota"]["Value"]
+    )
+    if isinstance(found, Finding):
+        return Finding(what, f"unknown: {found.fact}", "look it up in Service Quotas", warning=True)
+    enough = found >= stage.max_vcpu
+    return Finding(
+        what,
+        f"{found:.0f} vCPUs in the account, the stage may use {stage.max_vcpu}",
+        None if enough else "request an increase in Service Quotas, or deploy with a lower max_vcpu",
+        warning=True,
+    )
+
+
+def _release(clients: ClientFactory) -> Finding:
+    found = _call(
+        "EMR release", lambda: clients("emr").list_release_labels(Filters={"Prefix": RELEASE})["ReleaseLabels"]
+    )
+    if isinstance(found, Finding):
+        return Finding(
+            "EMR release",
+            f"unknown: {found.fact}",
+            "grant the deploying user elasticmapreduce:ListReleaseLabels",
+            warning=True,
+        )
+    return Finding(
+        "EMR release",
+        RELEASE if RELEASE in found else f"{RELEASE} is not offered in this region",
+        None if RELEASE in found else "deploy to a region that has it",
+    )
+
+
+def _application(stage: Stage, clients: ClientFactory) -> Finding:
+    """The application of an earlier deployment: EMR Serverless accepts changes only while it is created or stopped."""
+    what = "EMR Serverless application"
+    none, stack = Finding(what, "none yet"), f"encore-{stage.name}-compute"
+    id_ = _call(what, lambda: stack_output(stack, "ApplicationId", clients), none) or none
+    if isinstance(id_, Finding):
+        return id_
+    state = _call(what, lambda: clients("emr-serverless").get_application(applicationId=id_)["application"]["state"])
+    if isinstance(state, Finding):
+        return state
+    changeable = state in ("CREATED", "STOPPED", "TERMINATED")
+    remedy = f"before a deployment that changes it, run `aws emr-serverless stop-application --application-id {id_}`"
+    return Finding(what, f"{id_} is {state.lower()}", None if changeable else remedy, warning=True)
