@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -61,6 +62,35 @@ def templates(stage: str, *choices: str) -> dict[str, Template]:
     """Templates by the name of the stack without the stage: network, storage, ..."""
     paths = assembly(stage, *choices).glob("*.template.json")
     return {path.name.split(".")[0].rsplit("-", 1)[1]: json.loads(path.read_text()) for path in paths}
+
+
+def admitted(stacks: dict[str, Template], group: str) -> dict[int, set[str]]:
+    """Who may reach a security group, by port: groups as `stack/logical id without its hash`, and address ranges.
+
+    `group`: as `stack/logical id without its hash`.
+    """
+    found: dict[int, set[str]] = {}
+    for stack, template in stacks.items():
+        for name, one in template["Resources"].items():
+            about, rules = one.get("Properties", {}), []
+            if one["Type"] == "AWS::EC2::SecurityGroup" and _group(stack, name) == group:
+                rules = about.get("SecurityGroupIngress", [])
+            elif one["Type"] == "AWS::EC2::SecurityGroupIngress" and _group(stack, about["GroupId"]) == group:
+                rules = [about]
+            for rule in rules:
+                source = rule.get("CidrIp") or _group(stack, rule["SourceSecurityGroupId"])
+                found.setdefault(rule["FromPort"], set()).add(source)
+    return found
+
+
+def _group(stack: str, reference: Any) -> str:
+    """A security group, from its logical id, or from a reference to its id in the template of a stack."""
+    if "Fn::ImportValue" in reference:
+        exporter, name = reference["Fn::ImportValue"].split(":ExportsOutputFnGetAtt")
+        stack, id_ = exporter.rsplit("-", 1)[1], re.sub(r"GroupId[0-9A-F]{8}$", "", name)
+    else:
+        id_ = text(reference).partition("|")[0]
+    return f"{stack}/{re.sub(r'[0-9A-F]{8}$', '', id_)}"
 
 
 def of_type(template: Template, type_: str) -> list[dict[str, Any]]:

@@ -16,8 +16,16 @@ from encore.aws.serving import PORT
 from encore.aws.stage import StageError, load_stage
 from encore.serving.settings import PREFIX, Settings
 from tests.conftest import ROOT
-from tests.deploy.serving import BUNDLE, ENDPOINT, IMAGE, PRIVATE_SCORER, PUBLIC_SCORER, SCORER_OF_BUNDLE
-from tests.deploy.synth import Template, of_type, plain, templates, text
+from tests.deploy.serving import (
+    BUNDLE,
+    BUNDLE_BESIDE_MLFLOW,
+    ENDPOINT,
+    IMAGE,
+    PRIVATE_SCORER,
+    PUBLIC_SCORER,
+    SCORER_OF_BUNDLE,
+)
+from tests.deploy.synth import Template, admitted, of_type, plain, templates, text
 
 ROUTE = "/api/2.0/mlflow/registered-models/alias"
 
@@ -146,12 +154,16 @@ def test_tasks_are_not_root_have_a_read_only_root_and_their_secrets_by_reference
     assert scorer["LinuxParameters"]["Capabilities"] == {"Drop": ["ALL"]}
     environment = {one["Name"]: one["Value"] for one in scorer["Environment"]}
     secrets = {one["Name"]: text(one["ValueFrom"]) for one in scorer["Secrets"]}
-    assert set(secrets) == {"ENCORE_SERVE_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    login = ("ENCORE_SERVE_REGISTRY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    assert set(secrets) == {"ENCORE_SERVE_TOKEN", *login}
+    fields = {name: secrets[name].split(":")[-3] for name in login}
+    assert list(fields.values()) == ["uri", "username", "password"], "of jobs' login, whose address may change"
+    registry = {"ENCORE_SERVE_REGISTRY": "https://mlflow.music.example.com"}
     settings = Settings.of_environment(
-        {name: value for name, value in {**secrets, **environment}.items() if name.startswith(PREFIX)}
+        {name: value for name, value in {**secrets, **registry, **environment}.items() if name.startswith(PREFIX)}
     )
     assert settings.model == "models:/encore-ranker@champion"
-    assert settings.registry == "https://mlflow.encore.internal"
+    assert settings.registry == registry["ENCORE_SERVE_REGISTRY"]
     assert (settings.host, settings.port) == ("0.0.0.0", PORT)
     writable = {one["ContainerPath"] for one in scorer["MountPoints"] if not one["ReadOnly"]}
     assert writable == {settings.cache, "/tmp"}
@@ -195,11 +207,25 @@ def test_only_the_load_balancer_reaches_tasks_and_they_reach_https_alone(public:
     (tasks,) = [one for one in groups.values() if one["GroupDescription"] == "Scorer: the balancer alone"]
     assert "SecurityGroupIngress" not in tasks
     assert [(one["FromPort"], one["ToPort"]) for one in tasks["SecurityGroupEgress"]] == [(443, 443)]
-    (ingress,) = of_type(public, "AWS::EC2::SecurityGroupIngress")
-    assert (ingress["FromPort"], ingress["ToPort"]) == (PORT, PORT)
-    assert "BalancerGroup" in text(ingress["SourceSecurityGroupId"])
+    stacks = templates(*PUBLIC_SCORER)
+    assert admitted(stacks, "serving/TaskGroup") == {PORT: {"serving/BalancerGroup"}}
+    assert admitted(stacks, "serving/GuardGroup") == {}
     (service,) = of_type(public, "AWS::ECS::Service")
     assert service["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"
+
+
+@pytest.mark.slow
+def test_the_scorer_reaches_mlflow_only_where_it_asks_the_registry() -> None:
+    """And then by the port on which MLflow listens: HTTP without a domain."""
+    stacks = templates(*PRIVATE_SCORER)
+    callers = {"network/Jobs", "serving/TaskGroup", "serving/GuardGroup"}
+    assert admitted(stacks, "mlflow/BalancerGroup") == {80: callers}
+    leaving = [
+        (one["FromPort"], "mlflow" in text(one["DestinationSecurityGroupId"]))
+        for one in of_type(stacks["serving"], "AWS::EC2::SecurityGroupEgress")
+    ]
+    assert sorted(leaving) == [(80, True), (80, True), (PORT, False)]
+    assert admitted(templates(*BUNDLE_BESIDE_MLFLOW), "mlflow/BalancerGroup") == {80: {"network/Jobs"}}
 
 
 @pytest.mark.slow

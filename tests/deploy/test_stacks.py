@@ -13,33 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.server.security_utils import is_allowed_host_header
 
 from encore.aws.access import Buckets, cluster_statements, statements, tracking_statements
 from encore.aws.athena import VIEWS, glue_columns
 from encore.aws.deployment import ROLE_OUTPUT, STACKS
+from encore.aws.readiness import placeholder_findings
 from encore.aws.stage import StageError, load_stage
 from encore.aws.states import camel, default_limits, definition, placeholders
 from encore.lake.tables import ALL, BY_NAME
 from encore.runtime.registry import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from tests.conftest import ROOT
+from tests.deploy.choices import (
+    CERTIFICATE,
+    CONNECTION,
+    DOMAIN,
+    PIPELINE,
+    SCORER_CERTIFICATE,
+    SCORER_DOMAIN,
+)
 from tests.deploy.serving import ENDPOINT, PRIVATE_SCORER, PUBLIC_SCORER, SCORER_OF_BUNDLE
-from tests.deploy.synth import VERSION, Template, assembly, of_type, plain, templates, text
+from tests.deploy.synth import VERSION, Template, admitted, assembly, of_type, plain, templates, text
 
 
 @pytest.fixture(scope="session")
 def prod() -> dict[str, Template]:
     """Synthesized once for all tests here, since it takes seconds."""
-    return templates("prod")
+    return templates("prod", *PIPELINE)
 
 
 def test_there_is_no_account_and_no_region_in_any_template(prod: dict[str, Template]) -> None:
     assert set(prod) == {"network", "storage", "mlflow", "compute", "orchestration", "delivery"}
     for name, template in prod.items():
-        assert re.findall(r"(?<![0-9a-f])\d{12}(?![0-9a-f])", json.dumps(template)) == [], name
-        assert (
-            re.findall(r"\b(?:us|eu|ap)-(?:east|west|central|south|north|southeast|northeast)-\d\b", str(template))
-            == []
-        )
+        made = json.dumps(template).replace(CONNECTION, "")
+        assert re.findall(r"(?<![0-9a-f])\d{12}(?![0-9a-f])", made) == [], name
+        regions = r"\b(?:us|eu|ap)-(?:east|west|central|south|north|southeast|northeast)-\d\b"
+        assert re.findall(regions, made) == [], name
 
 
 def test_buckets_are_versioned_encrypted_private_and_tls_only(prod: dict[str, Template]) -> None:
@@ -294,11 +303,119 @@ def test_the_application_has_the_release_an_idle_timeout_and_a_maximum_capacity(
     assert of_type(prod["compute"], "AWS::EMR::Cluster") == []
 
 
-def test_mlflow_is_private_uses_tls_and_gets_passwords_from_secrets(prod: dict[str, Template]) -> None:
-    (balancer,) = of_type(prod["mlflow"], "AWS::ElasticLoadBalancingV2::LoadBalancer")
+def test_mlflow_without_a_domain_speaks_http_to_the_groups_of_jobs_alone(prod: dict[str, Template]) -> None:
+    template = prod["mlflow"]
+    (balancer,) = of_type(template, "AWS::ElasticLoadBalancingV2::LoadBalancer")
     assert balancer["Scheme"] == "internal"
-    (listener,) = of_type(prod["mlflow"], "AWS::ElasticLoadBalancingV2::Listener")
+    (listener,) = of_type(template, "AWS::ElasticLoadBalancingV2::Listener")
+    assert (listener["Port"], listener["Protocol"]) == (80, "HTTP")
+    assert of_type(template, "AWS::Route53::HostedZone") == []
+    assert admitted(prod, "mlflow/BalancerGroup") == {80: {"network/Jobs"}}
+    assert admitted(prod, "mlflow/ServerGroup") == {5000: {"mlflow/BalancerGroup"}}
+    # clients lower the case of a host name, and MLflow compares it with case
+    assert balancer["Name"] == balancer["Name"].lower() == "encore-prod-mlflow"
+    assert len(balancer["Name"]) <= 32
+    assert_mlflow_answers(template, f"http://{logical_id(template, 'Balancer', 'LoadBalancer')}|DNSName")
+
+
+@pytest.mark.slow
+def test_mlflow_with_a_domain_speaks_https_and_owns_one_name_of_it() -> None:
+    stacks = templates(*PUBLIC_SCORER)
+    template = stacks["mlflow"]
+    (listener,) = of_type(template, "AWS::ElasticLoadBalancingV2::Listener")
     assert (listener["Port"], listener["Protocol"]) == (443, "HTTPS")
+    assert listener["Certificates"] == [{"CertificateArn": CERTIFICATE}]
+    (zone,) = of_type(template, "AWS::Route53::HostedZone")
+    (record,) = of_type(template, "AWS::Route53::RecordSet")
+    assert zone["Name"] == "mlflow.music.example.com.", "a zone of the domain would hide its other names in the VPC"
+    assert record["Name"] == zone["Name"]
+    admits = {"network/Jobs", "serving/TaskGroup", "serving/GuardGroup"}
+    assert admitted(stacks, "mlflow/BalancerGroup") == {443: admits}
+    assert_mlflow_answers(template, "https://mlflow.music.example.com")
+
+
+def assert_mlflow_answers(template: Template, address: str) -> None:
+    """Assert that secrets name this address, and that MLflow accepts requests for it and through a tunnel."""
+    logins = [
+        json.loads(text(one["GenerateSecretString"]["SecretStringTemplate"]))
+        for one in of_type(template, "AWS::SecretsManager::Secret")
+        if "SecretStringTemplate" in one.get("GenerateSecretString", {})
+    ]
+    addresses = [login["uri"] for login in logins if "uri" in login]
+    assert addresses
+    assert set(addresses) == {address}
+    allowed = [
+        text(one["Value"]).split(",")
+        for task in of_type(template, "AWS::ECS::TaskDefinition")
+        for container in task["ContainerDefinitions"]
+        for one in container["Environment"]
+        if one["Name"] == "ALLOWED_HOSTS"
+    ]
+    assert allowed
+    for hosts in allowed:
+        for host in (address.partition("://")[2], "localhost:5000", "localhost:15000"):
+            assert is_allowed_host_header(hosts, host), host
+        assert not is_allowed_host_header(hosts, "elsewhere.example.org")
+
+
+def logical_id(template: Template, name: str, type_: str = "SecurityGroup") -> str:
+    """The logical id of the resource of a type whose id begins with a name."""
+    found = [
+        key
+        for key, one in template["Resources"].items()
+        if key.startswith(name) and one["Type"].rsplit("::", 1)[1] == type_
+    ]
+    (id_,) = found
+    return id_
+
+
+def test_people_reach_mlflow_through_its_own_task(prod: dict[str, Template]) -> None:
+    (service,) = of_type(prod["mlflow"], "AWS::ECS::Service")
+    assert service["EnableExecuteCommand"] is True
+    (task,) = of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")
+    (container,) = [one for one in task["ContainerDefinitions"] if one["Name"] == "mlflow"]
+    assert container["LinuxParameters"]["InitProcessEnabled"] is True, "somebody has to reap the agent's processes"
+    assert not container.get("ReadonlyRootFilesystem"), "the agent writes to it"
+    role, _ = text(task["TaskRoleArn"]).split("|")
+    channels = {
+        action
+        for policy in of_type(prod["mlflow"], "AWS::IAM::Policy")
+        if [text(name) for name in policy["Roles"]] == [role]
+        for one in policy["PolicyDocument"]["Statement"]
+        for action in one["Action"]
+        if action.startswith("ssmmessages:")
+    }
+    assert channels == {
+        f"ssmmessages:{verb}{kind}Channel" for verb in ("Create", "Open") for kind in ("Control", "Data")
+    }
+    assert {"TrackingCluster", "TrackingService"} <= set(prod["mlflow"]["Outputs"])
+
+
+def test_nothing_has_to_be_stored_in_parameters_before_a_deployment(prod: dict[str, Template]) -> None:
+    for name, template in prod.items():
+        read = {one.get("Default", "") for one in template.get("Parameters", {}).values()}
+        assert [one for one in read if str(one).startswith("/encore/")] == [], name
+
+
+@pytest.mark.slow
+def test_there_is_no_pipeline_without_a_connection() -> None:
+    assert set(templates("dev")) == {"network", "storage", "mlflow", "compute", "orchestration"}
+
+
+@pytest.mark.slow
+def test_nodes_of_a_cluster_are_in_the_group_that_mlflow_admits() -> None:
+    stacks = templates("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin")
+    (cluster,) = of_type(stacks["compute"], "AWS::EMR::Cluster")
+    jobs = logical_id(stacks["network"], "Jobs")
+    for nodes_ in ("Master", "Slave"):
+        (group,) = cluster["Instances"][f"Additional{nodes_}SecurityGroups"]
+        assert f"FnGetAtt{jobs}GroupId" in text(group)
+    tags = stacks["network"]["Resources"][jobs]["Properties"]["Tags"]
+    wanted = {"Key": "for-use-with-amazon-emr-managed-policies", "Value": "true"}
+    assert wanted in tags, "EMR's service policy starts nodes only in tagged groups"
+
+
+def test_mlflow_is_private_and_gets_passwords_from_secrets(prod: dict[str, Template]) -> None:
     (database,) = of_type(prod["mlflow"], "AWS::RDS::DBInstance")
     assert (database["StorageEncrypted"], database["PubliclyAccessible"], database["MultiAZ"]) == (True, False, True)
     (task,) = of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")
@@ -309,7 +426,7 @@ def test_mlflow_is_private_uses_tls_and_gets_passwords_from_secrets(prod: dict[s
     (service,) = of_type(prod["mlflow"], "AWS::ECS::Service")
     assert service["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"
     assert task["RuntimePlatform"] == {"CpuArchitecture": "X86_64", "OperatingSystemFamily": "LINUX"}
-    images = json.loads((assembly("prod") / "encore-prod-mlflow.assets.json").read_text())["dockerImages"]
+    images = json.loads((assembly("prod", *PIPELINE) / "encore-prod-mlflow.assets.json").read_text())["dockerImages"]
     (source,) = (one["source"] for one in images.values())
     assert source["platform"] == "linux/amd64", "whatever machine builds it"
     assert source["dockerBuildArgs"] == {"BASE": "python:3.11-slim"}
@@ -417,8 +534,10 @@ def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Tem
         ({"hour": "-1"}, "hour=-1: at least 0 expected"),
         ({"ec2": "yes"}, "ec2=yes: true or false expected"),
         ({"timezone": "Europe/Bern"}, "timezone=Europe/Bern: a time zone such as Europe/Berlin expected"),
-        ({"domain": "here"}, "domain=here: a domain such as encore.internal expected"),
-        ({"repository": "encore"}, "repository=encore: owner/name expected"),
+        ({"domain": "here"}, "domain=here: nothing, or a domain name such as music.example.com expected"),
+        ({"certificate": "mine"}, "certificate=mine: arn:aws:acm:REGION:ACCOUNT:certificate/ID expected"),
+        ({"connection": "mine"}, "connection=mine: arn:aws:codeconnections:REGION:ACCOUNT:connection/ID expected"),
+        ({"repository": "encore"}, "repository=encore: nothing, or owner/name expected"),
         ({"serving": "lambda"}, "serving=lambda: none, fargate or sagemaker expected"),
         ({"serving_access": "all"}, "serving_access=all: private or public expected"),
         ({"serving_domain": "here"}, "serving_domain=here: nothing, or a domain name such as "),
@@ -435,6 +554,44 @@ def test_an_unknown_stage_or_choice_is_a_one_line_error(choices: dict[str, str],
     with pytest.raises(StageError) as caught:
         load_stage(choices)
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected", "remedy"),
+    [
+        (DOMAIN[:1], "domain=music.example.com: HTTPS needs a certificate", "mlflow.music.example.com"),
+        (DOMAIN[1:], f"certificate={CERTIFICATE}: it is for a domain", "set domain"),
+        (SCORER_DOMAIN[:1], "serving_domain=playlists.example.com: HTTPS needs a certificate", "playlists.example.com"),
+        (SCORER_DOMAIN[1:], f"serving_certificate={SCORER_CERTIFICATE}: it is for a domain", "set serving_domain"),
+        (PIPELINE[:1], f"connection={CONNECTION}: without a repository", "set repository"),
+        (PIPELINE[1:], "repository=team/encore: without a connection", "set connection"),
+        ((PIPELINE[0], "repository=OWNER/encore"), "repository=OWNER/encore: a placeholder", "your repository"),
+        (("sandbox_nightly=true",), "sandbox_nightly=True: there is no pipeline", "set connection and repository"),
+        ((*DOMAIN, "region=us-east-1"), f"certificate={CERTIFICATE}: it is in eu-central-1", "in us-east-1"),
+        ((*SCORER_DOMAIN, "region=us-east-1"), f"serving_certificate={SCORER_CERTIFICATE}: it is in eu-", "us-east-1"),
+        ((*DOMAIN, "account=444455556666"), f"certificate={CERTIFICATE}: it is of account 1111", "444455556666"),
+        (("account=000000000000",), "account=000000000000: no account has it", "12 digits"),
+    ],
+)
+def test_choices_that_cannot_work_together_are_refused(choices: tuple[str, ...], expected: str, remedy: str) -> None:
+    with pytest.raises(StageError) as caught:
+        load_stage(dict(choice.split("=", 1) for choice in choices))
+    assert str(caught.value).startswith(expected)
+    assert remedy in str(caught.value.remedy)
+
+
+def test_the_committed_stages_have_no_placeholders(tmp_path: Path) -> None:
+    for stage in ("dev", "staging", "prod"):
+        chosen = load_stage({"stage": stage})
+        assert (chosen.domain, chosen.certificate, chosen.connection, chosen.repository) == ("", "", "", "")
+        assert list(placeholder_findings(chosen)) == []
+
+
+def test_a_stage_whose_name_fits_no_load_balancer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own_stages(tmp_path, monkeypatch)
+    path.write_text(path.read_text().replace("\nprod:\n", "\nproduction-of-the-year:\n"))
+    with pytest.raises(StageError, match="name=production-of-the-year: at most 18 lower-case letters"):
+        load_stage({"stage": "staging"})
 
 
 def test_the_context_overrides_the_file_and_a_stage_overrides_common_values() -> None:
@@ -482,7 +639,8 @@ def test_an_invalid_stages_file(
 
 def test_a_team_commits_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own_stages(tmp_path, monkeypatch)
-    text_ = path.read_text().replace("OWNER/encore", "us/encore").replace("prod:\n", "prod:\n  mlflow: sagemaker\n")
+    text_ = path.read_text().replace('connection: ""', f"connection: {CONNECTION}")
+    text_ = text_.replace('repository: ""', "repository: us/encore").replace("prod:\n", "prod:\n  mlflow: sagemaker\n")
     path.write_text(text_)
     assert {
         stage: (one.repository, one.mlflow) for stage in ("dev", "prod") if (one := load_stage({"stage": stage}))
@@ -495,7 +653,8 @@ def test_a_team_commits_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 CHOICES = [
     ("dev",),
     ("staging",),
-    ("prod",),
+    ("prod", *PIPELINE),
+    ("dev", *DOMAIN),
     ("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin"),
     ("dev", "mlflow=sagemaker"),
     PRIVATE_SCORER,
@@ -511,7 +670,8 @@ def test_every_stage_and_choice_passes_cdk_nag_and_cfn_lint(
     choices: tuple[str, ...], verified: Callable[[str], None]
 ) -> None:
     paths = sorted(assembly(*choices).glob("*.template.json"))
-    assert len(paths) == (7 if any(choice.startswith("serving=") for choice in choices) else 6)
+    more = [choice for choice in choices if choice.startswith(("serving=", "connection="))]
+    assert len(paths) == 5 + len(more)
     command = [str(Path(sys.executable).with_name("cfn-lint")), "--format", "parseable"]
     # W3005: redundant DependsOn, which the CDK itself adds and which does no harm
     done = subprocess.run(

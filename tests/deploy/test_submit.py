@@ -31,6 +31,14 @@ from encore.config import Config, load_config
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 from encore.lake.failures import aws_error
 from tests.conftest import ROOT
+from tests.deploy.choices import (
+    ACCOUNT,
+    CERTIFICATE,
+    DOMAIN,
+    PIPELINE,
+    SCORER_CERTIFICATE,
+    SCORER_DOMAIN,
+)
 from tests.deploy.serving import BUNDLE
 from tests.deploy.test_render import LOCATIONS
 
@@ -658,6 +666,14 @@ def test_a_local_submission_ends_with_the_exit_code_of_the_job(
     assert str(ROOT / "jobs" / "recommend.py") in (tmp_path / "given").read_text()
 
 
+OWN_ACCOUNT = "210987654321"
+OWN = tuple(
+    choice.replace(ACCOUNT, OWN_ACCOUNT)
+    for choice in ("domain=music.encore.dev", f"certificate={CERTIFICATE}", *PIPELINE)
+)
+"""A domain and a pipeline without a placeholder."""
+
+
 class TestDeployDoctor:
     @pytest.fixture(autouse=True)
     def docker(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -707,9 +723,61 @@ class TestDeployDoctor:
     def test_an_account_that_is_ready(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path)}
         assert [one for one in found.values() if one.remedy] == []
-        assert found["AWS account"].fact == "ACCOUNT, as user/me"
+        assert found["AWS account"].fact == f"{OWN_ACCOUNT}, as user/me"
         assert found["application archive"].fact == "version v1 of commit 0123456789ab"
-        assert found["certificate"].fact == "issued, for *.encore.internal"
+        assert found["certificate"].fact == "issued, for *.music.encore.dev"
+        assert found["git connection"].fact == "git (GitHub), available"
+
+    def test_a_stage_without_a_domain_and_a_pipeline_is_ready_too(self, tmp_path: Path) -> None:
+        found = {one.what: one for one in self.findings(tmp_path, choices=())}
+        assert [one for one in found.values() if one.remedy] == []
+        assert found["certificate"].fact.startswith("none: MLflow speaks HTTP inside the VPC")
+        assert found["delivery pipeline"].fact.startswith("none")
+        assert "git connection" not in found
+
+    @pytest.mark.parametrize(
+        ("choices", "what", "fact"),
+        [
+            (DOMAIN, "domain", "music.example.com is a placeholder"),
+            (("domain=encore.internal", DOMAIN[1]), "domain", "encore.internal is a placeholder"),
+            (DOMAIN, "certificate", "111122223333 is a placeholder of an account"),
+            (SCORER_DOMAIN, "serving_domain", "playlists.example.com is a placeholder"),
+            (SCORER_DOMAIN, "serving_certificate", "111122223333 is a placeholder of an account"),
+            (PIPELINE, "connection", "111122223333 is a placeholder of an account"),
+            (("account=123456789012",), "account", "123456789012 is a placeholder of an account"),
+            (("analysts=arn:aws:iam::444455556666:role/analysts",), "analysts", "444455556666 is a placeholder of an"),
+        ],
+    )
+    def test_each_placeholder_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: tuple[str, ...], what: str, fact: str
+    ) -> None:
+        """Without credentials already, since no account makes them right."""
+        monkeypatch.delenv("AWS_REGION")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        found = {one.what: one for one in deployment_findings("dev", choices, tmp_path)}
+        refused = found[f"choice {what}"]
+        assert refused.fact.startswith(fact)
+        assert refused.remedy
+        assert not refused.warning
+
+    def test_a_certificate_of_another_region(self, tmp_path: Path) -> None:
+        elsewhere = OWN[1].replace(REGION, "us-east-1")
+        found = {one.what: one for one in self.findings(tmp_path, choices=(OWN[0], elsewhere))}
+        assert f"us-east-1:{OWN_ACCOUNT}" in found["certificate"].fact
+        assert f"is not of {REGION} and account {OWN_ACCOUNT}" in found["certificate"].fact
+        assert f"in ACM in {REGION}" in str(found["certificate"].remedy)
+
+    def test_a_certificate_of_a_private_authority(self, tmp_path: Path) -> None:
+        found = {one.what: one for one in self.findings(tmp_path, authority="PRIVATE")}
+        assert found["certificate"].warning
+        assert "REQUESTS_CA_BUNDLE" in str(found["certificate"].remedy)
+
+    def test_a_connection_that_nobody_has_authorised(self, tmp_path: Path) -> None:
+        """As the command line and CloudFormation create one."""
+        found = {one.what: one for one in self.findings(tmp_path, connection="PENDING")}
+        assert found["git connection"].fact == "git (GitHub), pending"
+        assert "authorise" in str(found["git connection"].remedy)
+        assert not found["git connection"].warning
 
     def test_every_shortcoming_has_a_remedy(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, certificate="PENDING_VALIDATION", quota=16)}
@@ -723,7 +791,7 @@ class TestDeployDoctor:
         assert [one for one in found.values() if one.remedy] == []
         assert found["scorer image"].fact == "encore-scorer:1.0, 40 MB"
         assert found["scorer certificate"].fact == "issued, for *.example.com"
-        assert found["scorer bundle"].fact.endswith(f"artefacts-ACCOUNT-{REGION}/{BUNDLE}/manifest.json, 1,234 bytes")
+        assert found["scorer bundle"].fact.endswith(f"artefacts-{ACCOUNT}-{REGION}/{BUNDLE}/manifest.json, 1,234 bytes")
 
     def test_a_champion_has_to_be_registered_first(self) -> None:
         found = {one.what: one for one in self.scorer()}
@@ -733,9 +801,9 @@ class TestDeployDoctor:
         found = {one.what: one for one in self.scorer(f"serving_bundle={BUNDLE}", missing=True)}
         assert found["scorer image"].fact == "encore-scorer:1.0 not found"
         assert "push it to the repository encore-scorer" in str(found["scorer image"].remedy)
-        assert "certificate for playlists.example.com in the parameter /encore/dev/serving-certificate" in str(
-            found["scorer certificate"].remedy
-        )
+        assert found["scorer certificate"].fact.endswith("does not exist")
+        assert "for playlists.example.com in ACM in" in str(found["scorer certificate"].remedy)
+        assert "set serving_certificate" in str(found["scorer certificate"].remedy)
         assert "does not exist" in str(found["scorer bundle"].remedy)
         assert not any(found[f"scorer {name}"].warning for name in ("image", "certificate", "bundle"))
 
@@ -746,13 +814,12 @@ class TestDeployDoctor:
 
     def scorer(self, *choices: str, missing: bool = False, mutability: str = "IMMUTABLE") -> list[Any]:
         """The findings with a public scorer; `missing`: nothing that it needs exists."""
-        made = {name: SESSION.client(name) for name in ("ecr", "ssm", "acm", "s3")}
+        made = {name: SESSION.client(name) for name in ("ecr", "acm", "s3")}
         stubs = {name: Stubber(client) for name, client in made.items()}
-        bundle = {"Bucket": f"encore-dev-artefacts-ACCOUNT-{REGION}", "Key": f"{BUNDLE}/manifest.json"}
-        parameter = "/encore/dev/serving-certificate"
+        bundle = {"Bucket": f"encore-dev-artefacts-{ACCOUNT}-{REGION}", "Key": f"{BUNDLE}/manifest.json"}
         if missing:
             stubs["ecr"].add_client_error("describe_images", "ImageNotFoundException", "no", 400)
-            stubs["ssm"].add_client_error("get_parameter", "ParameterNotFound", "no", 400)
+            stubs["acm"].add_client_error("describe_certificate", "ResourceNotFoundException", "no", 400)
             stubs["s3"].add_client_error("head_object", "404", "no", 404)
         else:
             stubs["ecr"].add_response(
@@ -761,17 +828,16 @@ class TestDeployDoctor:
                 {"repositoryName": "encore-scorer", "imageIds": [{"imageTag": "1.0"}]},
             )
             stubs["ecr"].add_response("describe_repositories", {"repositories": [{"imageTagMutability": mutability}]})
-            value = {"Parameter": {"Value": "arn:thing:of-it-is-long"}}
-            stubs["ssm"].add_response("get_parameter", value, {"Name": parameter})
             about = {"DomainName": "*.example.com", "Status": "ISSUED"}
-            stubs["acm"].add_response("describe_certificate", {"Certificate": about})
+            arn = {"CertificateArn": SCORER_CERTIFICATE}
+            stubs["acm"].add_response("describe_certificate", {"Certificate": about}, arn)
             stubs["s3"].add_response("head_object", {"ContentLength": 1234}, bundle)
         for stub in stubs.values():
             stub.activate()
         given = (*choices, "serving=fargate", "serving_image=encore-scorer:1.0", "serving_access=public")
-        context = dict(choice.split("=", 1) for choice in (*given, "serving_domain=playlists.example.com"))
+        context = dict(choice.split("=", 1) for choice in (*given, *SCORER_DOMAIN))
         stage = load_stage({"stage": "dev", **context})
-        return list(scorer_findings(stage, lambda name: made[name], "ACCOUNT", REGION))
+        return list(scorer_findings(stage, lambda name: made[name], ACCOUNT, REGION))
 
     def findings(
         self,
@@ -781,12 +847,15 @@ class TestDeployDoctor:
         bootstrap: str = "CREATE_COMPLETE",
         state: str = "STOPPED",
         refused: bool = False,
+        authority: str = "AMAZON_ISSUED",
+        connection: str = "AVAILABLE",
+        choices: tuple[str, ...] = OWN,
     ) -> list[Any]:
         (folder / "manifest.json").write_text(json.dumps({"version": "v1", "commit": "0123456789abcdef"}))
-        services = ("sts", "cloudformation", "ssm", "acm", "service-quotas", "emr", "emr-serverless")
+        services = ("sts", "cloudformation", "codeconnections", "acm", "service-quotas", "emr", "emr-serverless")
         made = {name: SESSION.client(name) for name in services}
         stubs = {name: Stubber(client) for name, client in made.items()}
-        stubs["sts"].add_response("get_caller_identity", {"Account": "ACCOUNT", "Arn": "arn:aws:iam::A:user/me"})
+        stubs["sts"].add_response("get_caller_identity", {"Account": OWN_ACCOUNT, "Arn": "arn:aws:iam::A:user/me"})
         stack = {"StackName": "CDKToolkit", "CreationTime": 0, "StackStatus": bootstrap}
         made_before = {"StackName": "encore-dev-compute", "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}
         made_before["Outputs"] = [{"OutputKey": "ApplicationId", "OutputValue": "00application"}]
@@ -796,17 +865,16 @@ class TestDeployDoctor:
             else:
                 stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [one]})
         application_is(stubs["emr-serverless"], state)
-        for name in ("/encore/dev/mlflow-certificate", "/encore/git-connection"):
-            if refused:
-                stubs["ssm"].add_client_error("get_parameter", "AccessDeniedException", "no", 403)
-                continue
-            stubs["ssm"].add_response(
-                "get_parameter", {"Parameter": {"Value": "arn:thing:of-it-is-long"}}, {"Name": name}
-            )
-        about = {"DomainName": "*.encore.internal", "Status": certificate}
-        stubs["acm"].add_response("describe_certificate", {"Certificate": about})
+        about = {"DomainName": "*.music.encore.dev", "Status": certificate, "Type": authority}
+        git = {"ConnectionName": "git", "ProviderType": "GitHub", "ConnectionStatus": connection}
+        if refused:
+            stubs["acm"].add_client_error("describe_certificate", "AccessDeniedException", "no", 403)
+            stubs["codeconnections"].add_client_error("get_connection", "AccessDeniedException", "no", 403)
+        else:
+            stubs["acm"].add_response("describe_certificate", {"Certificate": about})
+            stubs["codeconnections"].add_response("get_connection", {"Connection": git})
         stubs["service-quotas"].add_response("get_service_quota", {"Quota": {"Value": quota}})
         stubs["emr"].add_response("list_release_labels", {"ReleaseLabels": ["emr-spark-8.1.0"]})
         for stub in stubs.values():
             stub.activate()
-        return list(deployment_findings("dev", [], folder, clients=lambda name: made[name]))
+        return list(deployment_findings("dev", choices, folder, clients=lambda name: made[name]))

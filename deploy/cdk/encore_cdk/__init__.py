@@ -26,8 +26,9 @@ FLAGS = {
 
 
 def build(app: App, stage: Stage, package: Path) -> None:
-    """All stacks of a stage, and the delivery pipeline, for whatever account and region the caller deploys to.
+    """All stacks of a stage, for whatever account and region the caller deploys to, and the delivery pipeline.
 
+    Without the choice `connection` there is no pipeline.
     `package`: the folder with the application archive that the stage will run.
     """
     Validations.of(app).add_plugins(AwsSolutionsChecks(app, verbose=True))
@@ -37,7 +38,8 @@ def build(app: App, stage: Stage, package: Path) -> None:
     mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
     compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow, package)
     orchestration = OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
-    DeliveryStack(app, "encore-delivery", stage)
+    if stage.connection:
+        DeliveryStack(app, "encore-delivery", stage)
     stacks: list[Stack] = [network, storage, mlflow, compute, orchestration]
     if stage.serving != "none":
         stacks.append(ServingStack(app, f"{name}-serving", stage, network, storage, mlflow, orchestration))

@@ -166,6 +166,7 @@ class ComputeStack(Stack):
         why = "The policy that EMR requires; it is restricted to resources with EMR's tag"
         acknowledge(service, {f"AwsSolutions-IAM4[{managed}]": why})
         Tags.of(network.vpc).add(EMR_TAG, "true")
+        Tags.of(network.jobs).add(EMR_TAG, "true")
         node_role = iam.Role(self, "ClusterNodes", assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"))
         allowed = cluster_statements(buckets)
         for statement in allowed:
@@ -206,6 +207,9 @@ class ComputeStack(Stack):
             ],
             instances=emr.CfnCluster.JobFlowInstancesConfigProperty(
                 ec2_subnet_ids=network.vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids,
+                # MLflow admits the group of jobs; EMR's own groups do not exist yet
+                additional_master_security_groups=[network.jobs.security_group_id],
+                additional_slave_security_groups=[network.jobs.security_group_id],
                 keep_job_flow_alive_when_no_steps=True,
                 master_instance_fleet=_fleet(1, "m7i.xlarge", "m6i.xlarge", spot=False),
                 core_instance_fleet=_fleet(2, "r7i.xlarge", "r6i.xlarge", spot=not stage.keep),

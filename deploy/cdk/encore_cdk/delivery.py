@@ -9,7 +9,6 @@ from aws_cdk import aws_codepipeline_actions as actions
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
-from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from encore.aws.stage import Stage
@@ -17,7 +16,7 @@ from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, ackno
 
 
 class DeliveryStack(Stack):
-    """The delivery pipeline, one for all stages in an account."""
+    """The delivery pipeline, one for all stages. There is no such stack without the choice `connection`."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
         super().__init__(scope, id, stack_name=id, description="Encore: delivery")
@@ -45,10 +44,9 @@ class DeliveryStack(Stack):
         )
         source, packed = pipeline.Artifact("Source"), pipeline.Artifact("Package")
         owner, _, repository = stage.repository.partition("/")
-        connection = ssm.StringParameter.value_for_string_parameter(self, "/encore/git-connection")
         fetch = actions.CodeStarConnectionsSourceAction(
             action_name="Fetch",
-            connection_arn=connection,
+            connection_arn=stage.connection,
             owner=owner,
             repo=repository,
             branch=stage.branch,
@@ -99,7 +97,7 @@ class DeliveryStack(Stack):
         )
         assert isinstance(source_role, iam.Role)
         source_role.add_to_policy(
-            iam.PolicyStatement(actions=["codeconnections:UseConnection"], resources=[connection])
+            iam.PolicyStatement(actions=["codeconnections:UseConnection"], resources=[stage.connection])
         )
         self._acknowledge(delivery, *SHARED_BUCKET_WRITE)
 

@@ -18,7 +18,6 @@ from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_route53_targets as targets
 from aws_cdk import aws_sagemaker as sagemaker
 from aws_cdk import aws_secretsmanager as secrets
-from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from encore.aws.stage import Stage
@@ -39,7 +38,8 @@ class MlflowStack(Stack):
     """The tracking server. `login` is the secret with its address, user name and password, which jobs read.
 
     `managed` is the ARN of the server if SageMaker manages it: jobs then authenticate by their IAM role, and write
-    artefacts directly to the folder with the ARN `artefacts_arn`.
+    artefacts directly to the folder with the ARN `artefacts_arn`. On Fargate only jobs reach the server, and whom
+    `admit` lets in.
     """
 
     def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
@@ -66,6 +66,7 @@ class MlflowStack(Stack):
             automatic_model_registration=False,
         )
         self.managed = server.attr_tracking_server_arn
+        CfnOutput(self, "TrackingServer", value=server.attr_tracking_server_arn)
         login = secrets.Secret(
             self,
             "Login",
@@ -76,28 +77,29 @@ class MlflowStack(Stack):
         return login
 
     def _fargate(self, network: NetworkStack, storage: StorageStack) -> secrets.Secret:
-        stage, vpc, name = self._stage, network.vpc, f"mlflow.{self._stage.domain}"
+        stage, vpc = self._stage, network.vpc
         # CloudFormation replaces a security group whose description changes: leave these as they are
-        balancer_group = ec2.SecurityGroup(self, "BalancerGroup", vpc=vpc, description="MLflow: HTTPS from the VPC")
+        balancer_group = self._balancer_group = ec2.SecurityGroup(
+            self, "BalancerGroup", vpc=vpc, description="MLflow: named groups alone", allow_all_outbound=False
+        )
         server_group = ec2.SecurityGroup(self, "ServerGroup", vpc=vpc, description="MLflow: the balancer alone")
         database_group = ec2.SecurityGroup(
             self, "DatabaseGroup", vpc=vpc, description="MLflow: the server alone", allow_all_outbound=False
         )
-        balancer_group.add_ingress_rule(ec2.Peer.ipv4(vpc.vpc_cidr_block), ec2.Port.tcp(443), "HTTPS from the VPC")
-        acknowledge(
-            balancer_group,
-            {"AwsSolutions-EC23": "The range is the VPC's own, which cdk-nag cannot resolve before deployment"},
-        )
+        balancer_group.add_ingress_rule(network.jobs, self._port, "from jobs")
         server_group.add_ingress_rule(balancer_group, ec2.Port.tcp(5000), "from the load balancer")
         database_group.add_ingress_rule(server_group, ec2.Port.tcp(DATABASE_PORT), "from the server")
         database = self._database(network, database_group)
+        balancer = self._balancer(network, balancer_group)
+        host = f"mlflow.{stage.domain}" if stage.domain else balancer.load_balancer_dns_name
+        uri = f"https://{host}" if stage.domain else f"http://{host}"
 
         login = secrets.Secret(
             self,
             "Login",
             description="Encore: address of MLflow, and its first user, whom jobs log in as",
             generate_secret_string=secrets.SecretStringGenerator(
-                secret_string_template=json.dumps({"uri": f"https://{name}", "username": "encore"}),
+                secret_string_template=json.dumps({"uri": uri, "username": "encore"}),
                 generate_string_key="password",
                 exclude_punctuation=True,
                 password_length=32,
@@ -126,7 +128,7 @@ class MlflowStack(Stack):
         acknowledge(
             task, {"AwsSolutions-ECS2": "Names of the bucket and the database; passwords come from Secrets Manager"}
         )
-        acknowledge_wildcards(task, "ecr:GetAuthorizationToken does not support resources", "Resource::*")
+        acknowledge_wildcards(task, "ecr:GetAuthorizationToken and ssmmessages support no resources", "Resource::*")
         assert database.secret is not None
         task.add_container(
             "mlflow",
@@ -146,7 +148,8 @@ class MlflowStack(Stack):
                 "ARTEFACT_BUCKET": self.artefacts.bucket_name,
                 "DB_HOST": database.db_instance_endpoint_address,
                 "DB_PORT": str(DATABASE_PORT),
-                "ALLOWED_HOSTS": f"{name},localhost",
+                # localhost: at the other end of a tunnel
+                "ALLOWED_HOSTS": f"{host},localhost:*",
             },
             secrets={
                 "DB_USER": ecs.Secret.from_secrets_manager(database.secret, "username"),
@@ -155,6 +158,8 @@ class MlflowStack(Stack):
                 "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(login, "password"),
                 "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(session_key),
             },
+            # the agent behind a tunnel leaves processes that somebody has to reap
+            linux_parameters=ecs.LinuxParameters(self, "Linux", init_process_enabled=True),
             port_mappings=[ecs.PortMapping(container_port=5000)],
         )
         service = ecs.FargateService(
@@ -168,30 +173,58 @@ class MlflowStack(Stack):
             vpc_subnets=network.private,
             security_groups=[server_group],
             circuit_breaker=ecs.DeploymentCircuitBreaker(rollback=True),
+            # people open the pages through a port-forward to the task
+            enable_execute_command=True,
         )
+        self._listen(balancer, service)
+        if stage.domain:
+            self._name(host, balancer, network)
+        CfnOutput(self, "TrackingCluster", value=cluster.cluster_name)
+        CfnOutput(self, "TrackingService", value=service.service_name)
+        return login
+
+    @property
+    def _port(self) -> ec2.Port:
+        return ec2.Port.tcp(443 if self._stage.domain else 80)
+
+    def admit(self, group: ec2.SecurityGroup, whose: str) -> None:
+        """Let a security group of another stack reach the server; the rules are made in that stack. `whose`: a name."""
+        self._balancer_group.add_ingress_rule(group, self._port, f"from {whose}", remote_rule=True)
+        group.add_egress_rule(self._balancer_group, self._port, "MLflow")
+
+    def _balancer(self, network: NetworkStack, group: ec2.SecurityGroup) -> elb.ApplicationLoadBalancer:
         balancer = elb.ApplicationLoadBalancer(
             self,
             "Balancer",
-            vpc=vpc,
+            # its DNS name begins with this; a generated one has capitals, which clients change and MLflow would refuse
+            load_balancer_name=f"encore-{self._stage.name}-mlflow",
+            vpc=network.vpc,
             internet_facing=False,
             vpc_subnets=network.private,
-            security_group=balancer_group,
+            security_group=group,
             drop_invalid_header_fields=True,
-            deletion_protection=stage.keep,
+            deletion_protection=self._stage.keep,
         )
         # access logs need the region's load balancer account, which is unknown to an app without a region
         acknowledge(
             balancer, {"AwsSolutions-ELB2": "Internal to the VPC, whose flow log and MLflow's own log record requests"}
         )
-        certificate = ssm.StringParameter.value_for_string_parameter(self, f"/encore/{stage.name}/mlflow-certificate")
-        listener = balancer.add_listener(
-            "Https",
-            port=443,
-            protocol=elb.ApplicationProtocol.HTTPS,
-            certificates=[acm.Certificate.from_certificate_arn(self, "Certificate", certificate)],
-            ssl_policy=elb.SslPolicy.RECOMMENDED_TLS,
-            open=False,
-        )
+        return balancer
+
+    def _listen(self, balancer: elb.ApplicationLoadBalancer, service: ecs.FargateService) -> None:
+        """HTTPS with the domain's certificate; without a domain HTTP, since no authority certifies AWS's own name."""
+        if self._stage.domain:
+            certificate = acm.Certificate.from_certificate_arn(self, "Certificate", self._stage.certificate)
+            listener = balancer.add_listener(
+                "Https",
+                port=443,
+                protocol=elb.ApplicationProtocol.HTTPS,
+                certificates=[certificate],
+                ssl_policy=elb.SslPolicy.RECOMMENDED_TLS,
+                open=False,
+            )
+        else:
+            listener = balancer.add_listener("Http", port=80, protocol=elb.ApplicationProtocol.HTTP, open=False)
         listener.add_targets(
             "Mlflow",
             port=5000,
@@ -200,15 +233,16 @@ class MlflowStack(Stack):
             health_check=elb.HealthCheck(path="/health", healthy_http_codes="200"),
             deregistration_delay=Duration.seconds(30),
         )
-        zone = route53.PrivateHostedZone(self, "Zone", vpc=vpc, zone_name=stage.domain)
+
+    def _name(self, host: str, balancer: elb.ApplicationLoadBalancer, network: NetworkStack) -> None:
+        """A private zone of one name: one of the whole domain would hide the domain's other names inside the VPC."""
+        zone = route53.PrivateHostedZone(self, "Zone", vpc=network.vpc, zone_name=host)
         route53.ARecord(
             self,
             "Address",
             zone=zone,
-            record_name="mlflow",
             target=route53.RecordTarget.from_alias(targets.LoadBalancerTarget(balancer)),
         )
-        return login
 
     def _grant_artefacts(self, role: iam.IRole) -> None:
         role.add_to_principal_policy(

@@ -18,7 +18,6 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_sagemaker as sagemaker
 from aws_cdk import aws_secretsmanager as secrets
-from aws_cdk import aws_ssm as ssm
 from aws_cdk import aws_wafv2 as waf
 from constructs import Construct
 
@@ -114,7 +113,9 @@ class ServingStack(Stack):
         )
         balancer_group.add_egress_rule(task_group, ec2.Port.tcp(PORT), "to the tasks")
         task_group.add_ingress_rule(balancer_group, ec2.Port.tcp(PORT), "from the load balancer")
-        task_group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "MLflow, ECR, S3, Secrets Manager, logs")
+        task_group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "ECR, S3, Secrets Manager, logs")
+        if self._bundle is None:
+            self._mlflow.admit(task_group, "the scorer")
 
         balancer = self._balancer(storage, balancer_group, public)
         blue, green = (self._target_group(name) for name in ("Blue", "Green"))
@@ -248,12 +249,11 @@ class ServingStack(Stack):
         stage = self._stage
         missing = elb.ListenerAction.fixed_response(404, content_type="text/plain", message_body="not found")
         if stage.serving_domain:
-            arn = ssm.StringParameter.value_for_string_parameter(self, f"/encore/{stage.name}/serving-certificate")
             listener = balancer.add_listener(
                 "Https",
                 port=443,
                 protocol=elb.ApplicationProtocol.HTTPS,
-                certificates=[acm.Certificate.from_certificate_arn(self, "Certificate", arn)],
+                certificates=[acm.Certificate.from_certificate_arn(self, "Certificate", stage.serving_certificate)],
                 ssl_policy=elb.SslPolicy.RECOMMENDED_TLS,
                 default_action=missing,
                 open=False,
@@ -320,11 +320,12 @@ class ServingStack(Stack):
         if self._bundle is None:
             environment |= {
                 "ENCORE_SERVE_MODEL": f"models:/encore-{stage.serving_model}@champion",
-                "ENCORE_SERVE_REGISTRY": f"https://mlflow.{stage.domain}",
                 "ENCORE_SERVE_CACHE": CACHE,
             }
             login = self._mlflow.login
             secret |= {
+                # not a value of the stack of MLflow, which could then not change while this stack exists
+                "ENCORE_SERVE_REGISTRY": ecs.Secret.from_secrets_manager(login, "uri"),
                 "MLFLOW_TRACKING_USERNAME": ecs.Secret.from_secrets_manager(login, "username"),
                 "MLFLOW_TRACKING_PASSWORD": ecs.Secret.from_secrets_manager(login, "password"),
             }
@@ -375,7 +376,8 @@ class ServingStack(Stack):
         group = ec2.SecurityGroup(
             self, "GuardGroup", vpc=self._network.vpc, description="Scorer: hook", allow_all_outbound=False
         )
-        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "MLflow and Secrets Manager")
+        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "Secrets Manager")
+        self._mlflow.admit(group, "the scorer's hook")
         function = lambda_.Function(
             self,
             "Guard",

@@ -28,6 +28,7 @@ VCPU_QUOTA = ("emr-serverless", "L-D05C8A75")
 def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | None) -> Iterator[Finding]:
     """Check everything that deploying a stage needs, in the order in which a deployment would fail on it."""
     yield _package(package)
+    yield from placeholder_findings(stage)
     if region is None:
         yield Finding("AWS region", "not set", "set AWS_REGION, or `region` in the profile")
         return
@@ -39,19 +40,44 @@ def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | 
     yield Finding("AWS account", f"{identity['Account']}, as {identity['Arn'].rsplit(':', 1)[-1]}")
     yield _bootstrap(clients)
     if stage.mlflow == "fargate":
-        name, domain = f"/encore/{stage.name}/mlflow-certificate", f"mlflow.{stage.domain}"
-        yield _certificate("certificate", name, domain, clients)
+        if stage.domain:
+            host = f"mlflow.{stage.domain}"
+            yield _certificate("certificate", "certificate", stage, host, clients, str(identity["Account"]), region)
+        else:
+            yield Finding("certificate", "none: MLflow speaks HTTP inside the VPC, to the stage's own groups alone")
         yield _docker()
     if stage.serving != "none":
         yield from scorer_findings(stage, clients, str(identity["Account"]), region)
-    yield _exists(
-        "git connection",
-        lambda: _parameter(clients, "/encore/git-connection"),
-        "create a connection to your git host (CodeConnections); store its ARN in the parameter /encore/git-connection",
-    )
+    if stage.connection:
+        yield _connection(stage.connection, clients, region)
+    else:
+        yield Finding("delivery pipeline", "none: the choices connection and repository are empty")
     yield _quota(stage, clients)
     yield _release(clients)
     yield _application(stage, clients)
+
+
+PLACEHOLDER_DOMAINS = ("example.com", "example.net", "example.org", "example", "test", "invalid", "encore.internal")
+"""Domains that examples use. They belong to nobody, so no public authority certifies a name in them."""
+
+PLACEHOLDER_ACCOUNTS = ("111122223333", "444455556666", "123456789012", "000000000000")
+"""Accounts that AWS's documentation uses."""
+
+
+def placeholder_findings(stage: Stage) -> Iterator[Finding]:
+    """Each choice that still has the value of an example."""
+    for choice in ("domain", "serving_domain"):
+        value = getattr(stage, choice)
+        if any(value == domain or value.endswith(f".{domain}") for domain in PLACEHOLDER_DOMAINS):
+            remedy = f"choose a domain that you own, or leave {choice} and its certificate empty"
+            yield Finding(f"choice {choice}", f"{value} is a placeholder", remedy)
+    for choice in ("account", "certificate", "serving_certificate", "connection", "analysts"):
+        value = getattr(stage, choice)
+        account = next((one for one in PLACEHOLDER_ACCOUNTS if one in value.split(":")), None)
+        if account:
+            what = "the account" if choice == "account" else "the ARN"
+            remedy = f"give {what} of your own, or leave {choice} empty"
+            yield Finding(f"choice {choice}", f"{account} is a placeholder of an account", remedy)
 
 
 def _package(folder: Path) -> Finding:
@@ -114,34 +140,55 @@ def _docker() -> Finding:
     )
 
 
-def _parameter(clients: ClientFactory, name: str) -> str:
-    value: str = clients("ssm").get_parameter(Name=name)["Parameter"]["Value"]
-    return value
-
-
-def _certificate(what: str, name: str, domain: str, clients: ClientFactory) -> Finding:
-    """Whether the SSM parameter `name` has the ARN of a certificate that is valid for the domain."""
-    remedy = f"store the ARN of a certificate for {domain} in the parameter {name} (SSM, String)"
-    parameter = _exists(what, lambda: _parameter(clients, name), remedy)
-    if parameter.remedy:
-        return Finding(what, f"parameter {name}: {parameter.fact}", parameter.remedy)
-    arn = parameter.fact
-    found = _call(what, lambda: clients("acm").describe_certificate(CertificateArn=arn)["Certificate"])
+def _certificate(
+    what: str, choice: str, stage: Stage, host: str, clients: ClientFactory, account: str, region: str
+) -> Finding:
+    """Whether a choice names a certificate that a load balancer of the stage can present for the host."""
+    arn = getattr(stage, choice)
+    remedy = f"request a certificate for {host} in ACM in {region}, and set {choice} to its ARN"
+    if arn.split(":")[3:5] != [region, account]:
+        return Finding(what, f"{arn} is not of {region} and account {account}, as a load balancer requires", remedy)
+    found = _call(
+        what,
+        lambda: clients("acm").describe_certificate(CertificateArn=arn)["Certificate"],
+        Finding(what, f"{arn} does not exist", remedy),
+    )
     if isinstance(found, Finding):
         return found
     issued, names = found["Status"] == "ISSUED", [found["DomainName"], *found.get("SubjectAlternativeNames", ())]
-    covers = domain in names or f"*.{domain.partition('.')[2]}" in names
-    return Finding(
-        what, f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}", None if issued and covers else remedy
+    covers = host in names or f"*.{host.partition('.')[2]}" in names
+    fact = f"{found['Status'].lower()}, for {', '.join(dict.fromkeys(names))}"
+    if issued and covers and found.get("Type") == "PRIVATE":
+        remedy = "jobs trust the authorities in certifi: give them the private one's bundle in REQUESTS_CA_BUNDLE"
+        return Finding(what, f"{fact}, by a private authority", remedy, warning=True)
+    return Finding(what, fact, None if issued and covers else remedy)
+
+
+def _connection(arn: str, clients: ClientFactory, region: str) -> Finding:
+    """Whether the pipeline can fetch through a connection: a new one is pending until a person has authorised it."""
+    what, (_, _, service, of_region, _) = "git connection", arn.split(":", 4)
+    if of_region != region:
+        remedy = f"check its status: `aws {service} get-connection --connection-arn {arn} --region {of_region}`"
+        return Finding(what, f"in {of_region}, not checked from {region}", remedy, warning=True)
+    found = _call(
+        what,
+        lambda: clients(service).get_connection(ConnectionArn=arn)["Connection"],
+        Finding(what, f"{arn} does not exist", "create one (CodeConnections), and set connection to its ARN"),
     )
+    if isinstance(found, Finding):
+        return found
+    status = str(found["ConnectionStatus"])
+    remedy = "open it in the console, under Developer Tools, Settings, Connections, and authorise it at the git host"
+    fact = f"{found['ConnectionName']} ({found['ProviderType']}), {status.lower()}"
+    return Finding(what, fact, None if status == "AVAILABLE" else remedy)
 
 
 def scorer_findings(stage: Stage, clients: ClientFactory, account: str, region: str) -> Iterator[Finding]:
     """What the stack of the scorer needs in addition."""
     yield _image(stage, clients)
     if stage.serving_domain:
-        name = f"/encore/{stage.name}/serving-certificate"
-        yield _certificate("scorer certificate", name, stage.serving_domain, clients)
+        host = stage.serving_domain
+        yield _certificate("scorer certificate", "serving_certificate", stage, host, clients, account, region)
     if not stage.serving_bundle:
         model = f"encore-{stage.serving_model}"
         yield Finding("scorer model", f"the champion of {model}; register one first: tasks without a model never start")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator
@@ -26,10 +26,13 @@ class StageError(ConfigError):
 _CERTIFICATE = r"^(arn:aws[a-z-]*:acm:[a-z0-9-]+:[0-9]{12}:certificate/[0-9a-f-]+)?$"
 
 
-class Stage(Section):
-    """The choices of a deployment. Account and region are not among them: they come from the caller's credentials."""
+_DOMAIN = r"[a-z0-9-]+(\.[a-z0-9-]+)+"
 
-    name: str
+
+class Stage(Section):
+    """The choices of a deployment. Without an account and a region, those of the caller's credentials are used."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,17}$", description="It is part of the names of buckets and others.")
     account: str = Field(
         pattern=r"^([0-9]{12})?$", description="Account of the stage; without one, that of the caller's credentials."
     )
@@ -56,7 +59,7 @@ class Stage(Section):
     )
     base_image: str = Field(min_length=1, description="Base image of the MLflow image.")
     domain: str = Field(
-        description="Private hosted zone in which MLflow is `mlflow.<domain>`; ACM must have a certificate for it."
+        description="MLflow is at https://mlflow.<domain>; without one, it speaks HTTP to the stage's own groups alone."
     )
     certificate: str = Field(pattern=_CERTIFICATE, description="ARN of the certificate in ACM for `mlflow.<domain>`.")
     serving: Literal["none", "fargate", "sagemaker"] = Field(
@@ -66,7 +69,7 @@ class Stage(Section):
         description="Whether the scorer's load balancer is reached from the VPC alone, or from the internet."
     )
     serving_domain: str = Field(
-        description="The scorer's domain name, for which ACM must have a certificate; without one, HTTP in the VPC."
+        description="The scorer's domain name, which needs `serving_certificate`; without one, HTTP in the VPC."
     )
     serving_certificate: str = Field(
         pattern=_CERTIFICATE, description="ARN of the certificate in ACM for `serving_domain`."
@@ -99,7 +102,7 @@ class Stage(Section):
     run_hours: int = Field(ge=1, le=24, description="Hours after which a run that is not done raises an alarm.")
     connection: str = Field(
         pattern=r"^(arn:aws[a-z-]*:code(connections|star-connections):[a-z0-9-]+:[0-9]{12}:connection/[0-9a-f-]+)?$",
-        description="ARN of the connection to the git host (CodeConnections), from which the pipeline fetches.",
+        description="ARN of the connection to the git host (CodeConnections); without one, there is no pipeline.",
     )
     sandbox_nightly: bool = Field(
         description="Whether the pipeline deploys the stage sandbox each night, runs it and removes it again."
@@ -119,14 +122,14 @@ class Stage(Section):
     @field_validator("domain")
     @classmethod
     def _check_domain(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", value):
-            raise ValueError("a domain such as encore.internal expected")
+        if value and not re.fullmatch(_DOMAIN, value):
+            raise ValueError("nothing, or a domain name such as music.example.com expected")
         return value
 
     @field_validator("serving_domain")
     @classmethod
     def _check_serving_domain(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", value):
+        if value and not re.fullmatch(_DOMAIN, value):
             raise ValueError("nothing, or a domain name such as playlists.example.com expected")
         return value
 
@@ -156,8 +159,8 @@ class Stage(Section):
     @field_validator("repository")
     @classmethod
     def _check_repository(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
-            raise ValueError("owner/name expected")
+        if value and not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
+            raise ValueError("nothing, or owner/name expected")
         return value
 
 
@@ -232,20 +235,71 @@ def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str
             f"{prefix}max_vcpu={stage.max_vcpu}: at least {least} expected, for a driver and {executors} executor(s)"
         )
     _check_serving(stage, prefix)
+    _check_account(stage, prefix)
+    _check_certificates(stage, prefix)
+    _check_pipeline(stage, prefix)
     return stage
+
+
+def refuse(stage: Stage, prefix: str, choice: str, reason: str, remedy: str) -> NoReturn:
+    """Raise the StageError about a choice that cannot be deployed together with the others."""
+    raise StageError(f"{prefix}{choice}={getattr(stage, choice)}: {reason}", remedy=remedy)
+
+
+def _check_account(stage: Stage, prefix: str) -> None:
+    """StageError for an account that cannot exist."""
+    if stage.account and not stage.account.strip("0"):
+        remedy = "give the 12 digits of the stage's account, or leave it empty for that of your credentials"
+        refuse(stage, prefix, "account", "no account has it", remedy)
+
+
+def _check_certificates(stage: Stage, prefix: str) -> None:
+    """StageError for a domain without a certificate or the reverse, or a certificate that the stage cannot use."""
+    for choice, domain, certificate, host in (
+        ("domain", stage.domain, "certificate", f"mlflow.{stage.domain}"),
+        ("serving_domain", stage.serving_domain, "serving_certificate", stage.serving_domain),
+    ):
+        arn = getattr(stage, certificate)
+        if domain and not arn:
+            remedy = f"set {certificate} to the ARN of a certificate for {host} in ACM, or leave {choice} empty"
+            refuse(stage, prefix, choice, "HTTPS needs a certificate", remedy)
+        if arn and not domain:
+            refuse(stage, prefix, certificate, "it is for a domain", f"set {choice}, or leave {certificate} empty")
+        if not arn:
+            continue
+        region, account = arn.split(":")[3:5]
+        if stage.region and region != stage.region:
+            remedy = f"request one in {stage.region}: a load balancer takes those of its own region only"
+            refuse(stage, prefix, certificate, f"it is in {region}, and the stage in {stage.region}", remedy)
+        if stage.account and account != stage.account:
+            remedy = f"request one in account {stage.account}: a load balancer takes those of its own account only"
+            refuse(stage, prefix, certificate, f"it is of account {account}, and the stage of {stage.account}", remedy)
+
+
+def _check_pipeline(stage: Stage, prefix: str) -> None:
+    """StageError for a delivery pipeline that lacks its connection or its repository."""
+    if stage.repository.partition("/")[0] == "OWNER":
+        remedy = "name your repository as owner/name, or leave it and connection empty: then there is no pipeline"
+        refuse(stage, prefix, "repository", "a placeholder", remedy)
+    if stage.connection and not stage.repository:
+        remedy = "set repository to owner/name, or leave connection empty: then there is no pipeline"
+        refuse(stage, prefix, "connection", "without a repository, there is nothing to fetch", remedy)
+    if stage.repository and not stage.connection:
+        remedy = "set connection to its ARN (CodeConnections), or leave repository empty: then there is no pipeline"
+        refuse(stage, prefix, "repository", "without a connection, the pipeline cannot fetch it", remedy)
+    if stage.sandbox_nightly and not stage.connection:
+        remedy = "set connection and repository, or leave it false"
+        refuse(stage, prefix, "sandbox_nightly", "there is no pipeline that would do it", remedy)
 
 
 def _check_serving(stage: Stage, prefix: str) -> None:
     """StageError for choices about the scorer that cannot be deployed together."""
-
-    def refuse(choice: str, reason: str, remedy: str) -> None:
-        value = getattr(stage, choice)
-        raise StageError(f"{prefix}{choice}={value}: {reason}", remedy=remedy)
-
     if stage.serving == "none":
         return
     if not stage.serving_image:
         refuse(
+            stage,
+            prefix,
             "serving_image",
             f"serving={stage.serving} needs an image",
             "push the scorer's image to ECR, and name it here",
@@ -253,27 +307,35 @@ def _check_serving(stage: Stage, prefix: str) -> None:
     if stage.serving == "sagemaker":
         if stage.serving_access == "public":
             refuse(
+                stage,
+                prefix,
                 "serving_access",
                 "callers reach an endpoint of SageMaker through the API of AWS, with their IAM role",
                 "leave it private, or choose serving=fargate",
             )
         if stage.serving_domain:
             refuse(
+                stage,
+                prefix,
                 "serving_domain",
                 "an endpoint of SageMaker has no domain name of its own",
                 "leave it empty, or choose serving=fargate",
             )
     if stage.serving_access == "public" and not stage.serving_domain:
         refuse(
+            stage,
+            prefix,
             "serving_access",
             "bearer tokens would cross the internet unencrypted",
-            "set serving_domain to a name for which ACM has a certificate",
+            "set serving_domain and serving_certificate",
         )
     # the scorer talks to MLflow by user name and password; SageMaker's server wants requests signed
     unreachable = stage.serving == "sagemaker" or stage.mlflow == "sagemaker"
     if unreachable and not stage.serving_bundle:
         where = "an endpoint of SageMaker" if stage.serving == "sagemaker" else "the scorer with mlflow=sagemaker"
         refuse(
+            stage,
+            prefix,
             "serving_bundle",
             f"{where} does not reach the registry",
             "name the folder of a model version's bundle in the artefact bucket",
@@ -289,6 +351,18 @@ def _typed(name: str, value: Any) -> Any:
         return int(value)
     return value
 
+
+_FORMS = {
+    "name": "at most 18 lower-case letters, digits and hyphens, beginning with a letter",
+    "account": "nothing, or 12 digits",
+    "region": "nothing, or a region such as eu-west-1",
+    "replica_region": "nothing, or a region such as eu-west-1",
+    "certificate": "arn:aws:acm:REGION:ACCOUNT:certificate/ID",
+    "serving_certificate": "arn:aws:acm:REGION:ACCOUNT:certificate/ID",
+    "connection": "arn:aws:codeconnections:REGION:ACCOUNT:connection/ID",
+    "analysts": "arn:aws:iam::ACCOUNT:role/NAME, or that of a user",
+}
+"""What a choice with a pattern looks like."""
 
 _EXPECTED = {
     "string_pattern_mismatch": "another form expected",
@@ -308,6 +382,8 @@ def _expected(error: Mapping[str, Any]) -> str:
         return f"at most {context['le']} expected"
     if error["type"] == "literal_error":
         return f"{context['expected'].replace(chr(39), '')} expected"
+    if error["type"] == "string_pattern_mismatch" and str(error["loc"][0]) in _FORMS:
+        return f"{_FORMS[str(error['loc'][0])]} expected"
     if error["type"] == "value_error":
         return str(context["error"])
     return _EXPECTED.get(error["type"], str(error["msg"]).lower())
