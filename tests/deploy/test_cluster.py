@@ -37,7 +37,10 @@ K = 50
 LOGIN = "cluster-mlflow"
 """Name of the secret with the ARN of the MLflow server."""
 OWN = [f"recommend.k={K}", QUICK_MODELS]
-SIZES = 'spark.settings={spark.executor.cores: "1", spark.executor.memory: 1g, spark.executor.memoryOverhead: 1g}'
+SIZES = (
+    'spark.settings={spark.executor.cores: "1", spark.executor.memory: 1g, spark.executor.memoryOverhead: 1g, '
+    'spark.default.parallelism: "2"}'
+)
 """One executor per worker, small enough for these machines."""
 
 pytestmark = [

@@ -108,7 +108,16 @@ def test_prices_have_a_date_and_worker_sizes_come_from_the_environment() -> None
     assert prices.region == "us-east-1"
     assert prices.date >= "2025"
     emr = load_config("emr", ["lake.path=s3://x", "raw.playlists=s3://x"])
-    assert worker_sizes(emr.spark.settings, emr.spark.driver_memory, 4) == Workers(4, 4, 14, 4, 14)
+    assert worker_sizes(emr.spark.settings, emr.spark.driver_memory) == Workers(4, 4, 14, 4, 14)
+    more = {"spark.dynamicAllocation.maxExecutors": "6", "spark.default.parallelism": "24"}
+    assert worker_sizes({**emr.spark.settings, **more}, emr.spark.driver_memory).executors == 6
+
+
+def test_fewer_tasks_than_cores_are_refused() -> None:
+    """The executors of a job come one by one, so it is cut for all of them from the start, or some would be idle."""
+    settings = {"spark.dynamicAllocation.maxExecutors": "8", "spark.default.parallelism": "16"}
+    with pytest.raises(ConfigError, match=r"spark\.default\.parallelism=16: at least 32 expected, the cores of .*=8"):
+        worker_sizes(settings, None)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,22 @@ def test_an_emr_step() -> None:
     assert_matches_golden("emr-ec2.json", readable(request("recommend", emr(), "emr-ec2", "run-1")))
 
 
+@pytest.mark.parametrize("target", ["emr-serverless", "emr-ec2"])
+def test_a_job_is_cut_for_all_of_its_executors(target: str) -> None:
+    """Not for those that have registered when it starts: on a cold start that is none."""
+    sent = dict(part.split("=", 1) for part in conf_of(request("recommend", emr(), target, "run-1")))
+    executors = int(sent["spark.dynamicAllocation.maxExecutors"])
+    assert int(sent["spark.dynamicAllocation.initialExecutors"]) <= executors
+    assert int(sent["spark.default.parallelism"]) == executors * int(sent["spark.executor.cores"])
+
+
+def conf_of(sent: dict[str, Any]) -> list[str]:
+    """The Spark settings of a request, as name=value."""
+    driver = sent.get("jobDriver", {}).get("sparkSubmit", {})
+    words = shlex.split(driver["sparkSubmitParameters"]) if driver else sent["Steps"][0]["HadoopJarStep"]["Args"]
+    return [words[i + 1] for i, word in enumerate(words) if word == "--conf"]
+
+
 def test_a_state_machine_task() -> None:
     machine = definition(nodes(), limits=default_limits())
     full = substitute(machine, {name: f"<{name}>" for name in placeholders(machine)})

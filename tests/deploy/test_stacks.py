@@ -300,6 +300,8 @@ def test_the_application_has_the_release_an_idle_timeout_and_a_maximum_capacity(
     assert application["AutoStopConfiguration"] == {"Enabled": True, "IdleTimeoutMinutes": 15}
     assert "InitialCapacity" not in application
     assert len(application["NetworkConfiguration"]["SubnetIds"]) == 2
+    # two jobs at the same time, and room for the driver and an executor of each
+    assert application["SchedulerConfiguration"] == {"MaxConcurrentRuns": 2, "QueueTimeoutMinutes": 15}
     assert of_type(prod["compute"], "AWS::EMR::Cluster") == []
 
 
@@ -527,8 +529,16 @@ def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Tem
         ({"name": "mine"}, "no choice 'name'; one of: account, region, keep, max_vcpu, "),
         ({"mlflow": "none"}, "mlflow=none: fargate or sagemaker expected"),
         ({"max_vcpu": "many"}, "max_vcpu=many: a whole number expected"),
-        ({"max_vcpu": "7"}, "max_vcpu=7: at least 8 expected, for a driver and 1 executor"),
-        ({"max_vcpu": "16", "prewarmed": "true"}, "max_vcpu=16: at least 20 expected, for a driver and 4 executor"),
+        (
+            {"max_vcpu": "15"},
+            "max_vcpu=15: at least 16 expected: 2 jobs run at the same time, so 2 drivers of 4 and 2 executors of 4 ",
+        ),
+        (
+            {"max_vcpu": "23", "prewarmed": "true"},
+            "max_vcpu=23: at least 24 expected: 2 jobs run at the same time, so 2 drivers of 4 and 4 executors of 4 "
+            "vCPUs, of which 4 are kept started",
+        ),
+        ({"release": "emr-7.13.0"}, "release=emr-7.13.0: emr-spark-8.1.0 or emr-spark-8.2.0 expected"),
         ({"nat_gateways": "0"}, "nat_gateways=0: at least 1 expected"),
         ({"hour": "24"}, "hour=24: at most 23 expected"),
         ({"hour": "-1"}, "hour=-1: at least 0 expected"),
@@ -596,8 +606,8 @@ def test_a_stage_whose_name_fits_no_load_balancer(tmp_path: Path, monkeypatch: p
 
 def test_the_context_overrides_the_file_and_a_stage_overrides_common_values() -> None:
     assert load_stage({}).name == "dev"
-    chosen = load_stage({"stage": "prod", "ec2": "true", "timezone": "Europe/Berlin", "hour": "23", "max_vcpu": 8})
-    assert (chosen.ec2, chosen.timezone, chosen.hour, chosen.max_vcpu) == (True, "Europe/Berlin", 23, 8)
+    chosen = load_stage({"stage": "prod", "ec2": "true", "timezone": "Europe/Berlin", "hour": "23", "max_vcpu": 16})
+    assert (chosen.ec2, chosen.timezone, chosen.hour, chosen.max_vcpu) == (True, "Europe/Berlin", 23, 16)
     assert (chosen.keep, chosen.nightly, chosen.mlflow) == (True, True, "fargate"), "other choices come from the file"
 
 
@@ -657,6 +667,7 @@ CHOICES = [
     ("dev", *DOMAIN),
     ("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin"),
     ("dev", "mlflow=sagemaker"),
+    ("dev", "release=emr-spark-8.2.0", "ec2=true"),
     PRIVATE_SCORER,
     PUBLIC_SCORER,
     SCORER_OF_BUNDLE,
@@ -692,7 +703,10 @@ def test_choices_take_effect() -> None:
     (application,) = of_type(made["compute"], "AWS::EMRServerless::Application")
     assert {one["Key"] for one in application["InitialCapacity"]} == {"Driver", "Executor"}
     (cluster,) = of_type(made["compute"], "AWS::EMR::Cluster")
-    assert cluster["ReleaseLabel"] == application["ReleaseLabel"]
+    assert cluster["ReleaseLabel"] == application["ReleaseLabel"] == "emr-spark-8.1.0"
+    newer = templates("dev", "release=emr-spark-8.2.0", "ec2=true")["compute"]
+    labels = [*of_type(newer, "AWS::EMRServerless::Application"), *of_type(newer, "AWS::EMR::Cluster")]
+    assert [one["ReleaseLabel"] for one in labels] == ["emr-spark-8.2.0"] * 2
     schedules = of_type(made["orchestration"], "AWS::Scheduler::Schedule")
     assert {(one["ScheduleExpressionTimezone"], one["State"]) for one in schedules} == {("Europe/Berlin", "DISABLED")}
     managed = templates("dev", "mlflow=sagemaker")["mlflow"]
@@ -763,6 +777,9 @@ def test_cluster_nodes_have_a_valid_profile_and_the_derived_permissions() -> Non
         if "Sid" not in one
     ]
     assert [one["Action"] for one in others] == [["secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue"]]
+    (nodes_role,) = [one for name, one in compute["Resources"].items() if name == role]
+    managed = [text(one) for one in nodes_role["Properties"]["ManagedPolicyArns"]]
+    assert managed == ["arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"], "sessions on a node use it"
 
 
 @pytest.mark.slow

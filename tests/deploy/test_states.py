@@ -130,11 +130,13 @@ def test_a_graph_that_is_not_series_parallel_keeps_its_order() -> None:
         graph.Node("d", (PLAYLISTS, TRACKS), (TRACK_VECTORS,)),
     ]
     assert graph.compose(made) == graph.Series((graph.Parallel(("a", "b")), graph.Parallel(("c", "d"))))
+    assert graph.width(graph.compose(made)) == 2
 
 
 def test_disconnected_parts_of_a_graph_run_in_parallel() -> None:
     made = [graph.Node("a", (), (PLAYLISTS,)), graph.Node("b", (), (TRACKS,)), graph.Node("c", (TRACKS,), ())]
     assert graph.compose(made) == graph.Parallel(("a", graph.Series(("b", "c"))))
+    assert graph.width(graph.Series(("d", graph.Parallel(("a", graph.Parallel(("b", "c"))))))) == 3
 
 
 @pytest.mark.parametrize("job", JOBS)

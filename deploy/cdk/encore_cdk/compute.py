@@ -16,9 +16,9 @@ from aws_cdk import aws_s3_deployment as upload
 from constructs import Construct
 
 from encore.aws.access import Buckets, cluster_statements, statements, tracking_statements
-from encore.aws.deployment import RELEASE, ROLE_OUTPUT
-from encore.aws.stage import PREWARMED, Stage
-from encore.aws.states import camel
+from encore.aws.deployment import ROLE_OUTPUT
+from encore.aws.stage import PREWARMED, Stage, concurrent_jobs
+from encore.aws.states import Limits, camel
 from encore.runtime.registry import extra_nodes, nodes, upkeep
 from encore_cdk.mlflow import ARTEFACTS, MlflowStack
 from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, acknowledge, acknowledge_wildcards, nag_arn
@@ -53,10 +53,14 @@ class ComputeStack(Stack):
             self,
             "Application",
             name=f"encore-{stage.name}",
-            release_label=RELEASE,
+            release_label=stage.release,
             type="SPARK",
             architecture="X86_64",
             maximum_capacity=limit,
+            # jobs beyond these wait in a queue, where they hold no driver that would keep others from an executor
+            scheduler_configuration=serverless.CfnApplication.SchedulerConfigurationProperty(
+                max_concurrent_runs=concurrent_jobs(), queue_timeout_minutes=Limits().queue_seconds // 60
+            ),
             initial_capacity=_prewarmed_workers() if stage.prewarmed else None,
             auto_start_configuration=serverless.CfnApplication.AutoStartConfigurationProperty(enabled=True),
             auto_stop_configuration=serverless.CfnApplication.AutoStopConfigurationProperty(
@@ -167,7 +171,16 @@ class ComputeStack(Stack):
         acknowledge(service, {f"AwsSolutions-IAM4[{managed}]": why})
         Tags.of(network.vpc).add(EMR_TAG, "true")
         Tags.of(network.jobs).add(EMR_TAG, "true")
-        node_role = iam.Role(self, "ClusterNodes", assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"))
+        node_role = iam.Role(
+            self,
+            "ClusterNodes",
+            assumed_by=iam.ServicePrincipal(f"ec2.{Stack.of(self).url_suffix}"),
+            # for sessions on a node: its agent registers with Systems Manager
+            managed_policies=[iam.ManagedPolicy.from_aws_managed_policy_name("AmazonSSMManagedInstanceCore")],
+        )
+        managed = "Policy::arn:<AWS::Partition>:iam::aws:policy/AmazonSSMManagedInstanceCore"
+        why = "The policy that Systems Manager requires of a node; it allows nothing on any data of Encore"
+        acknowledge(node_role, {f"AwsSolutions-IAM4[{managed}]": why})
         allowed = cluster_statements(buckets)
         for statement in allowed:
             node_role.add_to_policy(iam.PolicyStatement.from_json(statement))
@@ -194,7 +207,7 @@ class ComputeStack(Stack):
             self,
             "Cluster",
             name=f"encore-{stage.name}",
-            release_label=RELEASE,
+            release_label=stage.release,
             applications=[emr.CfnCluster.ApplicationProperty(name="Spark")],
             service_role=service.role_arn,
             job_flow_role=profile.ref,

@@ -25,6 +25,9 @@ from encore.errors import ConfigError
 
 HOURS_A_MONTH = 730
 
+MAX_EXECUTORS = "spark.dynamicAllocation.maxExecutors"
+PARALLELISM = "spark.default.parallelism"
+
 RELIABLE_SCALE = 4
 """Beyond this many times (or below one such fraction of) the measured playlists, an estimate is called unreliable."""
 
@@ -118,11 +121,21 @@ class Workers:
     executor_gb: int
 
 
-def worker_sizes(spark: Mapping[str, str], driver_memory: str | None, executors: int) -> Workers:
-    """Worker sizes from an environment's Spark settings. ConfigError for a memory size that is not whole gigabytes."""
+def worker_sizes(spark: Mapping[str, str], driver_memory: str | None, executors: int | None = None) -> Workers:
+    """Worker sizes from an environment's Spark settings. `executors`: None for as many as the settings allow.
+
+    ConfigError for a memory size that is not whole gigabytes, and for fewer tasks than the executors have cores.
+    """
     driver = _gb("spark.driver.memory", driver_memory or spark.get("spark.driver.memory", "14g"))
+    most, tasks = int(spark.get(MAX_EXECUTORS, 4)), spark.get(PARALLELISM)
+    cores = most * int(spark.get("spark.executor.cores", 4))
+    if tasks is not None and int(tasks) < cores:
+        raise ConfigError(
+            f"{PARALLELISM}={tasks}: at least {cores} expected, the cores of {MAX_EXECUTORS}={most} executors",
+            remedy="set it to the number of executors times their cores, or cores would be idle",
+        )
     return Workers(
-        executors,
+        most if executors is None else executors,
         int(spark.get("spark.driver.cores", 4)),
         driver + _gb("spark.driver.memoryOverhead", spark.get("spark.driver.memoryOverhead", "2g")),
         int(spark.get("spark.executor.cores", 4)),

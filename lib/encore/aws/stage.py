@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -17,6 +18,8 @@ from pydantic import Field, ValidationError, field_validator
 from encore.aws.cost import Workers, worker_sizes
 from encore.config import Section, conf_dir, load_config, read_yaml
 from encore.errors import ConfigError
+from encore.runtime.graph import compose, width
+from encore.runtime.registry import nodes
 
 
 class StageError(ConfigError):
@@ -214,7 +217,13 @@ PREWARMED = 4
 def _worker_sizes() -> Workers:
     """Sizes of a driver and an executor, as jobs request them."""
     emr = load_config("emr", ["lake.path=s3://unused", "raw.playlists=s3://unused"])
-    return worker_sizes(emr.spark.settings, emr.spark.driver_memory, executors=1)
+    return worker_sizes(emr.spark.settings, emr.spark.driver_memory)
+
+
+@cache
+def concurrent_jobs() -> int:
+    """The maximum number of jobs that the state machine runs at the same time."""
+    return width(compose(nodes()))
 
 
 def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str) -> Stage:
@@ -227,13 +236,7 @@ def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str
         if first["type"] == "missing":
             raise StageError(f"{prefix}{choice}: missing") from error
         raise StageError(f"{prefix}{choice}={first['input']}: {_expected(first)}") from error
-    executors = PREWARMED if stage.prewarmed else 1
-    # with fewer, no job could ever start
-    least = sizes.driver_vcpu + executors * sizes.executor_vcpu
-    if stage.max_vcpu < least:
-        raise StageError(
-            f"{prefix}max_vcpu={stage.max_vcpu}: at least {least} expected, for a driver and {executors} executor(s)"
-        )
+    _check_capacity(stage, sizes, prefix)
     _check_serving(stage, prefix)
     _check_account(stage, prefix)
     _check_certificates(stage, prefix)
@@ -290,6 +293,27 @@ def _check_pipeline(stage: Stage, prefix: str) -> None:
     if stage.sandbox_nightly and not stage.connection:
         remedy = "set connection and repository, or leave it false"
         refuse(stage, prefix, "sandbox_nightly", "there is no pipeline that would do it", remedy)
+
+
+def _check_capacity(stage: Stage, sizes: Workers, prefix: str) -> None:
+    """StageError if the jobs that run at the same time could block each other.
+
+    Each of them needs its driver and at least one executor: if their drivers took up all of the capacity, each would
+    wait forever for an executor. Workers that are kept started can only be used as what they were started as.
+    """
+    jobs = concurrent_jobs()
+    executors = max(jobs, PREWARMED) if stage.prewarmed else jobs
+    least = jobs * sizes.driver_vcpu + executors * sizes.executor_vcpu
+    if stage.max_vcpu < least:
+        kept = f", of which {PREWARMED} are kept started" if stage.prewarmed else ""
+        refuse(
+            stage,
+            prefix,
+            "max_vcpu",
+            f"at least {least} expected: {jobs} jobs run at the same time, so {jobs} drivers of {sizes.driver_vcpu} "
+            f"and {executors} executors of {sizes.executor_vcpu} vCPUs{kept}",
+            "choose a larger maximum, or smaller workers in conf/emr.yaml",
+        )
 
 
 def _check_serving(stage: Stage, prefix: str) -> None:

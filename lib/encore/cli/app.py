@@ -568,7 +568,9 @@ def cost(
         int | None, typer.Option(min=1, help="How many playlists; default: as many as are in the lake.")
     ] = None,
     region: Annotated[str, typer.Option(help="Whose prices: conf/prices/<region>.yaml.")] = "us-east-1",
-    executors: Annotated[int, typer.Option(min=1, help="Executors on AWS, of the size in conf/emr.yaml.")] = 4,
+    executors: Annotated[
+        int | None, typer.Option(min=1, help="Executors of a job on AWS; default: as many as conf/emr.yaml allows.")
+    ] = None,
     cores: Annotated[
         int | None, typer.Option(min=1, help="Cores that the last run had; default: spark.master.")
     ] = None,

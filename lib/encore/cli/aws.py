@@ -136,7 +136,7 @@ def jobs_dir(job: str) -> Path:
 
 
 def print_cost(
-    config: Config, playlists: int | None, region: str, executors: int, cores: int | None, out: Console
+    config: Config, playlists: int | None, region: str, executors: int | None, cores: int | None, out: Console
 ) -> None:
     """Print what a run would cost on AWS, estimated from the last run of each job. LakeError if no run is recorded."""
     store = open_store(config)

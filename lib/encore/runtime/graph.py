@@ -111,6 +111,14 @@ def compose(nodes: Sequence[Node]) -> Part:
     return _compose(names, before)
 
 
+def width(part: Part) -> int:
+    """The maximum number of jobs of a part that run at the same time."""
+    if isinstance(part, str):
+        return 1
+    widths = [width(inner) for inner in part.parts]
+    return sum(widths) if isinstance(part, Parallel) else max(widths)
+
+
 def _compose(names: list[str], before: dict[str, set[str]]) -> Part:
     if len(names) == 1:
         return names[0]
