@@ -157,6 +157,12 @@ deploy-doctor: setup ## Check whether your AWS account is ready for a deployment
 deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to your AWS account
 	@$(CDK) deploy $(patsubst %,'%',$(STACKS)) --require-approval never
 
+# Only a stage of which nothing is deployed, so that nothing else is removed. PLAYLISTS=2000 are generated.
+.PHONY: smoke-deploy
+smoke-deploy: STAGE = sandbox
+smoke-deploy: setup $(if $(PACKAGED),,package) ## Deploy STAGE=sandbox, run it on generated playlists, verify, and remove it
+	@PACKAGED=yes bash deploy/smoke.sh $(STAGE) $(PLAYLISTS)
+
 .PHONY: cdk
 cdk: setup ## Run the CDK itself, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'
 	@$(CDK) $(ARGS)

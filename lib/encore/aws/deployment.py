@@ -22,20 +22,24 @@ ClientFactory = Callable[[str], Any]
 
 def stack_outputs(stage: str, clients: ClientFactory) -> dict[str, str]:
     """Outputs of a stage's stacks, by name. InputError if the stage is not deployed in this account and region."""
-    load_stage({"stage": stage})
     found: dict[str, str] = {}
-    formation = clients("cloudformation")
     for stack in STACKS:
-        name = f"encore-{stage}-{stack}"
-        try:
-            with translate_errors(f"stack {name}"):
-                found |= _outputs(name, formation)
-        except InputError as error:
-            raise InputError(
-                f"stack {name}: does not exist in {formation.meta.region_name}",
-                remedy=f"run `make deploy STAGE={stage}`, or set AWS_REGION and AWS_PROFILE to where it is deployed",
-            ) from error
+        found |= outputs_of(stage, stack, clients)
     return found
+
+
+def outputs_of(stage: str, stack: str, clients: ClientFactory) -> dict[str, str]:
+    """Outputs of one stack of a stage, by name. InputError if it is not deployed in this account and region."""
+    load_stage({"stage": stage})
+    formation, name = clients("cloudformation"), f"encore-{stage}-{stack}"
+    try:
+        with translate_errors(f"stack {name}"):
+            return _outputs(name, formation)
+    except InputError as error:
+        raise InputError(
+            f"stack {name}: does not exist in {formation.meta.region_name}",
+            remedy=f"run `make deploy STAGE={stage}`, or set AWS_REGION and AWS_PROFILE to where it is deployed",
+        ) from error
 
 
 def _outputs(stack: str, formation: Any) -> dict[str, str]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encore.cli.command import Debug, exit_with, guarded
+from encore.cli.command import Debug, Set, exit_with, guarded
 
 if TYPE_CHECKING:
+    from encore.aws.acceptance import Facts
     from encore.aws.deployment import ClientFactory
     from encore.findings import Finding
 
@@ -25,11 +26,27 @@ Choices = Annotated[
 ]
 
 
+RunName = Annotated[str | None, typer.Option("--name", help="Name of the execution and id of the run; default: new.")]
+
+
 def _set_up_logging(debug: bool) -> None:
     from encore.config import load_config
     from encore.log import configure_logging
 
     configure_logging(load_config("local", ["log.level=debug"] if debug else []).log)
+
+
+def _say(text: str) -> None:
+    from encore.cli.console import err
+
+    err.print(text, highlight=False, markup=False)
+
+
+def _clients() -> ClientFactory:
+    from encore.aws.account import region_of
+    from encore.aws.deployment import client_factory
+
+    return client_factory(region_of(None))
 
 
 @deployments.command("doctor")
@@ -67,3 +84,195 @@ def deployment_findings(
     context = dict(choice.partition("=")[::2] for choice in choices)
     region = region_of(None)
     return findings(load_stage({"stage": stage, **context}), package, clients or client_factory(region), region)
+
+
+@deployments.command("upload")
+def upload(
+    folder: Annotated[Path, typer.Argument(help="Folder with slices, and features in its folder features/.")],
+    stage: StageName = "sandbox",
+    debug: Debug = False,
+) -> None:
+    """Upload slices and features to the raw bucket of a stage that keeps no data."""
+
+    def work() -> None:
+        from encore.aws.deployment import outputs_of
+        from encore.aws.upload import upload as upload_folder
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        clients = _clients()
+        bucket = outputs_of(stage, "storage", clients)["RawBucket"]
+        done = upload_folder(stage, folder, bucket, clients("s3"), _say)
+        out.print(f"{done.files} files, {done.bytes / 1e6:,.1f} MB, to s3://{bucket}", highlight=False)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("run")
+def run(
+    stage: StageName = "dev",
+    name: RunName = None,
+    first: Annotated[str, typer.Option("--from", help="The first job; those after it run too.")] = "",
+    only: Annotated[list[str], typer.Option("--only", help="A job to run; may be repeated.")] = [],  # noqa: B006
+    overrides: Set = [],  # noqa: B006
+    date: Annotated[str, typer.Option(help="Read only the raw data of this date, YYYY-MM-DD.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Start an execution of a stage's state machine and follow it to its end. Ctrl-C stops it."""
+
+    def work() -> None:
+        from encore.aws.executions import machine_of
+        from encore.aws.executions import run as run_execution
+        from encore.cli.console import out
+        from encore.runtime.pipeline import new_run_id
+
+        _set_up_logging(debug)
+        machine_input = {"from": first, "only": list(only), "set": list(overrides), "date": date}
+        given = {key: value for key, value in machine_input.items() if value}
+        run_id = name or new_run_id()
+        seconds = run_execution(machine_of(stage, _clients()), run_id, given, _say)
+        out.print(f"{run_id}: succeeded after {seconds / 60:,.1f} minutes", highlight=False)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("backfill")
+def backfill(
+    stage: StageName = "dev",
+    first: Annotated[str, typer.Option("--from", help="The first date, YYYY-MM-DD.")] = ...,  # type: ignore[assignment]
+    last: Annotated[str, typer.Option("--to", help="The last date, YYYY-MM-DD.")] = ...,  # type: ignore[assignment]
+    overrides: Set = [],  # noqa: B006
+    redo: Annotated[bool, typer.Option("--redo", help="Also run dates that are done.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run one execution for each date of a range, in order; call it again to continue after a failure."""
+
+    def work() -> None:
+        from encore.aws.deployment import outputs_of
+        from encore.aws.executions import backfill as backfill_days
+        from encore.aws.executions import check_raw_data, dates, machine_of
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        days = dates(first, last)
+        clients = _clients()
+        raw = outputs_of(stage, "storage", clients)["RawBucket"]
+        check_raw_data(days, f"s3://{raw}/playlists", clients("s3"))
+        needed = backfill_days(machine_of(stage, clients), days, overrides, _say, redo=redo)
+        out.print(f"{len(days)} dates: {needed} run now, {len(days) - needed} done before", highlight=False)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("facts")
+def facts(
+    stage: StageName = "dev",
+    path: Annotated[Path | None, typer.Option("--out", help="Write them to this file, as JSON.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print what a stage's lake holds: rows of each table, jobs done, and the metrics of each model."""
+
+    def work() -> None:
+        from dataclasses import asdict
+
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        found = _facts(stage)
+        if path is None:
+            out.print_json(data=asdict(found))
+            return
+        found.write(path)
+        out.print(f"{path}: {len(found.rows)} tables, metrics of {len(found.metrics)} models", highlight=False)
+
+    exit_with(guarded(work))
+
+
+def _facts(stage: str) -> Facts:
+    """The facts about a stage, none if it is not deployed yet."""
+    from encore.aws.acceptance import facts_of
+    from encore.aws.account import region_of
+    from encore.aws.deployment import outputs_of
+    from encore.config import load_config
+
+    lake = outputs_of(stage, "storage", _clients())["LakePath"]
+    region = region_of(None)
+    return facts_of(
+        stage,
+        load_config(
+            "emr",
+            [f"lake.path={lake}", "raw.playlists=s3://unused", *([f"s3.region={region}"] if region else [])],
+        ),
+    )
+
+
+@deployments.command("verify")
+def verify(
+    stage: StageName = "dev",
+    playlists: Annotated[int | None, typer.Option(min=1, help="How many playlists there have to be.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Check what a complete run leaves in a stage: jobs done, tables with rows, metrics in range."""
+
+    def work() -> None:
+        from encore.aws.acceptance import accepted
+        from encore.cli.console import out
+        from encore.cli.doctor import print_findings
+
+        _set_up_logging(debug)
+        if not print_findings(accepted(_facts(stage), playlists), out):
+            exit_with(3)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("gate")
+def gate(
+    candidate: Annotated[Path, typer.Argument(help="Facts of the stage that ran what is to be released.")],
+    production: Annotated[Path, typer.Argument(help="Facts of production.")],
+    tolerance: Annotated[float, typer.Option(help="How much worse a metric may be, as a share.")] = 0.05,
+    debug: Debug = False,
+) -> None:
+    """Decide whether a release may go to production: a complete run, and metrics not far below production's."""
+
+    def work() -> None:
+        from encore.aws.acceptance import Facts
+        from encore.aws.acceptance import gate as decide
+        from encore.cli.console import out
+        from encore.cli.doctor import print_findings
+
+        _set_up_logging(debug)
+        if not print_findings(decide(Facts.read(candidate), Facts.read(production), tolerance), out):
+            exit_with(3)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("remove")
+def remove(stage: StageName = "sandbox", debug: Debug = False) -> None:
+    """Delete the stacks of a stage that keeps no data, also after a deployment that failed halfway."""
+
+    def work() -> None:
+        from encore.aws.removal import remove as remove_stage
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        removed = remove_stage(stage, _clients(), _say)
+        out.print(f"{stage}: {len(removed)} stacks deleted, nothing is left", highlight=False)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("vacant")
+def vacant(stage: StageName = "sandbox", debug: Debug = False) -> None:
+    """Check that nothing of a stage is deployed, so that a trial may deploy and remove it."""
+
+    def work() -> None:
+        from encore.aws.removal import vacant as check_vacant
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        check_vacant(stage, _clients())
+        out.print(f"{stage}: nothing is deployed", highlight=False)
+
+    exit_with(guarded(work))
