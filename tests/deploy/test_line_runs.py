@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 from moto import mock_aws
 
 from encore.aws.access import Buckets, statements
+from encore.aws.executions import ExecutionFailed, Machine, backfill, dates
+from encore.aws.executions import run as start_and_follow
 from encore.aws.states import Limits, definition, placeholders, substitute
 from encore.config import load_config
 from encore.lake.store import Store
@@ -229,6 +231,25 @@ def test_transient_errors_are_retried(decisions: Decisions, result: Any) -> None
     assert made.run("again", {"only": ["split_holdout", "evaluate"]})["status"] == "SUCCEEDED"
     assert ran == ["split_holdout", "split_holdout", "evaluate"]
     assert made.messages() == []
+
+
+def test_who_follows_an_execution_learns_which_job_failed_and_why(decisions: Decisions) -> None:
+    made, _, script = decisions
+    script["evaluate"] = [3]
+    said: list[str] = []
+    machine = Machine("dev", made.machine, made.states)
+    with pytest.raises(ExecutionFailed, match="evaluate failed: evaluate ended with 3") as caught:
+        start_and_follow(machine, "told", {"only": ["split_holdout", "evaluate"]}, said.append, sleep=pause)
+    assert (caught.value.exit_code, caught.value.remedy) == (3, "fix it")
+    assert said == ["told: started in dev", "split_holdout: started", "evaluate: started"]
+    days = dates("2026-01-01", "2026-01-02")
+    assert backfill(machine, days, [], said.append, sleep=pause) == 2
+    assert backfill(machine, days, [], said.append, sleep=pause) == 0
+
+
+def pause(_: float) -> None:
+    """Wait less than between two polls of Step Functions."""
+    time.sleep(0.1)
 
 
 @pytest.mark.slow
