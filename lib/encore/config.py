@@ -472,6 +472,7 @@ class EmrConfig(Section):
     code: str | None = Field(description="s3:// folder with the output of `make package`.")
     logs: str | None = Field(description="s3:// folder for logs and job outcomes.")
     minutes: int = Field(ge=5, description="Minutes after which EMR ends a job.")
+    stage: str | None = Field(description="Name of the stage, with which job runs are tagged for the bill.")
 
 
 class LogConfig(Section):

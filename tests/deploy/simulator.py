@@ -7,7 +7,9 @@ from typing import Any
 
 from tests.deploy.s3proxy import Call
 
-OPERATORS = {"StringLike", "StringLikeIfExists"}
+OPERATORS = {
+    *("ArnEquals", "ArnLike", "Bool", "NumericLessThan", "StringEquals", "StringLike", "StringLikeIfExists"),
+}
 
 
 def matches(pattern: str, value: str) -> bool:
@@ -16,12 +18,15 @@ def matches(pattern: str, value: str) -> bool:
 
 
 def listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+    return list(value) if isinstance(value, list) else [value]
 
 
 def applies(statement: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:
     """Whether a statement applies. ValueError for an unknown condition operator."""
-    if not any(matches(pattern, action) for pattern in listed(statement["Action"])):
+    if "NotAction" in statement:
+        if any(matches(pattern, action) for pattern in listed(statement["NotAction"])):
+            return False
+    elif not any(matches(pattern, action) for pattern in listed(statement["Action"])):
         return False
     if not any(matches(pattern, resource) for pattern in listed(statement["Resource"])):
         return False
@@ -32,9 +37,16 @@ def applies(statement: dict[str, Any], action: str, resource: str, context: dict
             if key not in context:
                 if not operator.endswith("IfExists"):
                     return False
-            elif not any(matches(pattern, context[key]) for pattern in listed(patterns)):
+            elif not any(_holds(operator, pattern, context[key]) for pattern in listed(patterns)):
                 return False
     return True
+
+
+def _holds(operator: str, pattern: Any, value: str) -> bool:
+    """Whether one value of a condition holds."""
+    if operator == "NumericLessThan":
+        return float(value) < float(pattern)
+    return value == pattern if operator in ("StringEquals", "Bool") else matches(pattern, value)
 
 
 def is_allowed(statements: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from mlflow.server.security_utils import is_allowed_host_header
 
 from encore.aws.access import Buckets, cluster_statements, statements, tracking_statements
-from encore.aws.athena import VIEWS, glue_columns
+from encore.aws.athena import VIEWS
 from encore.aws.deployment import ROLE_OUTPUT, STACKS
 from encore.aws.readiness import placeholder_findings
 from encore.aws.stage import StageError, load_stage
@@ -83,8 +83,11 @@ def test_glue_has_every_table_with_the_comments_of_its_declaration(prod: dict[st
     made = {one["TableInput"]["Name"]: one["TableInput"] for one in of_type(prod["storage"], "AWS::Glue::Table")}
     assert set(made) == set(BY_NAME) | set(VIEWS)
     for table in ALL:
-        columns = made[table.name]["StorageDescriptor"]["Columns"]
-        assert [(one["Name"], one["Type"], one["Comment"]) for one in columns] == glue_columns(table)
+        columns, keys = made[table.name]["StorageDescriptor"]["Columns"], made[table.name]["PartitionKeys"]
+        assert tuple(one["Name"] for one in keys) == table.partition_by
+        declared = {column.name: (column.type, column.comment) for column in table.columns}
+        assert len(columns) + len(keys) == len(declared), f"{table.name}: Glue refuses a column in both lists"
+        assert {one["Name"]: (one["Type"], one["Comment"]) for one in [*columns, *keys]} == declared
         assert text(made[table.name]["StorageDescriptor"]["Location"]).endswith(f"/lake/{table.name}/")
         assert made[table.name]["Parameters"]["table_type"] == "DELTA"
         assert formats(made[table.name]) == (
@@ -273,13 +276,15 @@ def test_the_outputs_name_the_state_machine_and_the_topic(prod: dict[str, Templa
     assert found == {"StateMachineArn": "AWS::StepFunctions::StateMachine", "FailuresTopicArn": "AWS::SNS::Topic"}
 
 
+COST_TAGS = {"encore:stage", "encore:part"}
+
+
 @pytest.mark.slow
-def test_every_taggable_resource_of_a_stage_has_its_tag(prod: dict[str, Template]) -> None:
+def test_every_taggable_resource_of_every_choice_has_the_tags_for_the_bill() -> None:
     """CloudFormation's own schemas say which resources can be tagged."""
     from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 
-    stacks = {name: template for name, template in prod.items() if name != "delivery"}
-    stacks |= {" ".join(choices): templates(*choices)["serving"] for choices in (PUBLIC_SCORER, ENDPOINT)}
+    stacks = {f"{' '.join(one)}: {name}": template for one in CHOICES for name, template in templates(*one).items()}
     for stack, template in stacks.items():
         tagged = 0
         for name, resource in template["Resources"].items():
@@ -287,10 +292,25 @@ def test_every_taggable_resource_of_a_stage_has_its_tag(prod: dict[str, Template
                 continue
             schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
             taggable = schema.get("tagging", {}).get("taggable", "Tags" in schema["properties"])
-            has_tag = "encore:stage" in json.dumps(resource.get("Properties"))
-            assert has_tag or not taggable, f"{stack}: {name}"
-            tagged += has_tag
+            properties = json.dumps(resource.get("Properties"))
+            missing = {tag for tag in COST_TAGS if tag not in properties}
+            assert not missing or not taggable, f"{stack}: {name}: {missing}"
+            tagged += not missing
         assert tagged, stack
+
+
+def test_running_tasks_and_job_runs_have_the_tags_for_the_bill(prod: dict[str, Template]) -> None:
+    """Both are billed, and neither is a resource of a stack."""
+    for choices in (("prod",), PUBLIC_SCORER):
+        for stack, template in templates(*choices).items():
+            for service in of_type(template, "AWS::ECS::Service"):
+                assert service["PropagateTags"] == "SERVICE", stack
+    (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
+    runs = re.findall(r'"Tags": ({[^}]*})', machine["DefinitionString"].replace("${Stage}", "STAGE"))
+    assert len(runs) >= len({*JOBS, *EXTRA_JOBS})
+    assert all(set(json.loads(tags)) > COST_TAGS for tags in runs)
+    assert {json.loads(tags)["encore:stage"] for tags in runs} == {"STAGE"}
+    assert machine["DefinitionSubstitutions"]["Stage"] == "prod"
 
 
 def test_the_application_has_the_release_an_idle_timeout_and_a_maximum_capacity(prod: dict[str, Template]) -> None:

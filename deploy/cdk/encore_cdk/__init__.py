@@ -38,10 +38,20 @@ def build(app: App, stage: Stage, package: Path) -> None:
     mlflow = MlflowStack(app, f"{name}-mlflow", stage, network, storage)
     compute = ComputeStack(app, f"{name}-compute", stage, network, storage, mlflow, package)
     orchestration = OrchestrationStack(app, f"{name}-orchestration", stage, storage, compute, mlflow)
-    if stage.connection:
-        DeliveryStack(app, "encore-delivery", stage)
     stacks: list[Stack] = [network, storage, mlflow, compute, orchestration]
     if stage.serving != "none":
         stacks.append(ServingStack(app, f"{name}-serving", stage, network, storage, mlflow, orchestration))
     for stack in stacks:
-        Tags.of(stack).add("encore:stage", stage.name)
+        _tag(stack, stage.name)
+    if stage.connection:
+        _tag(DeliveryStack(app, "encore-delivery", stage), ALL_STAGES)
+
+
+ALL_STAGES = "all"
+"""The value of the tag for what all stages share."""
+
+
+def _tag(stack: Stack, stage: str) -> None:
+    """Tag all that a stack creates, so that the bill can be split by stage and by part."""
+    Tags.of(stack).add("encore:stage", stage)
+    Tags.of(stack).add("encore:part", stack.stack_name.rpartition("-")[2])

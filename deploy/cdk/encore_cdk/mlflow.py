@@ -175,6 +175,8 @@ class MlflowStack(Stack):
             circuit_breaker=ecs.DeploymentCircuitBreaker(rollback=True),
             # people open the pages through a port-forward to the task
             enable_execute_command=True,
+            # tasks are what is billed
+            propagate_tags=ecs.PropagatedTagSource.SERVICE,
         )
         self._listen(balancer, service)
         if stage.domain:

@@ -111,6 +111,7 @@ class OrchestrationStack(Stack):
         known = {
             "ApplicationId": compute.application_id,
             "Region": self.region,
+            "Stage": stage.name,
             "CodePrefix": compute.code_path,
             "Lake": storage.lake_path,
             "RawPrefix": f"s3://{bucket_name(stage, 'raw')}",

@@ -7,9 +7,11 @@ from typing import Any
 from aws_cdk import Aws, CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_athena as athena
 from aws_cdk import aws_glue as glue
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
+from encore.aws.access import READ_ONLY, READERS, Buckets, reader_statements
 from encore.aws.athena import (
     DATABASE,
     INPUT_FORMAT,
@@ -19,11 +21,12 @@ from encore.aws.athena import (
     athena_view,
     glue_columns,
     glue_parameters,
+    glue_partition_keys,
     serde_parameters,
 )
 from encore.aws.stage import Stage
 from encore.lake.tables import ALL
-from encore_cdk.nag import acknowledge
+from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 
 PREFIX = "lake"
 
@@ -98,6 +101,8 @@ class StorageStack(Stack):
         )
         self.lake_path = f"s3://{bucket_name(stage, 'lake')}/{PREFIX}"
         self._catalog()
+        self._workgroup("Workgroup", f"encore-{stage.name}", "Queries on Encore's tables", "")
+        self._readers()
         CfnOutput(self, "LakePath", value=self.lake_path)
         CfnOutput(self, "RawBucket", value=self.raw.bucket_name)
         CfnOutput(self, "LogBucket", value=self.logs.bucket_name)
@@ -106,7 +111,7 @@ class StorageStack(Stack):
         return private_bucket(self, self._stage, name, rules, self.access_logs)
 
     def _catalog(self) -> None:
-        """The Glue catalog and the Athena workgroup. Schemas are declared once, in encore.lake.tables."""
+        """The Glue catalog. Schemas are declared once, in encore.lake.tables."""
         self.database = glue.CfnDatabase(
             self,
             "Database",
@@ -123,11 +128,9 @@ class StorageStack(Stack):
                 description=f"A row is {table.grain}",
                 table_type="EXTERNAL_TABLE",
                 parameters=glue_parameters(),
+                partition_keys=_columns(glue_partition_keys(table)),
                 storage_descriptor=glue.CfnTable.StorageDescriptorProperty(
-                    columns=[
-                        glue.CfnTable.ColumnProperty(name=column, type=type_, comment=comment)
-                        for column, type_, comment in glue_columns(table)
-                    ],
+                    columns=_columns(glue_columns(table)),
                     location=location,
                     input_format=INPUT_FORMAT,
                     output_format=OUTPUT_FORMAT,
@@ -151,11 +154,14 @@ class StorageStack(Stack):
                     serde_info=glue.CfnTable.SerdeInfoProperty(serialization_library=SERDE),
                 ),
             )
-        self.workgroup = athena.CfnWorkGroup(
+
+    def _workgroup(self, id: str, name: str, description: str, folder: str) -> None:
+        """A workgroup of Athena. `folder`: where its results are in the bucket of results, `folder/` or nothing."""
+        athena.CfnWorkGroup(
             self,
-            "Workgroup",
-            name=f"encore-{self._stage.name}",
-            description="Queries on Encore's tables",
+            id,
+            name=name,
+            description=description,
             recursive_delete_option=not self._stage.keep,
             work_group_configuration=athena.CfnWorkGroup.WorkGroupConfigurationProperty(
                 enforce_work_group_configuration=True,
@@ -166,13 +172,57 @@ class StorageStack(Stack):
                     selected_engine_version="Athena engine version 3"
                 ),
                 result_configuration=athena.CfnWorkGroup.ResultConfigurationProperty(
-                    output_location=f"s3://{self.results.bucket_name}/",
+                    output_location=f"s3://{self.results.bucket_name}/{folder}",
                     encryption_configuration=athena.CfnWorkGroup.EncryptionConfigurationProperty(
                         encryption_option="SSE_S3"
                     ),
                 ),
             ),
         )
+
+    def _readers(self) -> None:
+        """The role and the workgroup of people who analyse the tables, and may write nothing but results of queries."""
+        stage, database = self._stage, f"{DATABASE}_{self._stage.name}"
+        self._workgroup(
+            "ReadersWorkgroup", f"encore-{stage.name}-{READERS}", "Queries of people who only read", f"{READERS}/"
+        )
+        principal = iam.ArnPrincipal(stage.analysts) if stage.analysts else iam.AccountRootPrincipal()
+        lake, raw, code, logs, results = (
+            bucket_arn(stage, name) for name in ("lake", "raw", "code", "logs", "results")
+        )
+        allowed = reader_statements(
+            Buckets(lake, raw, code, logs, PREFIX),
+            results,
+            athena=f"arn:{Aws.PARTITION}:athena:{Aws.REGION}:{Aws.ACCOUNT_ID}",
+            glue=f"arn:{Aws.PARTITION}:glue:{Aws.REGION}:{Aws.ACCOUNT_ID}",
+            database=database,
+        )
+        role = iam.Role(
+            self,
+            "Reader",
+            description="Encore: people who analyse the tables",
+            assumed_by=principal,
+            inline_policies={
+                "tables": iam.PolicyDocument(statements=[iam.PolicyStatement.from_json(one) for one in allowed])
+            },
+        )
+        acknowledge_wildcards(
+            role,
+            "Objects of tables and of results, entries of tables in Glue; lists of workgroups do not support resources",
+            *(f"Resource::{nag_arn(one)}" for found in allowed for one in found["Resource"] if "*" in one),
+        )
+        # whatever is attached to the role later
+        self.lake.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="ReadersOnlyRead",
+                effect=iam.Effect.DENY,
+                principals=[iam.AnyPrincipal()],
+                not_actions=[*READ_ONLY],
+                resources=[self.lake.bucket_arn, f"{self.lake.bucket_arn}/*"],
+                conditions={"ArnEquals": {"aws:PrincipalArn": role.role_arn}},
+            )
+        )
+        CfnOutput(self, "ReaderRole", value=role.role_arn)
 
     def _glue_table(self, id: str, **properties: Any) -> None:
         """A table or view in the database; `properties` are those of TableInputProperty."""
@@ -183,6 +233,11 @@ class StorageStack(Stack):
             database_name=self.database.ref,
             table_input=glue.CfnTable.TableInputProperty(**properties),
         )
+
+
+def _columns(columns: list[tuple[str, str, str]]) -> list[glue.CfnTable.ColumnProperty]:
+    """Columns of a table in Glue, from their names, Hive types and comments."""
+    return [glue.CfnTable.ColumnProperty(name=name, type=type_, comment=comment) for name, type_, comment in columns]
 
 
 def _scratch() -> s3.LifecycleRule:

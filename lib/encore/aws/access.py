@@ -2,7 +2,7 @@
 
 Each job has its own role. It may read the tables in READS and WRITES, write those in WRITES and the framework's two
 tables, in which every job records how it ended, take the lake's lock, and use its own prefixes in the other buckets.
-Nothing is granted on a whole bucket.
+Nothing is granted on a whole bucket. People who analyse the tables have a role too, which reads all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from encore.lake.lock import NAME as LOCK
 from encore.lake.model_arrays import FOLDER as ARRAYS
-from encore.lake.tables import FRAMEWORK, MODELS, Table
+from encore.lake.tables import ALL, FRAMEWORK, MODELS, Table
 from encore.runtime.graph import Node
 
 Statement = dict[str, Any]
@@ -138,6 +138,63 @@ def tracking_statements(server: str, artefacts: str, job: str | None = None) -> 
         found.append(_allow("ReadArtefacts", READ_OBJECTS, [f"{artefacts}/*"]))
         found.append(_list("ListArtefacts", bucket, _under(folder)))
     return found
+
+
+READERS = "readers"
+"""The folder of the bucket of results, and the end of the name of the workgroup, of people who only read tables."""
+
+READ_ONLY = ("s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket")
+"""All that readers may do in the lake's bucket, whatever else is granted to their role."""
+
+_QUERIES = (
+    "BatchGetQueryExecution",
+    "GetQueryExecution",
+    "GetQueryResults",
+    "GetQueryResultsStream",
+    "GetQueryRuntimeStatistics",
+    "GetWorkGroup",
+    "ListQueryExecutions",
+    "StartQueryExecution",
+    "StopQueryExecution",
+)
+
+
+def reader_statements(buckets: Buckets, results: str, athena: str, glue: str, database: str) -> list[Statement]:
+    """What people who analyse the tables may do: read every table, query them in Athena, keep results of queries.
+
+    `results`: ARN of the bucket of results; `athena` and `glue`: beginnings of ARNs, arn:aws:athena:REGION:ACCOUNT;
+    `database`: name of the database, encore_STAGE. The stage's workgroup for readers has the name encore-STAGE-readers.
+    """
+    names = sorted(table.name for table in ALL)
+    workgroup = f"{database.replace('_', '-')}-{READERS}"
+    return [
+        _allow("Query", [f"athena:{name}" for name in _QUERIES], [f"{athena}:workgroup/{workgroup}"]),
+        _allow(
+            "Metadata",
+            [f"athena:{name}" for name in ("GetDatabase", "GetTableMetadata", "ListDatabases", "ListTableMetadata")],
+            [f"{athena}:datacatalog/AwsDataCatalog"],
+        ),
+        # Athena's own pages list them; neither action supports resources
+        _allow("Lists", ("athena:ListDataCatalogs", "athena:ListWorkGroups"), ["*"]),
+        _allow(
+            "Catalog",
+            [f"glue:{name}" for name in ("GetDatabase", "GetDatabases", "GetPartitions", "GetTable", "GetTables")],
+            # Athena asks for the database named default before any query
+            [
+                f"{glue}:{kind}"
+                for kind in ("catalog", "database/default", f"database/{database}", f"table/{database}/*")
+            ],
+        ),
+        _allow("FindBuckets", ("s3:GetBucketLocation",), [buckets.lake, results]),
+        _allow("ReadTables", READ_OBJECTS, [f"{buckets.lake}/{buckets.prefix}/{name}/*" for name in names]),
+        _list("ListTables", buckets.lake, [part for name in names for part in _under(f"{buckets.prefix}/{name}")]),
+        _allow(
+            "Results",
+            ("s3:AbortMultipartUpload", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject"),
+            [f"{results}/{READERS}/*"],
+        ),
+        _list("ListResults", results, _under(READERS)),
+    ]
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

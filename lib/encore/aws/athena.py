@@ -1,8 +1,9 @@
 """Tables and views for the Glue catalog and Athena, from the declarations in encore.lake.tables.
 
 Athena reads the schema and files of a Delta table from its log. The Glue entry says that it is a Delta table and where
-it is stored, and documents its columns for people. The views are those of `encore.lake.tables.VIEWS` in Athena's SQL,
-where UNNEST expands arrays and positions start at 1.
+it is stored, and documents its columns for people. Partition columns are listed apart, as Athena does when it registers
+a Delta table itself; partitions are not registered, because the log names the files. The views are those of
+`encore.lake.tables.VIEWS` in Athena's SQL, where UNNEST expands arrays and positions start at 1.
 """
 
 from __future__ import annotations
@@ -64,8 +65,13 @@ _PRESTO_TYPES = {"string": "varchar", "int": "integer", "float": "real"}
 
 
 def glue_columns(table: Table) -> list[tuple[str, str, str]]:
-    """Name, Hive type and comment of each column."""
-    return [(column.name, column.type, column.comment) for column in table.columns]
+    """Name, Hive type and comment of each column that is not a partition key: Glue refuses to list a column twice."""
+    return [(one.name, one.type, one.comment) for one in table.columns if one.name not in table.partition_by]
+
+
+def glue_partition_keys(table: Table) -> list[tuple[str, str, str]]:
+    """Name, Hive type and comment of each partition column, in the order of the folders."""
+    return [(one.name, one.type, one.comment) for one in map(table.column, table.partition_by)]
 
 
 def glue_parameters() -> dict[str, str]:

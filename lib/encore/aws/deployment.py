@@ -73,6 +73,7 @@ def stage_settings(stage: str, job: str, clients: ClientFactory) -> list[str]:
         "emr.role": output(f"{ROLE_OUTPUT}{camel(job)}"),
         "emr.code": output("CodePath"),
         "emr.logs": f"s3://{output('LogBucket')}",
+        "emr.stage": stage,
     }
     if "ClusterId" in outputs:
         found["emr.cluster"] = outputs["ClusterId"]

@@ -121,12 +121,14 @@ def serverless_request(
     log_uri: str,
     name: str,
     minutes: int,
+    stage: str | None,
     spark: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """The parameters of `startJobRun`, by the names of the API.
 
     `arguments`: a list, or an intrinsic function that makes one in a state machine; `code`: s3:// folder of the
-    application archive and the entry points; `log_uri`: s3:// folder of the logs.
+    application archive and the entry points; `log_uri`: s3:// folder of the logs; `stage`: who pays for the run, by
+    its tags.
     """
     options = _conf_options({**dict(spark), **_serverless_settings(code)})
     return {
@@ -134,7 +136,7 @@ def serverless_request(
         "executionRoleArn": role,
         "name": name,
         "executionTimeoutMinutes": minutes,
-        "tags": {"encore:job": job},
+        "tags": {"encore:job": job, "encore:part": "jobs"} | ({"encore:stage": stage} if stage else {}),
         "jobDriver": {
             "sparkSubmit": {
                 "entryPoint": f"{code}/jobs/{job}.py",

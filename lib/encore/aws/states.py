@@ -149,6 +149,7 @@ def job_run(job: str, limits: Limits) -> State:
             log_uri=f"States.Format('s3://${{LogBucket}}/{_log_prefix(job)}', $.run_id)",
             name=f"States.Format('{job}-{{}}', $.run_id)",
             minutes=limits.job_seconds // 60,
+            stage="${Stage}",
             spark=limits.spark,
         )
     )

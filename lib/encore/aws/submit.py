@@ -120,6 +120,7 @@ def request(
         log_uri=f"{required['logs']}/logs/{job}/{run_id}/",
         name=f"{job}-{run_id}",
         minutes=config.emr.minutes,
+        stage=config.emr.stage,
         spark=submission.spark,
     )
 

@@ -1,0 +1,153 @@
+"""The bucket of the lake and who reads it: analysts, the key, the copy in another region."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from encore.lake.lock import NAME as LOCK
+from encore.lake.tables import ALL
+from tests.deploy.s3proxy import Call
+from tests.deploy.simulator import denial, is_allowed, listed
+from tests.deploy.synth import Template, of_type, plain, templates, text
+
+WRITES = ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+
+
+@pytest.fixture(scope="session")
+def dev() -> dict[str, Template]:
+    return templates("dev")
+
+
+def bucket(name: str, stage: str = "dev") -> str:
+    return f"encore-{stage}-{name}-ACCOUNT-REGION"
+
+
+def role_statements(template: Template, role: str) -> list[dict[str, Any]]:
+    """All statements of a role, those of its own policies and of attached ones."""
+    found = template["Resources"][role]["Properties"].get("Policies", [])
+    attached = [
+        one for one in of_type(template, "AWS::IAM::Policy") if role in [text(name) for name in one.get("Roles", [])]
+    ]
+    return [one for policy in (*found, *attached) for one in plain(policy["PolicyDocument"]["Statement"])]
+
+
+def reader(template: Template) -> list[dict[str, Any]]:
+    role, _ = text(template["Outputs"]["ReaderRole"]["Value"]).split("|")
+    return role_statements(template, role)
+
+
+# analysts
+
+
+def test_readers_read_every_table_and_list_its_files(dev: dict[str, Template]) -> None:
+    allowed = reader(dev["storage"])
+    for table in ALL:
+        for key in ("part-0.parquet", "_delta_log/00000000000000000000.json"):
+            assert denial(allowed, Call("s3:GetObject", bucket("lake"), f"lake/{table.name}/{key}")) is None
+        # Delta readers probe for a checkpoint, and need to be told that there is none
+        missing = Call("s3:GetObject", bucket("lake"), f"lake/{table.name}/_delta_log/_last_checkpoint", missing=True)
+        assert denial(allowed, missing) is None
+        listing = Call("s3:ListBucket", bucket("lake"), prefix=f"lake/{table.name}/_delta_log/")
+        assert denial(allowed, listing) is None
+
+
+def test_readers_write_nothing_but_results_of_their_queries(dev: dict[str, Template]) -> None:
+    allowed = reader(dev["storage"])
+    made = [one for name in ("storage", "mlflow") for one in of_type(dev[name], "AWS::S3::Bucket")]
+    buckets = [plain(one["BucketName"]) for one in made]
+    assert len(buckets) == 7
+    keys = [f"lake/{table.name}/part-0.parquet" for table in ALL] + ["lake/_scratch/x", "x", "0a1b.csv", "artefacts/x"]
+    for name in buckets:
+        for key in keys:
+            for action in WRITES:
+                assert denial(allowed, Call(action, name, key)) is not None, f"{action} {name}/{key}"
+    assert denial(allowed, Call("s3:PutObject", bucket("results"), "readers/0a1b.csv")) is None
+    assert denial(allowed, Call("s3:DeleteObject", bucket("results"), "readers/0a1b.csv")) is not None
+    reading = ("Get", "List", "BatchGet")
+    actions = {action for one in allowed for action in listed(one["Action"])}
+    assert {action for action in actions if not action.partition(":")[2].startswith(reading)} == {
+        *("s3:AbortMultipartUpload", "s3:PutObject", "athena:StartQueryExecution", "athena:StopQueryExecution"),
+    }
+
+
+def test_readers_read_neither_raw_data_nor_code_logs_secrets_artefacts_or_models(dev: dict[str, Template]) -> None:
+    allowed = reader(dev["storage"])
+    for name, key in (
+        ("raw", "playlists/mpd.slice.0-999.json"),
+        ("code", "v1/environment.tar.gz"),
+        ("logs", "logs/recommend/run/stderr.gz"),
+        ("logs", "outcomes/recommend/run/1.json"),
+        ("artefacts", "artefacts/1/models/m-1/artifacts/bundle"),
+        ("access-logs", "lake/2025-11-01"),
+        ("lake", "lake/_models/ials/0a1b/items.npy"),
+        ("lake", "lake/_scratch/recommend-0a1b/x"),
+        ("lake", f"lake/{LOCK}"),
+        ("results", "0a1b.csv"),
+    ):
+        assert denial(allowed, Call("s3:GetObject", bucket(name), key)) is not None, f"{name}/{key}"
+        if name not in ("lake", "results"):
+            assert denial(allowed, Call("s3:ListBucket", bucket(name), prefix=key)) is not None, name
+    secrets = [name for one in dev.values() for name, found in one["Resources"].items() if "Secret" in found["Type"]]
+    assert secrets
+    for secret in secrets:
+        assert not is_allowed(allowed, "secretsmanager:GetSecretValue", secret, {})
+
+
+def test_readers_query_their_own_workgroup_whose_results_they_may_write(dev: dict[str, Template]) -> None:
+    allowed = reader(dev["storage"])
+    groups = {one["Name"]: one["WorkGroupConfiguration"] for one in of_type(dev["storage"], "AWS::Athena::WorkGroup")}
+    assert set(groups) == {"encore-dev", "encore-dev-readers"}
+    athena, glue = (f"arn:aws:{service}:REGION:ACCOUNT" for service in ("athena", "glue"))
+    may = {
+        name: is_allowed(allowed, "athena:StartQueryExecution", f"{athena}:workgroup/{name}", {})
+        for name in (*groups, "primary")
+    }
+    assert may == {"encore-dev": False, "encore-dev-readers": True, "primary": False}
+    configuration = groups["encore-dev-readers"]
+    assert configuration["EnforceWorkGroupConfiguration"], "or a query could name another place for its results"
+    # the bucket is named by reference in its own stack
+    output = text(configuration["ResultConfiguration"]["OutputLocation"]).removeprefix("s3://")
+    resource, _, folder = output.partition("/")
+    assert text(dev["storage"]["Resources"][resource]["Properties"]["BucketName"]) == bucket("results")
+    assert denial(allowed, Call("s3:PutObject", bucket("results"), f"{folder}0a1b.csv")) is None
+    for action in ("glue:GetTable", "glue:GetTables", "glue:GetDatabase"):
+        assert is_allowed(allowed, action, f"{glue}:catalog", {})
+        assert is_allowed(allowed, action, f"{glue}:table/encore_dev/playlists", {})
+        assert not is_allowed(allowed, action, f"{glue}:table/encore_prod/playlists", {})
+    assert not is_allowed(allowed, "glue:UpdateTable", f"{glue}:table/encore_dev/playlists", {})
+
+
+def test_the_lakes_bucket_refuses_readers_all_but_reading_whatever_is_attached_to_their_role(
+    dev: dict[str, Template],
+) -> None:
+    template = dev["storage"]
+    role = text(template["Outputs"]["ReaderRole"]["Value"])
+    lake = next(
+        name
+        for name, one in template["Resources"].items()
+        if one["Type"] == "AWS::S3::Bucket" and plain(one["Properties"]["BucketName"]) == bucket("lake")
+    )
+    policies = [one for one in of_type(template, "AWS::S3::BucketPolicy") if text(one["Bucket"]) == lake]
+    denied = [one for policy in policies for one in plain(policy["PolicyDocument"]["Statement"])]
+    administrator = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    key = f"{lake}|Arn/lake/tracks/x"
+    context = {"aws:PrincipalArn": role, "aws:SecureTransport": "true", "s3:TlsVersion": "1.3"}
+    for action in (*WRITES, "s3:DeleteObjectVersion", "s3:PutBucketPolicy", "s3:PutLifecycleConfiguration"):
+        target = f"{lake}|Arn" if "Bucket" in action or "Lifecycle" in action else key
+        assert not is_allowed([administrator, *denied], action, target, context), action
+        assert is_allowed([administrator, *denied], action, target, {**context, "aws:PrincipalArn": "another"}), action
+    assert is_allowed([administrator, *denied], "s3:GetObject", key, context)
+
+
+def test_only_the_named_principal_may_become_a_reader(dev: dict[str, Template]) -> None:
+    analysts = "arn:aws:iam::210987654321:role/analysts"
+    trusted = {}
+    for choices in (("dev",), ("dev", f"analysts={analysts}")):
+        template = templates(*choices)["storage"]
+        role, _ = text(template["Outputs"]["ReaderRole"]["Value"]).split("|")
+        (trust,) = template["Resources"][role]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+        trusted[choices[1:]] = plain(trust["Principal"])
+    assert trusted[()] == {"AWS": "arn:aws:iam::ACCOUNT:root"}
+    assert trusted[(f"analysts={analysts}",)] == {"AWS": analysts}
