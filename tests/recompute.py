@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
-from encore.lake.tables import ALL, CANARY_EVENTS, FRAMEWORK, MODEL_METRICS, MODELS, REGISTRATIONS, Table
+from encore.lake.tables import ALL, CANARY_EVENTS, CHECKS, FRAMEWORK, MODEL_METRICS, MODELS, REGISTRATIONS, Table
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def table(lake: Path, name: str) -> list[dict[str, Any]]:
     return pa.table(QueryBuilder().register("t", found).execute("SELECT * FROM t").read_all()).to_pylist()
 
 
-EVENTS = (*FRAMEWORK, REGISTRATIONS, CANARY_EVENTS)
+EVENTS = (*FRAMEWORK, REGISTRATIONS, CANARY_EVENTS, CHECKS)
 """Tables of what happened, to jobs and in the registry of models, which does not follow from the raw files."""
 
 

@@ -321,6 +321,27 @@ class EvaluateConfig(Section):
     )
 
 
+class ExpectationConfig(Section):
+    """The bound of an expectation, and what a breach does."""
+
+    bound: float = Field(ge=0, description="What is still as expected; `encore checks --describe` says of what.")
+    severity: Literal["fail", "warn", "ignore"] = Field(
+        description="fail: a breach fails the job, and no later one runs; warn: it is reported; ignore: not checked."
+    )
+
+
+class CheckConfig(Section):
+    """Expectations of what was ingested and evaluated."""
+
+    expect: dict[str, ExpectationConfig] = Field(
+        description="Bound and severity of each expectation, by name; `encore checks --describe` explains them."
+    )
+    accept: tuple[str, ...] = Field(
+        strict=False,
+        description="Breaches that this run accepts: names of expectations, or NAME/MODEL. Set it for one run only.",
+    )
+
+
 class TuneConfig(Section):
     """Tuning of models by `encore tune`."""
 
@@ -496,6 +517,7 @@ class Config(Section):
     split: SplitConfig
     recommend: RecommendConfig
     evaluate: EvaluateConfig
+    check: CheckConfig
     tune: TuneConfig
     run: RunConfig
     maintain: MaintainConfig

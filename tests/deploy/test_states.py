@@ -76,7 +76,7 @@ def test_a_transition_without_a_target_is_found(transition: str) -> None:
     assert Linter.validate(machine) != []
 
 
-def test_jobs_wait_only_for_the_jobs_whose_tables_they_read() -> None:
+def test_jobs_wait_only_for_the_jobs_that_they_need() -> None:
     """Derived from the definition itself: which jobs precede which in its branches."""
     after: dict[str, set[str]] = {name: set() for name in JOBS}
 
@@ -95,7 +95,7 @@ def test_jobs_wait_only_for_the_jobs_whose_tables_they_read() -> None:
 
     pipeline = definition(nodes())["States"]["Run pipeline"]
     assert walk(pipeline["Branches"][0], set()) == set(JOBS)
-    needs = {name: {one for one, _, other in graph.edges(nodes()) if other == name} for name in JOBS}
+    needs = graph.needs(nodes())
     assert all(needs[name] <= after[name] for name in JOBS)
     assert {frozenset(pair) for pair in itertools.combinations(JOBS, 2) if not linked(after, *pair)} == {
         frozenset(pair) for pair in itertools.combinations(JOBS, 2) if not linked(closure(needs), *pair)

@@ -58,12 +58,18 @@ SPECIAL = {
     "status": "ingested",
     "verdict": "held",
     "event": "started",
+    "checks.verdict": "ok",
+    "severity": "warn",
+    "relation": "at_most",
 }
 
 
 def good_row(table: Table, number: int = 0) -> dict[str, Any]:
     """A row that conforms to the declaration; each number gives a different key."""
-    row = {column.name: SPECIAL.get(column.name, SAMPLE[column.type]) for column in table.columns}
+    row = {
+        column.name: SPECIAL.get(f"{table.name}.{column.name}", SPECIAL.get(column.name, SAMPLE[column.type]))
+        for column in table.columns
+    }
     for name in table.key:
         value = row[name]
         if name in SPECIAL and table.checks.get(f"{name}_known"):

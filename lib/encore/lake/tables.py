@@ -554,6 +554,38 @@ CANARY_EVENTS = Table(
     },
 )
 
+CHECKS = Table(
+    name="checks",
+    layer="reporting",
+    grain="an expectation that a job checked, for one model or for the lake as a whole",
+    key=("run_id", "job", "name", "subject"),
+    columns=(
+        Column("run_id", "string", "The pipeline run that compared it"),
+        Column("job", "string", "check: what was ingested; check_results: what was evaluated"),
+        Column("name", "string", "Name of the expectation: encore.lake.expectations"),
+        Column("subject", "string", "The model that it is about; empty: the lake as a whole"),
+        Column("value", "double", "What was measured"),
+        Column("baseline", "double", "The same in the last good run; null: none, or not comparable", True),
+        Column("relation", "string", "at_least or at_most: how the value compares with the expected one"),
+        Column("expected", "double", "The lowest or highest value that is expected; null: no baseline", True),
+        Column("bound", "double", "The setting from which the expected value follows"),
+        Column("severity", "string", "fail: a breach fails the job; warn: it does not"),
+        Column(
+            "verdict",
+            "string",
+            "ok; warn or fail: a breach; accepted: a breach that a person accepted; uncompared: no baseline",
+        ),
+        Column("basis", "string", "Only values of the same basis are compared; null: all are", True),
+        Column("at", "timestamp", "When, UTC; a job's newest rows are those in force"),
+    ),
+    checks={
+        "relation_known": one_of("relation", ("at_least", "at_most")),
+        "severity_known": one_of("severity", ("fail", "warn")),
+        "verdict_known": one_of("verdict", ("ok", "warn", "fail", "accepted", "uncompared")),
+    },
+    partition_by=("job",),
+)
+
 _JOB_KEY = ("run_id", "job", "started_at")
 _OF_A_JOB = (
     Column("run_id", "string", "The pipeline run that it was part of"),
@@ -614,6 +646,9 @@ JOB_COSTS = Table(
 FRAMEWORK: tuple[Table, ...] = (JOB_RUNS, JOB_COSTS)
 """Tables in which every job records its runs, and which it reads to determine whether it has work to do."""
 
+SHARED: tuple[Table, ...] = (QUARANTINE, CHECKS)
+"""Tables that several jobs write, each of them its own partition. A job that reads one waits for none of them."""
+
 ALL: tuple[Table, ...] = (
     INGEST_LEDGER,
     QUARANTINE,
@@ -631,6 +666,7 @@ ALL: tuple[Table, ...] = (
     MODEL_METRICS,
     REGISTRATIONS,
     CANARY_EVENTS,
+    CHECKS,
     JOB_RUNS,
     JOB_COSTS,
 )

@@ -1,4 +1,5 @@
-"""The graph of jobs, derived from the tables that each declares to read and write. It alone determines the order."""
+"""The graph of jobs, derived from the tables that each declares to read and write, and from the jobs that each declares
+to precede. It alone determines the order."""
 
 from __future__ import annotations
 
@@ -7,24 +8,27 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from encore.errors import ConfigError
-from encore.lake.tables import QUARANTINE, Table
+from encore.lake.tables import SHARED, Table
 
 
 @dataclass(frozen=True)
 class Node:
-    """A job as the graph sees it: its name, and the tables that it reads and writes."""
+    """A job as the graph sees it: its name, the tables that it reads and writes, and the jobs that it has to precede
+    although they read none of its tables."""
 
     name: str
     reads: tuple[Table, ...]
     writes: tuple[Table, ...]
+    before: tuple[str, ...] = ()
 
 
 def writer_of(nodes: Sequence[Node]) -> dict[str, str]:
-    """Which job writes each table. ValueError if two do; only `quarantine` has a partition for each job."""
+    """Which job writes each table. ValueError if two do; SHARED tables, which have a partition for each job, are left
+    out."""
     writers: dict[str, str] = {}
     for node in nodes:
         for table in node.writes:
-            if table is QUARANTINE:
+            if table in SHARED:
                 continue
             if table.name in writers:
                 raise ValueError(f"{table.name} has two writers: {writers[table.name]} and {node.name}")
@@ -43,16 +47,34 @@ def edges(nodes: Sequence[Node]) -> list[tuple[str, str, str]]:
     ]
 
 
+def needs(nodes: Sequence[Node]) -> dict[str, set[str]]:
+    """For each job, in the order of `nodes`, those that it directly waits for: the writers of the tables that it reads,
+    and the jobs that declare to precede it."""
+    found: dict[str, set[str]] = {node.name: set() for node in nodes}
+    for before, _, after in edges(nodes):
+        found[after].add(before)
+    for node in nodes:
+        for after in set(node.before) & found.keys():
+            found[after].add(node.name)
+    return found
+
+
+def predecessors(nodes: Sequence[Node]) -> dict[str, set[str]]:
+    """For each job, in topological order, all jobs that it waits for, directly or indirectly."""
+    direct, found = needs(nodes), dict[str, set[str]]()
+    for name in order(nodes):
+        found[name] = direct[name].union(*(found[other] for other in direct[name]))
+    return found
+
+
 def order(nodes: Sequence[Node]) -> list[str]:
     """A topological order of the jobs, ties as in `nodes`. ValueError on a cycle."""
-    needs: dict[str, set[str]] = {node.name: set() for node in nodes}
-    for before, _, after in edges(nodes):
-        needs[after].add(before)
+    waits = needs(nodes)
     done: list[str] = []
-    while len(done) < len(needs):
-        ready = [name for name in needs if name not in done and needs[name] <= set(done)]
+    while len(done) < len(waits):
+        ready = [name for name in waits if name not in done and waits[name] <= set(done)]
         if not ready:
-            raise ValueError("a cycle among " + ", ".join(sorted(set(needs) - set(done))))
+            raise ValueError("a cycle among " + ", ".join(sorted(set(waits) - set(done))))
         done.append(ready[0])
     return done
 
@@ -98,17 +120,11 @@ Part: TypeAlias = "str | Series | Parallel"
 def compose(nodes: Sequence[Node]) -> Part:
     """The graph as nested series and parallel parts, for schedulers that support nothing else.
 
-    Every job comes after those whose tables it reads. Two jobs of which neither needs the other run side by side, but
-    where the graph is not made of these two shapes alone: there some jobs wait for others that they do not need.
+    Every job comes after those that it waits for. Two jobs of which neither needs the other run side by side, but where
+    the graph is not made of these two shapes alone: there some jobs wait for others that they do not need.
     """
-    names = order(nodes)
-    before: dict[str, set[str]] = {name: set() for name in names}
-    direct = {(one, other) for one, _, other in edges(nodes)}
-    for name in names:
-        for one, other in direct:
-            if other == name:
-                before[name] |= {one} | before[one]
-    return _compose(names, before)
+    before = predecessors(nodes)
+    return _compose(list(before), before)
 
 
 def width(part: Part) -> int:
@@ -154,7 +170,7 @@ def _groups(names: list[str], before: dict[str, set[str]]) -> list[list[str]]:
 
 
 def mermaid(nodes: Sequence[Node]) -> str:
-    """The graph as a mermaid flowchart: jobs as boxes, tables on the arrows."""
+    """The graph as a mermaid flowchart: jobs as boxes, tables on the arrows; dotted arrows only give the order."""
     lines = [
         "flowchart LR",
         "    slices([slices]) --> ingest_playlists",
@@ -164,6 +180,7 @@ def mermaid(nodes: Sequence[Node]) -> str:
     for before, table, after in edges(nodes):
         between.setdefault((before, after), []).append(table)
     lines += [f"    {before} -- {', '.join(names)} --> {after}" for (before, after), names in between.items()]
+    lines += [f"    {node.name} -. passed .-> {after}" for node in nodes for after in node.before]
     lines += [
         "    evaluate -. metrics .-> mlflow[(MLflow)]",
         "    register_models -. versions .-> mlflow",

@@ -6,11 +6,12 @@ import json
 import time
 import traceback
 from datetime import UTC, datetime
+from operator import itemgetter
 from types import ModuleType
 from typing import Any
 
 from encore.config import Config
-from encore.errors import EncoreError
+from encore.errors import EncoreError, InputError
 from encore.lake.failures import translated
 from encore.lake.lock import LakeLock
 from encore.lake.store import Store, TableState
@@ -19,7 +20,7 @@ from encore.lake.transaction import append_small
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import code_digest, digest, fingerprint
 from encore.runtime.leftovers import Cleaned, working
-from encore.runtime.registry import job_module
+from encore.runtime.registry import gates, job_module
 from encore.runtime.result import JobResult
 from encore.runtime.tracking import Tracking
 from encore.spark import stage_metrics
@@ -38,7 +39,8 @@ def run_job(
 ) -> JobResult:
     """Run one job: skip it if nothing has changed, otherwise create its tables, run it, and record how it ended.
 
-    A job with work to do acquires the `lock` first. Raises TransientError if another run holds it.
+    A job with work to do acquires the `lock` first. Raises TransientError if another run holds it, InputError if a job
+    that has to precede it (`BEFORE`) failed when it last ran.
     """
     module = job_module(name)
     store = Store(config, session)
@@ -58,6 +60,7 @@ def run_job(
         if lock.take():
             # another run may have changed the tables since they were read
             return run_job(name, config, session, tracking, force=force, lock=lock, cleaned=cleaned)
+    _check_gates(store, name)
     row: dict[str, Any] = {
         "run_id": ctx.run_id,
         "job": name,
@@ -104,6 +107,21 @@ def run_job(
     tracking.log_job(result, ctx.versions, ctx.input_tables)
     ctx.log.info("done", seconds=round(seconds, 3), **{f"rows_{table}": n for table, n in result.rows.items()})
     return result
+
+
+def _check_gates(store: Store, name: str) -> None:
+    """Raise InputError if one of the jobs that have to precede a job failed when it last ran."""
+    wanted = gates(name)
+    if not wanted:
+        return
+    runs = store.read_small(JOB_RUNS, ["job", "run_id", "started_at", "status", "error"]).to_pylist()
+    for gate in wanted:
+        last = max((run for run in runs if run["job"] == gate), key=itemgetter("started_at"), default=None)
+        if last is not None and last["status"] == "failed":
+            raise InputError(
+                f"{name} does not run, because {gate} failed in run {last['run_id']}: {last['error']}",
+                remedy=f"run {gate} again: `encore run` without --from and --only does",
+            )
 
 
 def _set_fingerprints(ctx: JobContext, module: ModuleType) -> None:

@@ -66,6 +66,12 @@ REGISTERED = "encore-"
 FINGERPRINT = "encore.fingerprint"
 """Tag of a registered version: the fingerprint of its model."""
 
+CHECKED = "encore.checks."
+"""Prefix of the tags of a parent run that say which expectations were not met, by job; `ok`: all were."""
+
+CHECK_VERDICTS = ("fail", "warn", "accepted")
+"""The verdicts of `checks` that such a tag names, the worst first."""
+
 STUDY, TRIAL = "encore.study", "encore.trial"
 """Tags of the runs of a tuning study: its name, on the parent run, and the number of a trial, on each child run."""
 
@@ -450,6 +456,20 @@ class Tracking:
 
         self._try("versions", tag_versions)
         self._try("inputs", lambda: self._log_inputs(parent, inputs, result.name))
+
+    def log_checks(self, job: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log rows of `checks`: values as metrics check.NAME or check.NAME.MODEL, and what was not met as a tag."""
+        parent = self.parent()
+        if parent is None:
+            return
+        metrics = {".".join(("check", *filter(None, (row["name"], row["subject"])))): row["value"] for row in rows}
+        self._try("checks", lambda: self._log_metrics(parent, metrics))
+        by_verdict: dict[str, list[str]] = {}
+        for row in rows:
+            name = "/".join(filter(None, (row["name"], row["subject"])))
+            by_verdict.setdefault(row["verdict"], []).append(name)
+        told = [f"{verdict}: {', '.join(by_verdict[verdict])}" for verdict in CHECK_VERDICTS if verdict in by_verdict]
+        self._try("checks", lambda: self._client.set_tag(parent, f"{CHECKED}{job}", shortened("; ".join(told) or "ok")))
 
     def log_step(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of a step of a long computation to the parent run, as `name`.`metric`."""

@@ -10,9 +10,9 @@ import pytest
 
 from encore.config import Config
 from encore.errors import ConfigError
-from encore.lake.tables import ALL, JOB_COSTS, JOB_RUNS, QUARANTINE, Table
+from encore.lake.tables import ALL, JOB_COSTS, JOB_RUNS, QUARANTINE, SHARED, Table
 from encore.runtime import registry
-from encore.runtime.graph import Node, edges, mermaid, order, select, writer_of
+from encore.runtime.graph import Node, Series, compose, edges, mermaid, needs, order, predecessors, select, writer_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 README = REPOSITORY / "README.md"
@@ -73,7 +73,7 @@ def test_two_writers_of_a_table_are_refused() -> None:
         order([*LINE, Node("again", (), (CLEAN,))])
 
 
-def test_quarantine_alone_may_have_many_writers() -> None:
+def test_only_shared_tables_may_have_many_writers() -> None:
     assert writer_of(LINE) == {"raw": "ingest", "clean": "cleanse", "model": "fit", "report": "tell"}
 
 
@@ -81,6 +81,25 @@ def test_a_cycle_is_refused_with_the_jobs_in_it() -> None:
     back = Node("back", (MODEL,), (CLEAN,))
     with pytest.raises(ValueError, match=r"a cycle among back, fit$"):
         order([INGEST, back, FIT])
+
+
+def test_a_job_can_precede_others_that_read_none_of_its_tables() -> None:
+    gate = Node("gate", (CLEAN,), (QUARANTINE,), before=("fit",))
+    line = [TELL, FIT, gate, CLEANSE, INGEST]
+    assert order(line) == ["ingest", "cleanse", "gate", "fit", "tell"]
+    assert needs(line)["fit"] == {"cleanse", "gate"}
+    assert predecessors(line)["tell"] == {"ingest", "cleanse", "gate", "fit"}
+    assert compose(line) == Series(("ingest", "cleanse", "gate", "fit", "tell"))
+    assert ("gate", "fit") not in {(before, after) for before, _, after in edges(line)}
+
+
+def test_a_job_that_is_to_precede_one_that_is_not_there_asks_for_no_order() -> None:
+    assert order([Node("gate", (), (), before=("nosuch",)), INGEST]) == ["gate", "ingest"]
+
+
+def test_jobs_that_are_to_precede_each_other_are_a_cycle() -> None:
+    with pytest.raises(ValueError, match=r"a cycle among gate, ingest$"):
+        order([Node("gate", (RAW,), (), before=("ingest",)), INGEST])
 
 
 # parts of the line --------------------------------------------------------------------------------------------------
@@ -135,8 +154,9 @@ def test_an_empty_part_is_refused_with_the_order() -> None:
 
 def test_each_table_has_one_writer(nodes: list[Node]) -> None:
     writers = writer_of(nodes)
-    assert QUARANTINE.name not in writers
-    assert {t.name for node in nodes for t in node.writes} == {*writers, QUARANTINE.name}
+    shared = {t.name for t in SHARED}
+    assert not shared & writers.keys()
+    assert {t.name for node in nodes for t in node.writes} == writers.keys() | shared
 
 
 def test_every_declared_table_has_a_writer(nodes: list[Node]) -> None:
@@ -171,6 +191,8 @@ def test_the_picture_has_every_job_and_every_edge(nodes: list[Node]) -> None:
     assert picture.startswith("flowchart LR\n")
     for before, name, after in edges(nodes):
         assert re.search(rf"^    {before} -- [\w, ]*\b{name}\b[\w, ]* --> {after}$", picture, re.MULTILINE)
+    for node in nodes:
+        assert all(f"    {node.name} -. passed .-> {after}" in picture.splitlines() for after in node.before)
     assert set(registry.JOBS) <= set(re.findall(r"\w+", picture))
 
 
