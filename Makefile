@@ -151,6 +151,11 @@ image: setup ## Build the scorer's container image in build/image, without a con
 deploy-doctor: setup ## Check whether your AWS account is ready for a deployment of STAGE=dev|staging|prod
 	@$(BIN)/encore deploy doctor --stage $(STAGE) $(addprefix -c ,$(CHOICES))
 
+# PORT is 8080 unless it is given, which MLflow's own targets do not mean
+.PHONY: mlflow-tunnel
+mlflow-tunnel: setup ## Open MLflow of STAGE=dev|staging|prod on http://localhost:5000 (PORT=), until Ctrl-C
+	@$(BIN)/encore deploy tunnel --stage $(STAGE) --port $(if $(filter file,$(origin PORT)),5000,$(PORT))
+
 # PACKAGED=yes uses build/package as it is, for a pipeline that has built it already. STACKS may be patterns, which the
 # CDK expands and not the shell: STACKS='encore-dev-*'.
 .PHONY: deploy

@@ -5,6 +5,9 @@ Like those of `encore.cli.app`, each command imports what it needs in its body.
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,6 +87,40 @@ def deployment_findings(
     context = dict(choice.partition("=")[::2] for choice in choices)
     region = region_of(None)
     return findings(load_stage({"stage": stage, **context}), package, clients or client_factory(region), region)
+
+
+@deployments.command("tunnel")
+def tunnel(
+    stage: StageName = "dev",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine.")] = 5000,
+    debug: Debug = False,
+) -> None:
+    """Open MLflow of a stage on http://localhost:5000 until Ctrl-C; with mlflow=sagemaker, print a signed link."""
+
+    def work() -> None:
+        _set_up_logging(debug)
+        open_tunnel(stage, port, _clients())
+
+    exit_with(guarded(work))
+
+
+def open_tunnel(stage: str, port: int, clients: ClientFactory) -> None:
+    """Print how to sign in to MLflow, and replace this process by the port-forward, if one is needed."""
+    from encore.aws.tunnel import access, require_programs
+    from encore.cli.console import out
+
+    found = access(stage, port, clients)
+    if found.command is None:
+        out.print("MLflow, by a link that signs you in once, within five minutes:", highlight=False)
+        out.print(found.address, highlight=False, markup=False, soft_wrap=True)
+        return
+    require_programs()
+    out.print(f"MLflow of {stage} is at {found.address} until Ctrl-C.", highlight=False, markup=False)
+    if found.password_command:
+        out.print("User and password of its administrator:", highlight=False)
+        out.print(shlex.join(found.password_command), highlight=False, markup=False, soft_wrap=True)
+    sys.stdout.flush()
+    os.execvp(found.command[0], found.command)
 
 
 @deployments.command("upload")
