@@ -21,6 +21,7 @@ from aws_cdk import aws_secretsmanager as secrets
 from constructs import Construct
 
 from encore.aws.stage import Stage
+from encore_cdk.monitoring import watch_mlflow
 from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
 from encore_cdk.storage import StorageStack, bucket_arn, expire_noncurrent, private_bucket
@@ -178,7 +179,8 @@ class MlflowStack(Stack):
             # tasks are what is billed
             propagate_tags=ecs.PropagatedTagSource.SERVICE,
         )
-        self._listen(balancer, service)
+        group = self._listen(balancer, service)
+        watch_mlflow(self, stage, balancer, group, service, database, memory_gb=2 if stage.keep else 1)
         if stage.domain:
             self._name(host, balancer, network)
         CfnOutput(self, "TrackingCluster", value=cluster.cluster_name)
@@ -213,7 +215,9 @@ class MlflowStack(Stack):
         )
         return balancer
 
-    def _listen(self, balancer: elb.ApplicationLoadBalancer, service: ecs.FargateService) -> None:
+    def _listen(
+        self, balancer: elb.ApplicationLoadBalancer, service: ecs.FargateService
+    ) -> elb.ApplicationTargetGroup:
         """HTTPS with the domain's certificate; without a domain HTTP, since no authority certifies AWS's own name."""
         if self._stage.domain:
             certificate = acm.Certificate.from_certificate_arn(self, "Certificate", self._stage.certificate)
@@ -227,7 +231,7 @@ class MlflowStack(Stack):
             )
         else:
             listener = balancer.add_listener("Http", port=80, protocol=elb.ApplicationProtocol.HTTP, open=False)
-        listener.add_targets(
+        return listener.add_targets(
             "Mlflow",
             port=5000,
             protocol=elb.ApplicationProtocol.HTTP,

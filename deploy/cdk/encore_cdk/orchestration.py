@@ -22,6 +22,7 @@ from encore.aws.states import camel, default_limits, definition
 from encore.runtime.registry import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
 from encore_cdk.mlflow import MlflowStack
+from encore_cdk.monitoring import add_budget, add_delivery_role, add_watch, admit, topic_name
 from encore_cdk.nag import SHARED_KEY, acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
@@ -54,24 +55,18 @@ class OrchestrationStack(Stack):
             enable_key_rotation=True,
             removal_policy=RemovalPolicy.RETAIN if stage.keep else RemovalPolicy.DESTROY,
         )
-        key.add_to_resource_policy(
-            iam.PolicyStatement(
-                principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
-                actions=["kms:Decrypt", "kms:GenerateDataKey*"],
-                resources=["*"],
-                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
-            )
+        self.topic = sns.Topic(
+            self,
+            "Failures",
+            topic_name=topic_name(stage),
+            master_key=key,
+            enforce_ssl=True,
+            display_name="Encore: failures",
         )
-        self.topic = sns.Topic(self, "Failures", master_key=key, enforce_ssl=True, display_name="Encore: failures")
         # the topic policy that enforce_ssl creates replaces the default one, which admits the account's alarms
-        self.topic.add_to_resource_policy(
-            iam.PolicyStatement(
-                principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
-                actions=["sns:Publish"],
-                resources=[self.topic.topic_arn],
-                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
-            )
-        )
+        admit(self.topic, key, "cloudwatch.amazonaws.com", {"StringEquals": {"aws:SourceAccount": self.account}})
+        if stage.budget:
+            add_budget(self, stage, self.topic, key)
         self.lock = dynamodb.TableV2(
             self,
             "Lock",
@@ -100,6 +95,9 @@ class OrchestrationStack(Stack):
         self._schedule("Nightly", f"cron(0 {stage.hour} * * ? *)", {}, role)
         # maintenance is a separate execution of the same machine, so it never overlaps with the pipeline
         self._schedule("Maintenance", f"cron(0 {(stage.hour + 10) % 24} ? * SUN *)", {"only": list(EXTRA_JOBS)}, role)
+        add_watch(self, stage, self.machine, self.topic, key, self.dead)
+        if stage.connection:
+            add_delivery_role(self, stage, self.machine, compute.application_id)
         self._monitor(compute)
         CfnOutput(self, "StateMachineArn", value=self.machine.state_machine_arn)
         CfnOutput(self, "FailuresTopicArn", value=self.topic.topic_arn)
