@@ -12,21 +12,20 @@ from moto import mock_aws
 
 from encore.aws.states import placeholders, substitute
 from encore.aws.watch import watch
+from tests.deploy.choices import ACCOUNT, PIPELINE
 from tests.deploy.emr import emr_serverless
 from tests.deploy.synth import Template, of_type, plain, templates, text
-
-CONNECTION = "arn:aws:codeconnections:eu-west-1:444455556666:connection/0123abcd-0123-abcd-0123-0123456789ab"
 
 
 @pytest.fixture(scope="module")
 def prod() -> dict[str, Template]:
-    return templates("prod")
+    return templates("prod", *PIPELINE)
 
 
 @pytest.fixture(scope="module")
 def chosen() -> dict[str, Template]:
     """A stage with a budget that the pipeline delivers to."""
-    return templates("dev", "budget=300", f"connection={CONNECTION}", "run_hours=3")
+    return templates("dev", *PIPELINE, "budget=300", "run_hours=3")
 
 
 def publishers(template: Template) -> dict[str, Any]:
@@ -136,12 +135,6 @@ def test_the_database_alarm_fires_before_the_database_is_full(prod: dict[str, Te
     assert 0.1 * int(database["AllocatedStorage"]) > LEAST_STORAGE_GB, "RDS enlarges the storage before"
 
 
-def test_nothing_of_mlflow_is_exported_for_its_alarms(prod: dict[str, Template]) -> None:
-    """CloudFormation could not replace a resource whose name another stack imports."""
-    outputs = json.dumps(prod["mlflow"].get("Outputs", {}))
-    assert not any(name in outputs for name in ("Balancer", "Service", "Database", "Cluster"))
-
-
 def test_a_run_is_watched_from_the_event_of_its_start(prod: dict[str, Template]) -> None:
     resources = prod["orchestration"]["Resources"]
     (rule,) = of_type(prod["orchestration"], "AWS::Events::Rule")
@@ -245,22 +238,20 @@ class TestChoices:
         assert alarms["encore-dev-DatabaseConnections"]["Threshold"] == 56
 
     def test_the_pipeline_runs_a_stage_with_a_role_that_only_its_projects_may_assume(
-        self, chosen: dict[str, Template], prod: dict[str, Template]
+        self, chosen: dict[str, Template]
     ) -> None:
         template = chosen["orchestration"]
         (role,) = [one for one in of_type(template, "AWS::IAM::Role") if one.get("RoleName") == "encore-dev-delivery"]
         (trust,) = plain(role["AssumeRolePolicyDocument"]["Statement"])
-        assert trust["Principal"] == {"AWS": "arn:aws:iam::444455556666:root"}
-        assert trust["Condition"] == {
-            "ArnLike": {"aws:PrincipalArn": "arn:aws:iam::444455556666:role/encore-delivery-*"}
-        }
-        assert not any("RoleName" in one for one in of_type(prod["orchestration"], "AWS::IAM::Role"))
+        assert trust["Principal"] == {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
+        assert trust["Condition"] == {"ArnLike": {"aws:PrincipalArn": f"arn:aws:iam::{ACCOUNT}:role/encore-delivery-*"}}
+        alone = templates("dev", "mlflow=sagemaker")["orchestration"]
+        assert not any("RoleName" in one for one in of_type(alone, "AWS::IAM::Role")), "without a pipeline"
 
     def test_that_role_reads_results_and_writes_raw_data_only_where_none_is_kept(
-        self, chosen: dict[str, Template]
+        self, chosen: dict[str, Template], prod: dict[str, Template]
     ) -> None:
-        kept = templates("prod", f"connection={CONNECTION}")
-        for name, template in (("dev", chosen), ("prod", kept)):
+        for name, template in (("dev", chosen), ("prod", prod)):
             allowed = allowed_to(template["orchestration"], "Delivery")
             assert ("s3:PutObject" in allowed) == (name == "dev")
             assert set(allowed["s3:GetObject"]) == {

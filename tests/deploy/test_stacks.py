@@ -25,6 +25,7 @@ from encore.lake.tables import ALL, BY_NAME
 from encore.runtime.registry import EXTRA_JOBS, JOBS, extra_nodes, node, nodes, upkeep
 from tests.conftest import ROOT
 from tests.deploy.choices import (
+    ACCOUNT,
     CERTIFICATE,
     CONNECTION,
     DOMAIN,
@@ -45,7 +46,8 @@ def prod() -> dict[str, Template]:
 def test_there_is_no_account_and_no_region_in_any_template(prod: dict[str, Template]) -> None:
     assert set(prod) == {"network", "storage", "mlflow", "compute", "orchestration", "delivery"}
     for name, template in prod.items():
-        made = json.dumps(template).replace(CONNECTION, "")
+        # the pipeline's role is trusted to the account of the connection
+        made = json.dumps(template).replace(CONNECTION, "").replace(ACCOUNT, "")
         assert re.findall(r"(?<![0-9a-f])\d{12}(?![0-9a-f])", made) == [], name
         regions = r"\b(?:us|eu|ap)-(?:east|west|central|south|north|southeast|northeast)-\d\b"
         assert re.findall(regions, made) == [], name
@@ -295,7 +297,7 @@ def test_running_tasks_and_job_runs_have_the_tags_for_the_bill(prod: dict[str, T
         for stack, template in templates(*choices).items():
             for service in of_type(template, "AWS::ECS::Service"):
                 assert service["PropagateTags"] == "SERVICE", stack
-    (machine,) = of_type(prod["orchestration"], "AWS::StepFunctions::StateMachine")
+    machine = line_of(prod["orchestration"])
     runs = re.findall(r'"Tags": ({[^}]*})', machine["DefinitionString"].replace("${Stage}", "STAGE"))
     assert len(runs) >= len({*JOBS, *EXTRA_JOBS})
     assert all(set(json.loads(tags)) > COST_TAGS for tags in runs)
@@ -458,13 +460,16 @@ def test_the_artefact_bucket_is_configured_like_the_lake(prod: dict[str, Templat
     assert {name: bucket[name] for name in same} == {name: lake[name] for name in same}
 
 
-def test_production_waits_for_approval(prod: dict[str, Template]) -> None:
+def test_production_waits_for_staging_and_its_metrics_and_for_no_person(prod: dict[str, Template]) -> None:
     (pipeline,) = of_type(prod["delivery"], "AWS::CodePipeline::Pipeline")
-    stages = {one["Name"]: one["Actions"] for one in pipeline["Stages"]}
+    stages = {
+        one["Name"]: {action["Name"]: action["RunOrder"] for action in one["Actions"]} for one in pipeline["Stages"]
+    }
     assert list(stages) == ["Source", "Test", "Package", "Dev", "Staging", "Prod"]
-    order = {one["ActionTypeId"]["Category"]: one["RunOrder"] for one in stages["Prod"]}
-    assert order["Approval"] < order["Build"]
-    assert all(one["ActionTypeId"]["Category"] != "Approval" for name in ("Dev", "Staging") for one in stages[name])
+    assert stages["Staging"]["Deploy"] < stages["Staging"]["Run"]
+    assert stages["Prod"]["Gate"] < stages["Prod"]["Deploy"]
+    categories = {action["ActionTypeId"]["Category"] for one in pipeline["Stages"] for action in one["Actions"]}
+    assert categories == {"Source", "Build"}
 
 
 def test_the_pipeline_may_use_a_connection_under_either_service_name(prod: dict[str, Template]) -> None:
@@ -504,7 +509,7 @@ def test_the_pipeline_deploys_committed_choices_and_never_itself(prod: dict[str,
         check=True,
     )
     arguments = expanded.stdout.split()
-    assert arguments == ["deploy", "STAGE=dev", "STACKS=encore-dev-*", "PACKAGED=yes"]
+    assert arguments == ["deploy", "STAGE=dev", "STACKS=encore-dev-*", "PACKAGED=yes", "RUN_PROFILE=run"]
     for stacks, expected in ((arguments[2:], "deploy 'encore-dev-*' --require"), ([], "deploy '--all' --require")):
         dry_run = subprocess.run(
             ["make", "--no-print-directory", "-n", "deploy", "PACKAGED=yes", *stacks],
@@ -526,6 +531,8 @@ def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Tem
         "encore-test": False,
         "encore-package": False,
         "encore-deploy": True,
+        "encore-run": False,
+        "encore-gate": False,
     }
 
 

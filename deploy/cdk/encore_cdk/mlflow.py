@@ -215,9 +215,7 @@ class MlflowStack(Stack):
         )
         return balancer
 
-    def _listen(
-        self, balancer: elb.ApplicationLoadBalancer, service: ecs.FargateService
-    ) -> elb.ApplicationTargetGroup:
+    def _listen(self, balancer: elb.ApplicationLoadBalancer, service: ecs.FargateService) -> elb.ApplicationTargetGroup:
         """HTTPS with the domain's certificate; without a domain HTTP, since no authority certifies AWS's own name."""
         if self._stage.domain:
             certificate = acm.Certificate.from_certificate_arn(self, "Certificate", self._stage.certificate)

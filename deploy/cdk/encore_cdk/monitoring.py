@@ -157,13 +157,12 @@ def add_watch(
         ),
         targets=[targets.SfnStateMachine(watcher, role=starter, dead_letter_queue=dead)],
     )
-    # the queue is encrypted: EventBridge needs its key
+    # the queue is encrypted: EventBridge needs its key, for which it documents no condition
     key.add_to_resource_policy(
         iam.PolicyStatement(
             principals=[iam.ServicePrincipal("events.amazonaws.com")],
             actions=["kms:Decrypt", "kms:GenerateDataKey*"],
             resources=["*"],
-            conditions={"StringEquals": {"aws:SourceAccount": scope.account}},
         )
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from encore.aws.account import translate_errors
 from encore.aws.deployment import ClientFactory
 from encore.aws.stage import load_stage
-from encore.errors import ConfigError, EncoreError, InputError, TransientError
+from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 
 ORDER = ("serving", "orchestration", "compute", "mlflow", "storage", "network")
 """Stacks of a stage, each before those that it uses."""
@@ -41,6 +41,12 @@ def vacant(stage: str, clients: ClientFactory) -> None:
             f"{stage} is deployed already: {', '.join(found)}",
             remedy=f"if it holds nothing of value, remove it: `encore deploy remove --stage {stage}`",
         )
+
+
+def is_deployed(stage: str, clients: ClientFactory) -> bool:
+    """Whether the stack with a stage's state machine, which is deployed after all that it uses, exists."""
+    load_stage({"stage": stage})
+    return _status(f"encore-{stage}-orchestration", clients("cloudformation")) is not None
 
 
 def _refuse_kept(stage: str) -> None:
@@ -141,5 +147,8 @@ def _remove_logs(stage: str, clients: ClientFactory, say: Say) -> Iterator[str]:
                 for name in names:
                     logs.delete_log_group(logGroupName=name)
                     say(f"{name}: deleted")
+        except EnvironmentMissing as error:
+            # the role of `cdk bootstrap` that deletes stacks may not delete logs, which cost next to nothing
+            say(f"{prefix}*: not deleted: {error}")
         except (InputError, TransientError) as error:
             yield str(error)

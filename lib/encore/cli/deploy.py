@@ -205,6 +205,7 @@ def backfill(
 def facts(
     stage: StageName = "dev",
     path: Annotated[Path | None, typer.Option("--out", help="Write them to this file, as JSON.")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Write those of a stage that is not deployed yet.")] = False,
     debug: Debug = False,
 ) -> None:
     """Print what a stage's lake holds: rows of each table, jobs done, and the metrics of each model."""
@@ -212,10 +213,11 @@ def facts(
     def work() -> None:
         from dataclasses import asdict
 
+        from encore.aws.acceptance import Facts
         from encore.cli.console import out
 
         _set_up_logging(debug)
-        found = _facts(stage)
+        found = Facts(stage) if none else _facts(stage)
         if path is None:
             out.print_json(data=asdict(found))
             return
@@ -226,7 +228,7 @@ def facts(
 
 
 def _facts(stage: str) -> Facts:
-    """The facts about a stage, none if it is not deployed yet."""
+    """The facts about a deployed stage. InputError if it is not deployed."""
     from encore.aws.acceptance import facts_of
     from encore.aws.account import region_of
     from encore.aws.deployment import outputs_of
@@ -311,5 +313,19 @@ def vacant(stage: StageName = "sandbox", debug: Debug = False) -> None:
         _set_up_logging(debug)
         check_vacant(stage, _clients())
         out.print(f"{stage}: nothing is deployed", highlight=False)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("deployed")
+def deployed(stage: StageName = "prod", debug: Debug = False) -> None:
+    """Print yes or no: whether the stacks of a stage that run the pipeline exist."""
+
+    def work() -> None:
+        from encore.aws.removal import is_deployed
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        out.print("yes" if is_deployed(stage, _clients()) else "no", highlight=False)
 
     exit_with(guarded(work))
