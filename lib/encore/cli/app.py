@@ -470,6 +470,33 @@ def doctor(
     _exit(guarded(work))
 
 
+@app.command("restore")
+def restore_command(
+    table: Annotated[str, typer.Argument(help="A table, such as playlists.")],
+    version: Annotated[int | None, typer.Option(min=0, help="The version of the table to go back to.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Go back to this time, such as 2026-01-31T02:00 (UTC unless it says otherwise).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be restored, and restore nothing.")
+    ] = False,
+    take_over: TakeOver = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Bring back an earlier version of a table, and of those that its job writes with it; without one, list them."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.recovery import restore_table
+
+        config = settings(env, overrides, debug)
+        restore_table(config, table, version, time, dry_run=dry_run, take_over=take_over, out=out)
+
+    _exit(guarded(work))
+
+
 @app.command("config")
 def show_config(
     env: Env = "local",

@@ -168,7 +168,8 @@ class _Work:
         last = max(runs, key=itemgetter("started_at"), default=None)
         if last is None or dict(last["table_ids"] or ()).get(HOLDOUT.name) != state.id:
             return False
-        return bool(dict(last["inputs"]).get(HOLDOUT.name, -1) >= state.data_version)
+        version = dict(last["inputs"]).get(HOLDOUT.name)
+        return version is not None and state.data_version_at(version) == state.data_version
 
     def register(self, name: str) -> dict[str, Any]:
         """Register a model unless its fingerprint or content is registered, and judge it unless it has been judged.

@@ -26,6 +26,9 @@ MAINTENANCE = frozenset(
 )
 """Operations that change no rows: a table's data version is the version of the last other operation."""
 
+RESTORE = "restore"
+"""What the commits of a restore (restore.py) name as their job."""
+
 Interval = tuple[int | None, int | None]
 """A half-open range of integers, lower bound included and upper bound excluded; None: unbounded."""
 
@@ -37,6 +40,7 @@ class Commit:
     `part` names the unit of work. `partition` and `rows` identify the replaced rows: all rows with these partition
     values whose key lies in the interval. `rows` is None if the replaced rows are not such a range, or if an older
     release wrote the commit. `fitted`: the fingerprint of the fitted model that the rows come from; empty if from none.
+    `restored`: the earlier version whose rows the commit brought back (restore.py); None for all other commits.
     """
 
     job: str
@@ -46,10 +50,13 @@ class Commit:
     partition: tuple[tuple[str, str], ...] = ()
     rows: Interval | None = None
     fitted: str = ""
+    restored: int | None = None
 
     def json(self) -> str:
         """The JSON that is stored in the Delta log."""
-        return json.dumps({"encore": self.__dict__}, sort_keys=True)
+        # older releases do not know `restored`: to them, a restore is a commit of another program
+        fields = {name: value for name, value in self.__dict__.items() if name != "restored" or value is not None}
+        return json.dumps({"encore": fields}, sort_keys=True)
 
     @staticmethod
     def parse(text: str | None) -> Commit | None:
@@ -67,6 +74,11 @@ class Commit:
         own = dict(self.partition)
         return all(own.get(name, value) == value for name, value in partition)
 
+    def is_within(self, partition: tuple[tuple[str, str], ...]) -> bool:
+        """Whether the commit can only have replaced rows of a partition."""
+        own = dict(self.partition)
+        return all(own.get(name) == value for name, value in partition)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -78,7 +90,12 @@ class Change:
 
 
 def changes(found: DeltaTable) -> Iterator[Change]:
-    """The commits of a table that changed rows, newest first; older log entries are read on demand."""
+    """The commits that the rows of a table come from, newest first: `in_effect` of all changes."""
+    return in_effect(all_changes(found))
+
+
+def all_changes(found: DeltaTable) -> Iterator[Change]:
+    """The commits of a table that changed rows, with restores, newest first; older log entries are read on demand."""
     seen, limit = 0, 100
     while True:
         entries = found.history(limit)
@@ -86,6 +103,36 @@ def changes(found: DeltaTable) -> Iterator[Change]:
         if len(entries) < limit:
             return
         seen, limit = len(entries), limit * 10
+
+
+def in_effect(found: Iterable[Change]) -> Iterator[Change]:
+    """The changes that no later restore has undone, newest first; the restores themselves are left out.
+
+    `found`: all changes of a table, newest first. After a restore, a table's rows come from the same commits as at the
+    version that was restored.
+    """
+    restores: list[tuple[int, int, tuple[tuple[str, str], ...]]] = []
+    for change in found:
+        commit = change.commit
+        if commit is not None and commit.restored is not None:
+            restores.append((change.version, commit.restored, commit.partition))
+        elif not _is_undone(change, restores):
+            yield change
+
+
+def _is_undone(change: Change, restores: Iterable[tuple[int, int, tuple[tuple[str, str], ...]]]) -> bool:
+    """Whether one of some restores (its version, the version that it restored, its partition), newest first, undid a
+    change. A restore that a later one undid does not count."""
+    below: int | None = None
+    for at, version, partition in restores:
+        if below is not None and at > below:
+            continue
+        if partition and (change.commit is None or not change.commit.is_within(partition)):
+            continue
+        if change.version > version:
+            return True
+        below = version
+    return False
 
 
 def changes_of(entries: Iterable[dict[str, Any]]) -> Iterator[Change]:

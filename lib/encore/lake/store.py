@@ -22,7 +22,19 @@ from deltalake.exceptions import DeltaError
 
 from encore.config import Config
 from encore.errors import LakeError
-from encore.lake.delta import Change, Commit, Tables, arrow_table, changes, changes_of, data_files, first_line
+from encore.lake.delta import (
+    RESTORE,
+    Change,
+    Commit,
+    Tables,
+    all_changes,
+    arrow_table,
+    changes,
+    changes_of,
+    data_files,
+    first_line,
+    in_effect,
+)
 from encore.lake.failures import delta_error, os_error
 from encore.lake.filesystem import delete_folder, is_s3
 from encore.lake.scan import KeyIn, KeyRange, Scan, scan_of
@@ -39,7 +51,7 @@ _ENTRIES = 100
 @dataclass(frozen=True)
 class TableState:
     """The state of a table according to its log: its id, version, rows, files, bytes, its last commit, and the newest
-    commits that changed rows, newest first.
+    commits that its rows come from, newest first. `restored`: the newest restore, if it is among the newest commits.
 
     A table that was dropped and recreated has a new `id`, and its versions start at 0 again: id and version are only
     meaningful together.
@@ -53,18 +65,25 @@ class TableState:
     commit: Commit | None
     changed_at_ms: int
     newest: tuple[Change, ...]
+    restored: Change | None
     log: DeltaTable = field(repr=False, compare=False)
 
     def changes(self) -> Iterator[Change]:
-        """The commits that changed rows, newest first; those that are not in `newest` are read on demand."""
+        """The commits that the rows come from, newest first; those that are not in `newest` are read on demand."""
         yield from self.newest
         if self.version >= _ENTRIES:
             yield from islice(changes(self.log), len(self.newest), None)
 
     @property
     def data_version(self) -> int:
-        """The last version that changed rows: optimizing a table does not make data derived from it stale."""
-        return self.newest[0].version if self.newest else 0
+        """The version that the rows come from: optimizing a table does not make data derived from it stale, and after a
+        restore it is the same as it was at the restored version."""
+        return next((change.version for change in self.changes()), 0)
+
+    def data_version_at(self, version: int) -> int:
+        """What `data_version` was at an earlier version: if it is the same as now, so are the rows."""
+        before = (change for change in all_changes(self.log) if change.version <= version)
+        return next((change.version for change in in_effect(before)), 0)
 
     @property
     def data_id(self) -> str:
@@ -73,7 +92,7 @@ class TableState:
 
     def version_for(self, job: str) -> int:
         """Like `data_version`, but ignores commits of other jobs to a table that several jobs write."""
-        own = (c.version for c in self.changes() if c.commit is None or c.commit.job == job)
+        own = (c.version for c in self.changes() if c.commit is None or c.commit.job in (job, RESTORE))
         return next(own, 0)
 
     def data_id_of(self, partition: tuple[tuple[str, str], ...]) -> str:
@@ -263,7 +282,8 @@ def state_of(found: DeltaTable) -> TableState:
     """The state of an open table according to its log."""
     actions = arrow_table(found.get_add_actions(flatten=True))
     entries = found.history(_ENTRIES)
-    newest = tuple(changes_of(entries))
+    changed = list(changes_of(entries))
+    newest = tuple(in_effect(changed))
     return TableState(
         id=str(found.metadata().id),
         version=found.version(),
@@ -273,6 +293,7 @@ def state_of(found: DeltaTable) -> TableState:
         commit=next((change.commit for change in newest if change.commit), None),
         changed_at_ms=int(entries[0]["timestamp"]) if entries else 0,
         newest=newest,
+        restored=next((change for change in changed if change.commit and change.commit.restored is not None), None),
         log=found,
     )
 

@@ -20,7 +20,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from numpy.typing import NDArray
 
 from encore.errors import TransientError, WriteRefused
-from encore.lake.delta import Change, Commit, Tables, changes, data_files
+from encore.lake.delta import Change, Commit, Tables, all_changes, data_files
 from encore.lake.failures import delta_error, reading
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import Writer, merge_broken, repeated_keys
@@ -98,7 +98,7 @@ class Transaction:
             raise TransientError(f"{name}: the table was dropped and made again meanwhile", remedy=_RUN_AGAIN)
         if newest == self.planned or newest - self.planned == len(self.committed):
             return
-        since = takewhile(lambda change: change.version > self.planned, changes(found))
+        since = takewhile(lambda change: change.version > self.planned, all_changes(found))
         others = [change for change in since if change.version not in self.committed]
         if not others:
             return

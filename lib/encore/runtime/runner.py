@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from operator import itemgetter
 from types import ModuleType
@@ -167,25 +168,37 @@ def _up_to_date(ctx: JobContext, module: ModuleType) -> dict[str, int] | None:
     """The rows of the job's tables if its last run had this fingerprint and nothing has changed them since, else None.
 
     The run's record is verified: the tables must be the same ones, at the versions that the run itself committed, and
-    according to the table's own log every row of a derived table must have this fingerprint.
+    according to the table's own log every row of a derived table must have this fingerprint. If a table was restored
+    after the last run, its rows may be those of an earlier run, and each run with this fingerprint is considered.
     """
     runs = ctx.store.read_small(JOB_RUNS).to_pylist()
     mine = [run for run in runs if run["job"] == ctx.name and run["status"] == "done"]
-    last = max(mine, key=lambda run: run["started_at"], default=None)
-    if last is None or last["fingerprint"] != ctx.fingerprint:
+    last = max(mine, key=itemgetter("started_at"), default=None)
+    if last is None:
         return None
-    outputs, ids, rows = dict(last["outputs"]), dict(last["table_ids"] or ()), {}
-    for table in module.WRITES:
-        state = ctx.store.state(table)
+    states = {table: ctx.store.state(table) for table in module.WRITES}
+    since = last["started_at"].timestamp() * 1000
+    restores = [state.restored for state in states.values() if state is not None and state.restored is not None]
+    candidates = mine if any(restore.timestamp_ms > since for restore in restores) else [last]
+    for run in candidates:
+        if run["fingerprint"] == ctx.fingerprint and _is_result(ctx, module, run, states):
+            # the rows in quarantine are from earlier runs and from other jobs
+            return {table.name: state.rows for table, state in states.items() if state and table is not QUARANTINE}
+    return None
+
+
+def _is_result(
+    ctx: JobContext, module: ModuleType, run: Mapping[str, Any], states: Mapping[Table, TableState | None]
+) -> bool:
+    """Whether the job's tables are as one of its runs, a row of `job_runs`, left them."""
+    outputs, ids = dict(run["outputs"]), dict(run["table_ids"] or ())
+    for table, state in states.items():
         if state is None or state.id != ids.get(table.name):
-            return None
+            return False
         derived = table in getattr(module, "DERIVED", ())
         if not (_is_derived(ctx, state) if derived else state.version_for(ctx.name) == outputs.get(table.name)):
-            return None
-        # the rows in quarantine are from earlier runs and from other jobs
-        if table is not QUARANTINE:
-            rows[table.name] = state.rows
-    return rows
+            return False
+    return True
 
 
 def _is_derived(ctx: JobContext, state: TableState) -> bool:
