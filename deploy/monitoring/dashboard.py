@@ -333,6 +333,13 @@ ROWS: Final[dict[str, Sequence[Panel]]] = {
             "timeseries",
             ("sum by (reason) (encore_quarantine_rows)", "{{reason}}"),
         ),
+        panel(
+            "Expectations not met",
+            "1 for each that was not met when it was last checked, and that nobody accepted.",
+            "bargauge",
+            ("encore_check_breached", "{{check}} {{subject}}"),
+            red=1,
+        ),
         panel("NDCG", "Of each model's newest evaluation.", "timeseries", ("encore_model_ndcg", "{{model}}")),
         panel(
             "R-precision",

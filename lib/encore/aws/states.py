@@ -19,6 +19,9 @@ run was cancelled (which is also how it reports a timeout), or reports an exit c
 (`ExitCode: 3.` in the state details, where it puts the exit code of the driver process; this is undocumented, so
 nothing relies on it alone).
 
+**Warnings.** A job that checks expectations (it writes `checks`) and succeeds has its warnings, if any, in its outcome,
+too: they are sent to the topic, and the pipeline goes on.
+
 **Executions never overlap.** The lock is an item in a DynamoDB table that names the execution holding it, put on the
 condition that no such item exists. If one exists, its execution is looked up, and the lock is taken over if that
 execution no longer runs: it was stopped before it could release the lock, or Step Functions no longer knows it. Another
@@ -31,12 +34,13 @@ changed, the lock is looked up again. Delta's conflict checks at commit remain t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from encore.aws.render import launch_settings, serverless_request
 from encore.config import load_config
+from encore.lake.tables import CHECKS
 from encore.runtime.graph import Node, Part, Series, compose, order, select
 
 State = dict[str, Any]
@@ -101,7 +105,8 @@ def definition(nodes: Sequence[Node], *, extra: Sequence[Node] = (), limits: Lim
     pipeline = compose(nodes)
     parts = [*(pipeline.parts if isinstance(pipeline, Series) else [pipeline]), *(node.name for node in extra)]
     jobs, all_jobs = order(nodes), [*order(nodes), *(node.name for node in extra)]
-    branch = _branch(Series(tuple(parts)), limits)
+    checking = {node.name for node in nodes if CHECKS in node.writes}
+    branch = _branch(Series(tuple(parts)), limits, checking)
     states: States = {
         **_read_input(nodes, jobs, all_jobs),
         **_acquire_lock(),
@@ -397,18 +402,21 @@ def _release_lock(after: str) -> State:
 # the pipeline ------------------------------------------------------------------------------------------------------
 
 
-def _branch(part: Part, limits: Limits) -> State:
-    """A part as a branch of its own: its states in sequence, and an end state."""
+def _branch(part: Part, limits: Limits, checking: Collection[str]) -> State:
+    """A part as a branch of its own: its states in sequence, and an end state. `checking`: jobs that may warn."""
     parts = part.parts if isinstance(part, Series) else (part,)
     names, states = [_name(inner) for inner in parts], {}
     end = f"After {names[-1].rstrip('?')}"
     for inner, own, after in zip(parts, names, [*names[1:], end], strict=True):
         if isinstance(inner, str):
             states.update(_job(inner, after, limits))
+            if inner in checking:
+                states[inner]["Next"] = f"{inner}: read warnings"
+                states.update(_warnings(inner, after))
         else:
             states[own] = {
                 "Type": "Parallel",
-                "Branches": [_branch(branch, limits) for branch in inner.parts],
+                "Branches": [_branch(branch, limits, checking) for branch in inner.parts],
                 "ResultPath": None,
                 "Next": after,
             }
@@ -466,20 +474,12 @@ def _job(job: str, after: str, limits: Limits) -> States:
             "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": f"{job}: read outcome"}],
             "Next": after,
         },
-        f"{job}: read outcome": {
-            "Type": "Task",
-            "Comment": "The exit code that the job itself recorded decides",
-            "Resource": "arn:aws:states:::aws-sdk:s3:getObject",
-            "Parameters": {
-                "Bucket": "${LogBucket}",
-                "Key.$": f"States.Format('{_outcome_key(job)}', $.run_id, $.try.n)",
-            },
-            "ResultSelector": {"outcome.$": "States.StringToJson($.Body)"},
-            "ResultPath": "$.found",
-            "TimeoutSeconds": 60,
-            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": f"{job}: no outcome"}],
-            "Next": f"{job}: use outcome",
-        },
+        f"{job}: read outcome": _read_outcome(
+            job,
+            "The exit code that the job itself recorded decides",
+            after=f"{job}: use outcome",
+            unread=f"{job}: no outcome",
+        ),
         f"{job}: use outcome": _pass("$.found.outcome", "$.outcome", f"{job}: retry?"),
         f"{job}: no outcome": {
             "Type": "Pass",
@@ -523,19 +523,88 @@ def _job(job: str, after: str, limits: Limits) -> States:
                     "tries.$": "$.try.n",
                     "error.$": "$.error.Error",
                     "cause.$": "$.error.Cause",
-                    "log.$": "States.Format('https://${Region}.console.aws.amazon.com/s3/buckets/${LogBucket}?prefix="
-                    f"{_log_prefix(job)}', $.run_id)",
+                    "log.$": _log_page(job),
                 },
             },
             "ResultPath": None,
-            "Retry": [
-                {"ErrorEquals": ["States.TaskFailed"], "IntervalSeconds": 5, "MaxAttempts": 3, "BackoffRate": 2.0}
-            ],
+            "Retry": [_PUBLISH_RETRY],
             "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": f"{job}: failed"}],
             "Next": f"{job}: failed",
         },
         f"{job}: failed": {"Type": "Fail", "Error": "Encore.JobFailed", "CausePath": "$.outcome.reason"},
     }
+
+
+def _warnings(job: str, after: str) -> States:
+    """States after a successful job that send its warnings, if its outcome has any. They never fail the pipeline: what
+    cannot be read is reported, too."""
+    return {
+        f"{job}: read warnings": _read_outcome(
+            job, "A job that succeeded may have warnings", after=f"{job}: warnings?", unread=f"{job}: warnings unknown"
+        ),
+        f"{job}: warnings?": {
+            "Type": "Choice",
+            "Choices": [{"Variable": "$.found.outcome.reason", "StringEquals": "", "Next": after}],
+            "Default": f"{job}: warn",
+        },
+        f"{job}: warnings unknown": {
+            "Type": "Pass",
+            "Result": {
+                "outcome": {
+                    "reason": "its outcome could not be read, so its warnings are unknown",
+                    "remedy": "see the log",
+                }
+            },
+            "ResultPath": "$.found",
+            "Next": f"{job}: warn",
+        },
+        f"{job}: warn": {
+            "Type": "Task",
+            "Resource": "arn:aws:states:::sns:publish",
+            "Parameters": {
+                "TopicArn": "${TopicArn}",
+                "Subject": f"Encore: {job} warns",
+                "Message": {
+                    "job": job,
+                    "run_id.$": "$.run_id",
+                    "warning.$": "$.found.outcome.reason",
+                    "remedy.$": "$.found.outcome.remedy",
+                    "log.$": _log_page(job),
+                },
+            },
+            "ResultPath": None,
+            "Retry": [_PUBLISH_RETRY],
+            "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": after}],
+            "Next": after,
+        },
+    }
+
+
+_PUBLISH_RETRY = {"ErrorEquals": ["States.TaskFailed"], "IntervalSeconds": 5, "MaxAttempts": 3, "BackoffRate": 2.0}
+
+
+def _read_outcome(job: str, comment: str, *, after: str, unread: str) -> State:
+    """Read the outcome of a job's try into `$.found.outcome`; `unread` is the next state if that fails."""
+    return {
+        "Type": "Task",
+        "Comment": comment,
+        "Resource": "arn:aws:states:::aws-sdk:s3:getObject",
+        "Parameters": {
+            "Bucket": "${LogBucket}",
+            "Key.$": f"States.Format('{_outcome_key(job)}', $.run_id, $.try.n)",
+        },
+        "ResultSelector": {"outcome.$": "States.StringToJson($.Body)"},
+        "ResultPath": "$.found",
+        "TimeoutSeconds": 60,
+        "Catch": [{"ErrorEquals": ["States.ALL"], "ResultPath": None, "Next": unread}],
+        "Next": after,
+    }
+
+
+def _log_page(job: str) -> str:
+    """The console's page of a job's logs, as an expression."""
+    page = "https://${Region}.console.aws.amazon.com/s3/buckets/${LogBucket}?prefix="
+    return f"States.Format('{page}{_log_prefix(job)}', $.run_id)"
 
 
 def _pass(source: str, target: str, after: str) -> State:

@@ -406,6 +406,30 @@ def show(env: Env = "local", overrides: Set = [], debug: Debug = False) -> None:
 
 
 @app.command()
+def checks(
+    run_id: Annotated[str | None, typer.Option(help="Of this run; default: each job's newest.")] = None,
+    describe: Annotated[bool, typer.Option("--describe", help="Say what each expectation is about instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Show what was expected of the tables, what was found, and what was not as expected."""
+
+    def work() -> None:
+        from encore.cli.checks import describe_expectations, print_checks
+        from encore.cli.console import out
+
+        config = settings(env, overrides, debug)
+        if describe:
+            describe_expectations(config, out)
+        else:
+            print_checks(config, run_id, as_json=as_json, out=out)
+
+    _exit(guarded(work))
+
+
+@app.command()
 def metrics(
     textfile: Annotated[
         Path | None,
@@ -729,7 +753,7 @@ def job_main(name: str) -> NoReturn:
         ] = "[]",
         outcome: Annotated[
             str | None,
-            typer.Option(help="File or s3:// object that is to say why it failed, as JSON, for a scheduler."),
+            typer.Option(help="File or s3:// object that is to say how it ended, as JSON, for a scheduler."),
         ] = None,
         debug: Debug = False,
     ) -> None:
@@ -738,9 +762,9 @@ def job_main(name: str) -> NoReturn:
             from encore.runtime import pipeline
             from encore.runtime.outcome import outcome_at
 
-            with outcome_at(outcome, name, run_id):
+            with outcome_at(outcome, name, run_id) as warnings:
                 config = settings(env, [*overrides, *_settings_list(more)], debug)
-                pipeline.run_pipeline(
+                results = pipeline.run_pipeline(
                     config,
                     [name],
                     run_id=run_id,
@@ -749,6 +773,8 @@ def job_main(name: str) -> NoReturn:
                     on_result=lambda result: err.print(_result_line(result), highlight=False),
                     on_note=lambda note: err.print(note, highlight=False, markup=False),
                 )
+                warnings.texts = [text for result in results for text in result.facts.get("warnings", ())]
+                warnings.remedy = "`encore checks` shows every value; deploy/docs/checks.md says what to do"
 
         _exit(guarded(work))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from encore.cli.checks import check_rows
 from encore.cli.show import last_run
 from encore.config import Config
 from encore.errors import InputError, LakeError, TransientError
@@ -51,6 +52,9 @@ def log_run(config: Config, run_id: str | None, out: Console) -> None:
             facts = json.loads(row["facts"] or "{}")
             result = JobResult(row["job"], "done", row["seconds"], dict(row["rows"]), facts, measured)
             tracking.log_job(result, dict(row["inputs"]), _inputs(store, row))
+    rows = [row for row in check_rows(store) if row["run_id"] == name]
+    for job in dict.fromkeys(row["job"] for row in rows):
+        tracking.log_checks(job, [row for row in rows if row["job"] == job])
     models = _log_models(store, tracking, own)
     latest = {row["job"]: row["status"] for row in own}
     failed = next((job for job, status in latest.items() if status != "done"), None)

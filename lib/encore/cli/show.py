@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from encore.cli.checks import STYLES, check_rows
 from encore.config import Config
 from encore.errors import LakeError
+from encore.lake.expectations import newest, sentence
 from encore.lake.store import Store, open_store
 from encore.lake.tables import (
     ALL,
@@ -100,6 +102,7 @@ def print_last_run(config: Config, out: Console) -> None:
     store = open_store(config)
     last = last_run(store)
     _print_jobs(last, out)
+    _print_checks(store, last, out)
     _print_costs(store, last, out)
     _print_metrics(config, store, out)
 
@@ -131,6 +134,17 @@ def _print_jobs(rows: list[dict[str, Any]], out: Console) -> None:
     out.print(grid)
     total = (rows[-1]["started_at"] - rows[0]["started_at"]).total_seconds() + rows[-1]["seconds"]
     out.print(f"{total:.1f} s in all; jobs that were up to date are not listed", highlight=False)
+
+
+def _print_checks(store: Store, runs: list[dict[str, Any]], out: Console) -> None:
+    """Print what a run checked: what was not as expected, and how many expectations were met."""
+    found = newest([row for row in check_rows(store) if row["run_id"] == runs[0]["run_id"]])
+    if not found:
+        return
+    breaches = [row for row in found if row["verdict"] in STYLES]
+    for row in breaches:
+        out.print(f"[{STYLES[row['verdict']]}]{row['verdict']}[/] {escape(sentence(row))}", highlight=False)
+    out.print(f"{len(found)} expectations, {len(breaches)} not met; `encore checks` shows all", highlight=False)
 
 
 def _number(value: float) -> str:

@@ -26,10 +26,13 @@ from encore.evaluation.bootstrap import METRICS, GroupSums, Interval, compare
 from encore.evaluation.explanation import Explanation
 from encore.evaluation.rows import COLUMNS, summary
 from encore.evaluation.summary import Summary
+from encore.lake.expectations import BY_NAME as EXPECTATIONS
+from encore.lake.expectations import newest, shown_expected, shown_value
 from encore.lake.model_arrays import ModelArrays
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import (
     AUDIO_FEATURES,
+    CHECKS,
     HOLDOUT,
     INGEST_LEDGER,
     JOB_COSTS,
@@ -53,7 +56,7 @@ from encore.vocabulary import FEATURES
 if TYPE_CHECKING:
     from encore.reports.data import Count
     from encore.reports.lists import Name, ShownPlaylist
-    from encore.reports.page import Registered
+    from encore.reports.page import Checked, Registered
 
 READS = (
     INGEST_LEDGER,
@@ -67,6 +70,7 @@ READS = (
     PLAYLIST_METRICS,
     MODEL_METRICS,
     REGISTRATIONS,
+    CHECKS,
 )
 WRITES = ()
 SETTINGS = ("report",)
@@ -191,6 +195,7 @@ def run(ctx: JobContext) -> None:
             ledger=data.ledger(_whole(ctx, INGEST_LEDGER, INGEST_LEDGER.names)),
             figures=figures,
             registered=_registered(ctx, summaries),
+            checks=[_checked(row) for row in newest(_whole(ctx, CHECKS, CHECKS.names).to_pylist())],
         )
     )
     path = _path(ctx)
@@ -319,6 +324,23 @@ def _explanations(ctx: JobContext, models: Iterable[str]) -> dict[str, Explanati
         for name, explain in explained.items()
         if name in newest and arrays.has(name, newest[name]["fingerprint"])
     }
+
+
+def _checked(row: Mapping[str, Any]) -> Checked:
+    from encore.reports.page import Checked
+
+    one = EXPECTATIONS.get(row["name"])
+    return Checked(
+        row["name"],
+        row["subject"],
+        one.meaning if one else "",
+        shown_value(row, "value"),
+        shown_expected(row),
+        shown_value(row, "baseline"),
+        row["severity"],
+        row["verdict"],
+        row["at"],
+    )
 
 
 def _registered(ctx: JobContext, models: Iterable[str]) -> list[Registered]:

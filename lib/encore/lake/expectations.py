@@ -60,10 +60,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """A value. Only values of the same `basis` are compared; None: it can be compared with any."""
+    """A value. Only values of the same `basis` are compared; None: it can be compared with any. `noise`: a difference
+    up to this one is no breach."""
 
     value: float
     basis: str | None = None
+    noise: float = 0.0
 
 
 Measure = Callable[[Reader], Mapping[str, Measured]]
@@ -86,7 +88,7 @@ class Expectation:
         """at_least or at_most: how the value has to compare with the expected one."""
         return "at_least" if self.rule == "kept" else "at_most"
 
-    def expected(self, bound: float, baseline: float | None) -> float | None:
+    def expected(self, bound: float, baseline: float | None, noise: float = 0.0) -> float | None:
         """The lowest or highest value that is expected; None without a baseline where the rule needs one."""
         if self.rule == "at_most":
             return bound
@@ -94,7 +96,8 @@ class Expectation:
             return None
         if self.rule == "not_risen":
             return baseline + bound
-        return baseline * (1 - bound if self.rule == "kept" else 1 + bound)
+        margin = max(bound * baseline, noise)
+        return baseline - margin if self.rule == "kept" else baseline + margin
 
     def is_met(self, value: float, expected: float | None) -> bool:
         """Whether a value is as expected; it is if nothing is known that it could be compared with."""
@@ -192,9 +195,15 @@ def _metric(name: str) -> Measure:
     def measure(lake: Reader) -> Mapping[str, Measured]:
         found = _means(lake, name)
         basis = _holdout(lake, next(iter(found))) if found else None
-        return {model: Measured(value, basis) for model, value in found.items()}
+        return {model: Measured(value, basis, _noise(lake, model, name)) for model, value in found.items()}
 
     return measure
+
+
+def _noise(lake: Reader, model: str, metric: str) -> float:
+    """Two standard errors of the mean of a metric over the test playlists."""
+    values = lake.read(PLAYLIST_METRICS, (metric,), KeyRange((("model", model),)))[metric].to_numpy()
+    return float(2 * values.std() / np.sqrt(len(values))) if len(values) else 0.0
 
 
 def _holdout(lake: Reader, model: str) -> str:
@@ -345,7 +354,7 @@ def judged(
     earlier = [row for row in history if (row["name"], row["subject"]) == (one.name, subject)]
     same = [row for row in earlier if row["basis"] == measured.basis]
     baseline = float(same[-1]["value"]) if same else None
-    expected = one.expected(bound, baseline)
+    expected = one.expected(bound, baseline, measured.noise)
     verdict = "uncompared" if expected is None else "ok"
     if not one.is_met(measured.value, expected):
         known = one.rule == "at_most" and same and same[-1]["verdict"] == "accepted"
@@ -365,18 +374,44 @@ def judged(
     }
 
 
+def newest(rows: Collection[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of `checks` that are in force: of each job, those of the run that checked last; in the order of the
+    expectations, then by subject."""
+    last: dict[str, datetime] = {}
+    for row in rows:
+        last[row["job"]] = max(row["at"], last.get(row["job"], row["at"]))
+    place = {name: number for number, name in enumerate(BY_NAME)}
+    found = [row for row in rows if row["at"] == last[row["job"]]]
+    return sorted(found, key=lambda row: (row["job"], place.get(row["name"], len(place)), row["name"], row["subject"]))
+
+
 def good_rows(rows: Collection[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of the rows of one job, those of runs in which nothing failed, oldest first."""
     failed = {row["run_id"] for row in rows if row["verdict"] == "fail"}
     return sorted((row for row in rows if row["run_id"] not in failed), key=itemgetter("at"))
 
 
+def shown_value(row: Mapping[str, Any], column: str) -> str:
+    """A number of a row of `checks` in the unit of its expectation; a dash for null."""
+    if row[column] is None:
+        return "-"
+    one = BY_NAME.get(row["name"])
+    return one.text(row[column]) if one is not None else f"{row[column]:.6g}"
+
+
+def shown_expected(row: Mapping[str, Any]) -> str:
+    """What was expected of a row of `checks`: at least 950; a dash if nothing was."""
+    if row["expected"] is None:
+        return "-"
+    return f"{str(row['relation']).replace('_', ' ')} {shown_value(row, 'expected')}"
+
+
 def sentence(row: Mapping[str, Any]) -> str:
     """A row of `checks` in words: playlists_lost: 900, at least 950 expected (1,000 in the last good run)."""
-    one = BY_NAME.get(row["name"])
-    show = one.text if one is not None else "{:.6g}".format
     name = f"{row['name']}/{row['subject']}" if row["subject"] else str(row["name"])
-    text = f"{name}: {show(row['value'])}"
+    text = f"{name}: {shown_value(row, 'value')}"
     if row["expected"] is not None:
-        text += f", {str(row['relation']).replace('_', ' ')} {show(row['expected'])} expected"
-    return text + (f" ({show(row['baseline'])} in the last good run)" if row["baseline"] is not None else "")
+        text += f", {shown_expected(row)} expected"
+    if row["baseline"] is not None:
+        text += f" ({shown_value(row, 'baseline')} in the last good run)"
+    return text

@@ -59,6 +59,21 @@ class Registered:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """An expectation as it was last checked: numbers as text, a dash where there is none."""
+
+    name: str
+    subject: str
+    meaning: str
+    value: str
+    expected: str
+    baseline: str
+    severity: str
+    verdict: str
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything the page shows.
 
@@ -90,6 +105,7 @@ class Content:
     ledger: list[Ledger]
     figures: Mapping[str, Figure]
     registered: Sequence[Registered] = ()
+    checks: Sequence[Checked] = ()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Records how a job failed, as a small JSON object that a scheduler reads.
+"""Records how a job ended, as a small JSON object that a scheduler reads.
 
 A service that runs jobs reports that one failed, but the exit code at most within a line of text. Since the exit code
 decides whether to retry, the job records it itself: `code` (encore.errors), `reason`, the message for the user, and
-`remedy`. If there is no outcome, the driver was killed before it could write one.
+`remedy`. The outcome of a job that succeeded has code 0, and its warnings, if any, as the reason. If there is no
+outcome, the driver was killed before it could write one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -26,7 +27,7 @@ log = structlog.get_logger("encore.runtime.outcome")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job failed: exit code, message, and what to do (empty if unknown)."""
+    """How a job ended: exit code, message (warnings, if it succeeded), and what to do (empty if unknown)."""
 
     code: int
     reason: str
@@ -42,16 +43,25 @@ def read_outcome(text: str) -> Outcome | None:
         return None
 
 
+@dataclass
+class Warnings:
+    """What a job that succeeded has to report, and what to do."""
+
+    texts: list[str] = field(default_factory=list)
+    remedy: str = ""
+
+
 @contextmanager
-def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None]:
-    """If the block fails, write how to `place`, a file or an object in S3. Writes nothing if `place` is None.
+def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[Warnings]:
+    """When the block ends, write how to `place`, a file or an object in S3. Writes nothing if `place` is None.
 
     Errors of the block are re-raised. If `place` cannot be written, this is only logged, so that it does not change how
     the job ends.
     """
-    code, reason, remedy = 0, "", ""
+    code, reason, remedy, warnings = 0, "", "", Warnings()
     try:
-        yield
+        yield warnings
+        reason, remedy = "; ".join(warnings.texts), warnings.remedy if warnings.texts else ""
     except EncoreError as error:
         code, reason, remedy = error.exit_code, str(error), error.remedy or ""
         raise
@@ -64,7 +74,7 @@ def outcome_at(place: str | None, job: str, run_id: str | None) -> Iterator[None
         code, reason, remedy = 1, f"a defect: {type(error).__name__}: {first}", "the log has the stack trace"
         raise
     finally:
-        if code and place is not None:
+        if place is not None:
             # it has to fit into a message of at most 256 KB
             told = {"reason": redact(reason)[:2000], "remedy": remedy[:2000]}
             _write(place, json.dumps({"job": job, "run_id": run_id, "code": code, **told}))

@@ -22,8 +22,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 
 from encore.errors import EnvironmentMissing
+from encore.lake.expectations import newest
 from encore.lake.store import Store
-from encore.lake.tables import JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS, QUARANTINE
+from encore.lake.tables import CHECKS, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS, QUARANTINE
 
 LAST_SUCCESS: Final = "encore_job_last_success_timestamp_seconds"
 _LAKE: Final = "encore_lake_info"
@@ -52,7 +53,7 @@ class _Families:
 
 
 def job_metrics(store: Store, succeeded: Mapping[str, float] | None = None) -> bytes:
-    """The metrics of the jobs, models and rejected records of a lake.
+    """The metrics of the jobs, models, rejected records and expectations of a lake.
 
     `succeeded`: seconds since 1970 at which jobs were found to be up to date, by name; the later of this and of what
     the lake records counts.
@@ -63,6 +64,7 @@ def job_metrics(store: Store, succeeded: Mapping[str, float] | None = None) -> b
     _add_costs(families, store)
     _add_quarantine(families, store)
     _add_models(families, store)
+    _add_checks(families, store)
     registry = CollectorRegistry()
     registry.register(families)  # type: ignore[arg-type]
     return generate_latest(registry)
@@ -139,6 +141,19 @@ def _add_models(families: _Families, store: Store) -> None:
             text = "When the model was last evaluated."
             at = _seconds(row["evaluated_at"])
             families.gauge("encore_model_evaluated_timestamp_seconds", text, at, model=row["model"])
+
+
+def _add_checks(families: _Families, store: Store) -> None:
+    for row in newest(store.read_small(CHECKS).to_pylist()):
+        labels = {"job_name": row["job"], "check": row["name"], "subject": row["subject"]}
+        text = "What was measured for an expectation, when it was last checked."
+        families.gauge("encore_check_value", text, row["value"], **labels)
+        if row["expected"] is not None:
+            text = "The lowest or highest value that was expected."
+            families.gauge("encore_check_expected", text, row["expected"], **labels)
+        text = "1 if an expectation was not met when it was last checked, and nobody accepted that, else 0."
+        breached = row["verdict"] in ("warn", "fail")
+        families.gauge("encore_check_breached", text, breached, **labels, level=row["severity"])
 
 
 def write_textfile(store: Store, path: Path, up_to_date: Iterable[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""How a job failed, as a scheduler reads it: written on every failure, never on success, and never in its way."""
+"""How a job ended, as a scheduler reads it: written whatever happens, and never in the way of the job."""
 
 from __future__ import annotations
 
@@ -38,10 +38,20 @@ def test_a_defect_is_code_1_with_its_first_line(tmp_path: Path) -> None:
     assert (found["code"], found["reason"]) == (1, "a defect: ZeroDivisionError: by")
 
 
-def test_success_writes_nothing_and_no_place_is_no_failure(tmp_path: Path) -> None:
-    with outcome_at(str(tmp_path / "outcome.json"), "report", "run-1"):
+def test_success_is_code_0_with_the_warnings(tmp_path: Path) -> None:
+    with outcome_at(str(tmp_path / "outcome.json"), "check", "run-1") as warnings:
+        warnings.remedy = "look"
+    plain = {"job": "check", "run_id": "run-1", "code": 0, "reason": "", "remedy": ""}
+    assert json.loads((tmp_path / "outcome.json").read_text()) == plain
+    with outcome_at(str(tmp_path / "outcome.json"), "check", "run-1") as warnings:
+        warnings.texts, warnings.remedy = ["few tracks", "many files"], "look"
+    told = {**plain, "reason": "few tracks; many files", "remedy": "look"}
+    assert json.loads((tmp_path / "outcome.json").read_text()) == told
+
+
+def test_no_place_is_no_failure() -> None:
+    with outcome_at(None, "report", None):
         pass
-    assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError), outcome_at(None, "report", None):
         raise InputError("no data")
 
