@@ -40,7 +40,7 @@ def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
             lines.append(f'    {node.name} -->|"{tables}"| lake[(S3 lake<br>Delta)]')
     lines += [
         f"    emr -->|{', '.join(table.name for table in FRAMEWORK)}| lake",
-        "    emr -->|metrics| mlflow[MLflow<br>private, TLS]",
+        "    emr -->|metrics| mlflow[MLflow<br>private]",
         "    emr -->|log, outcome| logs[(S3 logs)]",
         "    logs -->|exit code| machine",
         "    lake --> athena[Glue and Athena<br>tables and views]",
