@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aws_cdk import App, Stack, Tags, Validations
+from aws_cdk import App, CfnResource, Stack, Tags, Validations
 from cdk_nag import AwsSolutionsChecks
 
 from encore.aws.stage import Stage
@@ -53,5 +53,14 @@ ALL_STAGES = "all"
 
 def _tag(stack: Stack, stage: str) -> None:
     """Tag all that a stack creates, so that the bill can be split by stage and by part."""
-    Tags.of(stack).add("encore:stage", stage)
-    Tags.of(stack).add("encore:part", stack.stack_name.rpartition("-")[2])
+    tags = {"encore:stage": stage, "encore:part": stack.stack_name.rpartition("-")[2]}
+    for key, value in tags.items():
+        Tags.of(stack).add(key, value)
+    # the CDK writes its own function that empties buckets without a place for tags
+    emptier = stack.node.try_find_child("Custom::S3AutoDeleteObjectsCustomResourceProvider")
+    for resource in emptier.node.children if emptier else ():
+        if isinstance(resource, CfnResource) and resource.cfn_resource_type in EMPTIER:
+            resource.add_property_override("Tags", [{"Key": key, "Value": value} for key, value in tags.items()])
+
+
+EMPTIER = ("AWS::IAM::Role", "AWS::Lambda::Function")

@@ -20,6 +20,7 @@ from encore.aws.deployment import ROLE_OUTPUT
 from encore.aws.stage import PREWARMED, Stage, concurrent_jobs
 from encore.aws.states import Limits, camel
 from encore.runtime.registry import extra_nodes, nodes, upkeep
+from encore_cdk.environment import environment
 from encore_cdk.mlflow import ARTEFACTS, MlflowStack
 from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
@@ -42,7 +43,9 @@ class ComputeStack(Stack):
         mlflow: MlflowStack,
         package: Path,
     ) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: EMR, and the application archive")
+        super().__init__(
+            scope, id, stack_name=id, env=environment(stage), description="Encore: EMR, and the application archive"
+        )
         self.add_stack_dependency(storage)
         self.code_path = self._code(stage, package)
         subnets = network.vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids

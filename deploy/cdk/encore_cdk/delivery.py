@@ -20,6 +20,7 @@ from aws_cdk import aws_sns as sns
 from constructs import Construct
 
 from encore.aws.stage import Stage, load_stage
+from encore_cdk.environment import pipeline_environment
 from encore_cdk.monitoring import delivery_role
 from encore_cdk.nag import SHARED_BUCKET, SHARED_BUCKET_WRITE, SHARED_KEY, acknowledge, acknowledge_wildcards
 
@@ -31,7 +32,7 @@ class DeliveryStack(Stack):
     """The delivery pipeline, one for all stages. There is no such stack without the choice `connection`."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: delivery")
+        super().__init__(scope, id, stack_name=id, env=pipeline_environment(stage), description="Encore: delivery")
         self._key = kms.Key(
             self,
             "Key",

@@ -21,6 +21,7 @@ from aws_cdk import aws_secretsmanager as secrets
 from constructs import Construct
 
 from encore.aws.stage import Stage
+from encore_cdk.environment import environment
 from encore_cdk.monitoring import watch_mlflow
 from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
@@ -44,7 +45,7 @@ class MlflowStack(Stack):
     """
 
     def __init__(self, scope: Construct, id: str, stage: Stage, network: NetworkStack, storage: StorageStack) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: MLflow")
+        super().__init__(scope, id, stack_name=id, env=environment(stage), description="Encore: MLflow")
         self._stage = stage
         self.managed: str | None = None
         self.artefacts_arn = f"{bucket_arn(stage, 'artefacts')}/artefacts"

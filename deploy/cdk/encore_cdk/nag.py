@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aws_cdk import Acknowledgment, Aws, Validations
+from aws_cdk import Acknowledgment, Aws, Stack, Token, Validations
 from constructs import IConstruct
 
 
@@ -13,8 +13,19 @@ def acknowledge(construct: IConstruct, reasons: dict[str, str]) -> None:
 
 
 def acknowledge_wildcards(construct: IConstruct, reason: str, *findings: str) -> None:
-    """Acknowledge wildcards in policies; `findings` are `Action::...` or `Resource::...`, as cdk-nag writes them."""
-    acknowledge(construct, {f"AwsSolutions-IAM5[{finding}]": reason for finding in findings})
+    """Acknowledge wildcards in policies; `findings` are `Action::...` or `Resource::...`, as cdk-nag writes them.
+
+    Where the stack's account and region are known, the CDK writes them out in some ARNs and not in others.
+    """
+    stack, known = Stack.of(construct), {}
+    if not Token.is_unresolved(stack.account):
+        known["<AWS::AccountId>"] = stack.account
+    if not Token.is_unresolved(stack.region):
+        known["<AWS::Region>"] = stack.region
+    written_out = list(findings)
+    for name, value in known.items():
+        written_out = [finding.replace(name, value) for finding in written_out]
+    acknowledge(construct, {f"AwsSolutions-IAM5[{finding}]": reason for finding in (*findings, *written_out)})
 
 
 def nag_arn(arn: str) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import Fn, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from encore.aws.stage import Stage
+from encore_cdk.environment import environment
 
 
 class NetworkStack(Stack):
     """A VPC in two zones: private subnets, NAT for audio-feature services, gateway endpoints for S3 and DynamoDB."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: network")
+        super().__init__(scope, id, stack_name=id, env=environment(stage), description="Encore: network")
         self.vpc = ec2.Vpc(
             self,
             "Vpc",
@@ -50,3 +51,8 @@ class NetworkStack(Stack):
         self.jobs = ec2.SecurityGroup(self, "Jobs", vpc=self.vpc, description="Jobs: nothing reaches them from outside")
         self.private = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
         self.data = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
+
+    @property
+    def availability_zones(self) -> list[str]:
+        """The first two zones of the region. For a known region the CDK would look them up, with credentials."""
+        return [Fn.select(index, Fn.get_azs()) for index in range(2)]

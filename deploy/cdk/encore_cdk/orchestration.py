@@ -21,6 +21,7 @@ from encore.aws.stage import Stage
 from encore.aws.states import camel, default_limits, definition
 from encore.runtime.registry import EXTRA_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
+from encore_cdk.environment import environment
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.monitoring import add_budget, add_delivery_role, add_watch, admit, topic_name
 from encore_cdk.nag import SHARED_KEY, acknowledge, acknowledge_wildcards, nag_arn
@@ -46,7 +47,9 @@ class OrchestrationStack(Stack):
         compute: ComputeStack,
         mlflow: MlflowStack,
     ) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: state machine, schedules, alarms")
+        super().__init__(
+            scope, id, stack_name=id, env=environment(stage), description="Encore: state machine, schedules, alarms"
+        )
         self._stage, self._name = stage, f"encore-{stage.name}"
         key = kms.Key(
             self,

@@ -23,6 +23,7 @@ from constructs import Construct
 
 from encore.aws.serving import INSTANCE, PORT, RULES, TASK_GB, TASK_VCPU, least_tasks
 from encore.aws.stage import Stage
+from encore_cdk.environment import environment
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
@@ -75,7 +76,7 @@ class ServingStack(Stack):
         mlflow: MlflowStack,
         orchestration: OrchestrationStack,
     ) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: scorer")
+        super().__init__(scope, id, stack_name=id, env=environment(stage), description="Encore: scorer")
         self._stage, self._network, self._mlflow = stage, network, mlflow
         self._name = f"encore-{stage.name}"
         self._notify = actions.SnsAction(orchestration.topic)

@@ -26,6 +26,7 @@ from encore.aws.athena import (
 )
 from encore.aws.stage import Stage
 from encore.lake.tables import ALL
+from encore_cdk.environment import environment
 from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 
 PREFIX = "lake"
@@ -80,7 +81,9 @@ class StorageStack(Stack):
     """Buckets and the data catalog."""
 
     def __init__(self, scope: Construct, id: str, stage: Stage) -> None:
-        super().__init__(scope, id, stack_name=id, description="Encore: buckets, tables, Athena")
+        super().__init__(
+            scope, id, stack_name=id, env=environment(stage), description="Encore: buckets, tables, Athena"
+        )
         self._stage = stage
         expire = s3.LifecycleRule(id="expire", expiration=Duration.days(90))
         self.access_logs = private_bucket(self, stage, "AccessLogs", [expire], None)

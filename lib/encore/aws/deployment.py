@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from encore.aws.account import client, translate_errors
-from encore.aws.stage import load_stage
+from encore.aws.stage import Stage, load_stage
 from encore.aws.states import camel
-from encore.errors import InputError
+from encore.errors import EnvironmentMissing, InputError
+from encore.findings import Finding
 
 ROLE_OUTPUT = "RoleOf"
 """Prefix of the output with a job's role: RoleOfBuildCentroids."""
@@ -30,8 +31,8 @@ def stack_outputs(stage: str, clients: ClientFactory) -> dict[str, str]:
 
 def outputs_of(stage: str, stack: str, clients: ClientFactory) -> dict[str, str]:
     """Outputs of one stack of a stage, by name. InputError if it is not deployed in this account and region."""
-    load_stage({"stage": stage})
     formation, name = clients("cloudformation"), f"encore-{stage}-{stack}"
+    check_credentials(load_stage({"stage": stage}), clients, formation.meta.region_name)
     try:
         with translate_errors(f"stack {name}"):
             return _outputs(name, formation)
@@ -40,6 +41,42 @@ def outputs_of(stage: str, stack: str, clients: ClientFactory) -> dict[str, str]
             f"stack {name}: does not exist in {formation.meta.region_name}",
             remedy=f"run `make deploy STAGE={stage}`, or set AWS_REGION and AWS_PROFILE to where it is deployed",
         ) from error
+
+
+def check_credentials(stage: Stage, clients: ClientFactory, region: str) -> None:
+    """EnvironmentMissing if the caller's account or region is not the stage's own."""
+    if not stage.region:
+        return
+    account = ""
+    if stage.account:
+        with translate_errors("AWS account"):
+            account = str(clients("sts").get_caller_identity()["Account"])
+    for finding in (region_finding(stage, region), account_finding(stage, account, account)):
+        if finding.remedy:
+            raise EnvironmentMissing(f"{finding.what}: {finding.fact}", remedy=finding.remedy)
+
+
+def region_finding(stage: Stage, region: str) -> Finding:
+    """Whether the region is the stage's own. With a region of its own the CDK deploys there, whatever is set."""
+    what = "AWS region"
+    if stage.region and region != stage.region:
+        return Finding(what, f"{region}, but {stage.name} is in {stage.region}", f"set AWS_REGION={stage.region}")
+    if region == stage.replica_region:
+        return Finding(
+            what, f"{region}, to which the lake would be replicated as well", "choose another replica_region"
+        )
+    return Finding(what, region)
+
+
+def account_finding(stage: Stage, account: str, identity: str) -> Finding:
+    """Whether the account is the stage's own. `identity`: what to say of the caller."""
+    if stage.account and account != stage.account:
+        return Finding(
+            "AWS account",
+            f"{identity}, but {stage.name} is in {stage.account}",
+            f"set AWS_PROFILE to a profile of the account {stage.account}",
+        )
+    return Finding("AWS account", identity)
 
 
 def _outputs(stack: str, formation: Any) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from encore.aws.deployment import RELEASE, ClientFactory, stack_output
+from encore.aws.deployment import RELEASE, ClientFactory, account_finding, region_finding, stack_output
 from encore.aws.stage import Stage
 from encore.errors import EncoreError, InputError
 from encore.findings import Finding
@@ -32,12 +32,13 @@ def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | 
     if region is None:
         yield Finding("AWS region", "not set", "set AWS_REGION, or `region` in the profile")
         return
-    yield Finding("AWS region", region)
+    yield region_finding(stage, region)
     identity = _call("AWS account", lambda: clients("sts").get_caller_identity())
     if isinstance(identity, Finding):
         yield identity
         return
-    yield Finding("AWS account", f"{identity['Account']}, as {identity['Arn'].rsplit(':', 1)[-1]}")
+    account = str(identity["Account"])
+    yield account_finding(stage, account, f"{account}, as {identity['Arn'].rsplit(':', 1)[-1]}")
     yield _bootstrap(clients)
     if stage.mlflow == "fargate":
         if stage.domain:

@@ -239,6 +239,7 @@ def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str
     _check_capacity(stage, sizes, prefix)
     _check_serving(stage, prefix)
     _check_account(stage, prefix)
+    _check_place(stage, prefix)
     _check_certificates(stage, prefix)
     _check_pipeline(stage, prefix)
     return stage
@@ -314,6 +315,39 @@ def _check_capacity(stage: Stage, sizes: Workers, prefix: str) -> None:
             f"and {executors} executors of {sizes.executor_vcpu} vCPUs{kept}",
             "choose a larger maximum, or smaller workers in conf/emr.yaml",
         )
+
+
+def _check_place(stage: Stage, prefix: str) -> None:
+    """StageError for choices of account and region that cannot be deployed together."""
+    if stage.account and not stage.region:
+        refuse(
+            stage,
+            prefix,
+            "account",
+            "needs a region: it would be whichever the caller's credentials name",
+            "set region to the stage's region",
+        )
+    if stage.replica_region and stage.replica_region == stage.region:
+        refuse(
+            stage,
+            prefix,
+            "replica_region",
+            "is the region of the stage itself, whose failure the copy is for",
+            "choose another region, or leave it empty",
+        )
+    if stage.replica_region and stage.region and _partition(stage.replica_region) != _partition(stage.region):
+        refuse(
+            stage,
+            prefix,
+            "replica_region",
+            f"S3 does not replicate from {stage.region}, which is in another partition of AWS",
+            "choose a region of the same partition",
+        )
+
+
+def _partition(region: str) -> str:
+    """What separates regions that know nothing of each other: China, the GovCloud, and all others."""
+    return next((prefix for prefix in ("cn-", "us-gov-", "us-iso") if region.startswith(prefix)), "")
 
 
 def _check_serving(stage: Stage, prefix: str) -> None:

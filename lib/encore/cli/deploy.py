@@ -85,8 +85,9 @@ def deployment_findings(
         if "=" not in choice or choice.startswith("stage="):
             raise StageError(f"-c {choice}: a choice as name=value expected")
     context = dict(choice.partition("=")[::2] for choice in choices)
-    region = region_of(None)
-    return findings(load_stage({"stage": stage, **context}), package, clients or client_factory(region), region)
+    chosen = load_stage({"stage": stage, **context})
+    region = region_of(None) or chosen.region or None
+    return findings(chosen, package, clients or client_factory(region), region)
 
 
 @deployments.command("tunnel")
