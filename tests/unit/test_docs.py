@@ -44,7 +44,7 @@ def test_the_readme_shows_every_package_in_the_order_of_imports() -> None:
 
 
 def test_the_readme_lists_every_command() -> None:
-    listed = set(re.findall(r"^\| `encore ((?:(?:deploy|canary) )?\w+)", section("Commands"), re.MULTILINE))
+    listed = set(re.findall(r"^\| `encore ((?:(?:deploy|canary|backup) )?\w+)", section("Commands"), re.MULTILINE))
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     commands = {

@@ -640,6 +640,97 @@ def cost(
     _exit(guarded(work))
 
 
+backup = typer.Typer(name="backup", help="Copy a lake to a backup, and bring it back.", no_args_is_help=True)
+app.add_typer(backup)
+
+Place = Annotated[str, typer.Argument(help="Folder, or s3:// prefix, of the backups.")]
+BackupId = Annotated[str | None, typer.Option("--id", help="A backup; default: the newest.")]
+
+
+@backup.command("create")
+def backup_create(
+    place: Place,
+    keep_days: Annotated[
+        int | None, typer.Option(min=1, help="Then remove backups that are older, but never the newest one.")
+    ] = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Copy the newest version of every table, and the fitted models, as of one moment; runs may continue meanwhile."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.recovery import create_backup
+
+        create_backup(settings(env, overrides, debug), place, keep_days, out)
+
+    _exit(guarded(work))
+
+
+@backup.command("list")
+def backup_list(
+    place: Place,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """List the backups in a place."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.recovery import list_backups
+
+        list_backups(settings(env, overrides, debug), place, out)
+
+    _exit(guarded(work))
+
+
+@backup.command("verify")
+def backup_verify(
+    place: Place,
+    backup_id: BackupId = None,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Read every file of a backup and compare it with its digest."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.recovery import verify_backup
+
+        verify_backup(settings(env, overrides, debug), place, backup_id, out)
+
+    _exit(guarded(work))
+
+
+@backup.command("restore")
+def backup_restore(
+    place: Place,
+    backup_id: BackupId = None,
+    time: Annotated[str | None, typer.Option(help="The newest backup that is not later than this time.")] = None,
+    only: Annotated[list[str], typer.Option("--table", help="Only this table; may be repeated.")] = [],  # noqa: B006
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove tables that were dropped and made again since the backup.")
+    ] = False,
+    take_over: TakeOver = False,
+    env: Env = "local",
+    overrides: Set = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Bring back what a lake lacks: all of it, or files that are missing or damaged. Newer versions of tables stay."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.recovery import restore_backup
+
+        config = settings(env, overrides, debug)
+        restore_backup(config, place, backup_id, time, only, replace=replace, take_over=take_over, out=out)
+
+    _exit(guarded(work))
+
+
 canary = typer.Typer(name="canary", help="Try a model version on a part of the users.", no_args_is_help=True)
 app.add_typer(canary)
 

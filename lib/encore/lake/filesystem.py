@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import hashlib
 import io
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -20,6 +22,8 @@ from encore.config import S3Config
 from encore.errors import ConfigError, InputError, LakeError
 from encore.lake.failures import aws_error, os_error
 
+_BLOCK = 1 << 20
+"""The bytes that are copied at a time."""
 _WILDCARDS = "*?["
 _SKIPPED = (".", "_")
 """How names of files and folders start that tools write for themselves: .DS_Store, __MACOSX, _SUCCESS."""
@@ -262,6 +266,45 @@ def read_bytes(url: str, s3: S3Config) -> bytes:
     except (BotoCoreError, ClientError) as error:
         raise aws_error(url, error, server="S3") from error
     return body
+
+
+def download(url: str, path: Path, client: Any) -> str:
+    """Copy a file to a local path, in blocks; returns its SHA-256. `client`: of `s3_client`, for objects in S3.
+
+    Raises InputError or TransientError with the URL.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("wb") as target:
+            for block in _blocks(url, client):
+                digest.update(block)
+                target.write(block)
+    except OSError as error:
+        raise os_error(str(error.filename or path), error, InputError) from error
+    return digest.hexdigest()
+
+
+def _blocks(url: str, client: Any) -> Iterator[bytes]:
+    if not is_s3(url):
+        with open(url.removeprefix("file://"), "rb") as source:
+            while block := source.read(_BLOCK):
+                yield block
+        return
+    bucket, key = split_s3(url)
+    try:
+        yield from client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(_BLOCK)
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(url, error, server="S3") from error
+
+
+def upload(path: Path, url: str, client: Any) -> None:
+    """Copy a local file of at most 5 GB to an object in S3, which readers see completely or not at all."""
+    bucket, key = split_s3(url)
+    try:
+        with path.open("rb") as source:
+            client.put_object(Bucket=bucket, Key=key, Body=source)
+    except (BotoCoreError, ClientError) as error:
+        raise aws_error(url, error, server="S3") from error
 
 
 def open_file(url: str, s3: S3Config) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from deltalake import DeltaTable
 
 from encore.errors import ConfigError, LakeError, TransientError
 from encore.lake.delta import Change, Commit, in_effect
@@ -18,63 +16,8 @@ from encore.lake.store import Store, open_store
 from encore.lake.tables import BY_NAME, HOLDOUT, INGEST_LEDGER, MODELS, PLAYLISTS, QUARANTINE, RECOMMENDATIONS, Table
 from encore.runtime import recovery
 from encore.vocabulary import FEATURES
-from tests import recompute
-from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
-
-JOBS = (
-    "ingest_playlists",
-    "ingest_features",
-    "build_track_vectors",
-    "split_holdout",
-    "build_centroids",
-    "fit_models",
-    "recommend",
-)
-
-
-OVERRIDES = {
-    "recommend.k": "4",
-    "vectors.transform": "raw",
-    "recommend.models": "[popularity,random]",
-    "run.chunk_playlists": "5",
-}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three slices and audio features, and a lake on which all jobs have run."""
-    folder = tmp_path_factory.mktemp("made")
-    raw = Folder(folder / "raw")
-    for i, name in enumerate(("a.json", "b.json", "c.json")):
-        raw.write(name, {10 * i + j: plain([(i + j + k) % 12 for k in range(4)]) for j in range(4)})
-    features = folder / "features" / "features.csv"
-    features.parent.mkdir()
-    rows = [[uri(i), *(str(0.05 * ((i * (j + 2)) % 11) + 0.01) for j in range(len(FEATURES)))] for i in range(10)]
-    features.write_text("\n".join(",".join(row) for row in [["track_uri", *FEATURES], *rows]))
-    assert set(run(opened(folder)).values()) == {"done"}
-    return folder
-
-
-def opened(folder: Path) -> Lake:
-    own = {**OVERRIDES, "raw.features": str(folder / "features" / "features.csv")}
-    return Lake(folder / "lake", Folder(folder / "raw"), own)
-
-
-@pytest.fixture
-def lake(made: Path, tmp_path: Path) -> Lake:
-    """A copy of `made`."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    return opened(tmp_path)
-
-
-def run(lake: Lake) -> dict[str, str]:
-    """Run all jobs; returns their status."""
-    return {job: lake.run(job).status for job in JOBS}
-
-
-def done(lake: Lake) -> set[str]:
-    """Run all jobs; returns those that had work to do."""
-    return {job for job, status in run(lake).items() if status == "done"}
+from tests.changes import Killed, Lake, fresh, killed_after, plain, uri
+from tests.jobs.local.small import done, overwrite, rows, run
 
 
 def go_back(lake: Lake, table: Table, version: int | None = None, at_ms: int | None = None) -> dict[str, int]:
@@ -85,15 +28,6 @@ def go_back(lake: Lake, table: Table, version: int | None = None, at_ms: int | N
 
 def version(lake: Lake, table: Table) -> int:
     return open_store(lake.config).there(table).version()
-
-
-def rows(lake: Lake, table: Table) -> list[str]:
-    return sorted(map(str, recompute.table(lake.path, table.name)))
-
-
-def overwrite(lake: Lake, table: Table) -> None:
-    """What another program does to a table: it deletes all rows."""
-    DeltaTable(str(lake.path / table.name)).delete()
 
 
 @pytest.mark.parametrize("table", [RECOMMENDATIONS, HOLDOUT, PLAYLISTS], ids=lambda table: table.name)
