@@ -94,14 +94,14 @@ doctor: setup ## Check the prerequisites: what is installed, what is missing, an
 
 .PHONY: lint
 lint: setup ## Lint, check the format and the types
-	@$(BIN)/ruff check lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
-	@$(BIN)/ruff format --check lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff check lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
+	@$(BIN)/ruff format --check lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 	@$(BIN)/mypy
 
 .PHONY: format
 format: setup ## Format the code and fix what the linter can fix
-	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
-	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/image deploy/monitoring setup.py deploy/package.py
+	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
+	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 
 # Two processes, for two cores: tests without a JVM in parallel with those that share a Spark session.
 define pytest
@@ -190,13 +190,11 @@ bench-full: setup ## Benchmark a million playlists and fractions of it, resumabl
 	@$(BIN)/python -m tests.bench full $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT)) $(addprefix --only ,$(ONLY))
 
 .PHONY: lock
-lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and its subsets
+lock: setup ## Compile the pins in setup.py into deploy/requirements.txt and its subsets, and lock Debian's packages (on Debian 12)
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --all-extras --generate-hashes --no-header --no-annotate \
 		-o deploy/requirements.txt
 	@$(BIN)/uv pip compile -q --python-version 3.11 setup.py --extra emr --generate-hashes --no-header --no-annotate \
 		-c deploy/requirements.txt -o deploy/requirements-emr.txt
-	@printf 'scikit-learn\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --no-deps --generate-hashes --no-header \
-		--no-annotate -c deploy/requirements.txt -o deploy/requirements-openmp.txt
 	@printf 'mlflow[auth]\npsycopg2-binary\nboto3\n' | $(BIN)/uv pip compile -q --python-version 3.11 - --generate-hashes \
 		--no-header --no-annotate -c deploy/requirements.txt -o deploy/cdk/mlflow/requirements.txt
 	@printf 'httptools\nnumpy\norjson\nprometheus-client\nuvicorn\nuvloop\nxxhash\n' | $(BIN)/uv pip compile -q \
@@ -206,6 +204,7 @@ lock: setup ## Compile the pins in setup.py into deploy/requirements.txt, and it
 		--generate-hashes --no-header --no-annotate -c deploy/requirements.txt -o deploy/image/requirements-build.txt
 	@for file in tests/bench/contenders/requirements/*.in tests/serving/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
 		--generate-hashes --no-header --no-annotate -o $${file%.in}.txt; done
+	@$(BIN)/python deploy/python/interpreter.py lock
 
 .PHONY: clean
 clean: ## Remove data/ (generated data, lake, MLflow store), build/ and dist/; keep .venv

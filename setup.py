@@ -38,8 +38,12 @@ EXTRAS = {
     "spark": ["pyspark==4.1.1", "delta-spark==4.2.0"],
     # MLflow's UI, and stores in files or databases; jobs on EMR use a server instead.
     "store": ["mlflow==3.17.2"],
-    # For jobs on EMR: authentication to an MLflow server managed by SageMaker.
-    "emr": ["sagemaker-mlflow==0.5.0"],
+    # For jobs on EMR. sagemaker-mlflow: authentication to an MLflow server managed by SageMaker.
+    "emr": [
+        "sagemaker-mlflow==0.5.0",
+        # time zones, for nodes without /usr/share/zoneinfo
+        "tzdata==2026.6",
+    ],
     # `encore tune`.
     "tune": ["optuna==5.0.0"],
     # The peers in `make bench`; not needed otherwise.

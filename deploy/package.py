@@ -1,16 +1,16 @@
-"""Build the application archive: everything that jobs need on EMR and EMR lacks.
+"""Build the application archive: everything that jobs need on EMR, except for Spark and Delta.
 
     python deploy/package.py --out build/package
 
-    build/package/environment.tar.gz   Python packages, Encore and conf/, as a virtual environment of the node's Python,
-                                       with lib/libgomp.so.1 for nodes that have none: LightGBM needs it
+    build/package/environment.tar.gz   Python with its libraries and C library, packages, Encore and conf/
     build/package/jobs/<job>.py        entry points
     build/package/manifest.json        versions, digests, the commit
 
 It contains neither pyspark nor delta-spark nor any jars, since EMR brings its own. Packages are the wheels pinned in
-deploy/requirements-emr.txt for EMR's Python and Linux, whatever machine builds the archive. Builds are reproducible:
-the same input gives the same content and thus the same version (sorted files without times or owners, compiled in
-advance, nothing specific to the machine), and with the same zlib also the same bytes.
+deploy/requirements-emr.txt for Linux, and Python is that of the Debian packages pinned in deploy/python/packages.json,
+whatever machine builds the archive. Builds are reproducible: the same input gives the same content and thus the same
+version (sorted files without times or owners, compiled in advance, nothing specific to the machine), and with the same
+zlib also the same bytes.
 
 An archive that is up to date is left as it is. A new one replaces it once it is complete.
 """
@@ -31,28 +31,29 @@ import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # package this checkout, whichever Encore is installed
 sys.path.insert(0, str(ROOT / "lib"))
 
+sys.path.insert(0, str(ROOT / "deploy" / "python"))
+
+import interpreter  # noqa: E402
+from debian_packages import digest, stop  # noqa: E402
+from interpreter import PACKAGES, STANDARD_LIBRARY, VERSION  # noqa: E402
+
 from encore.runtime.provenance import commit_of  # noqa: E402
 
-OPENMP = "libgomp.so.1"
-
 REQUIREMENTS = ROOT / "deploy" / "requirements-emr.txt"
-OPENMP_REQUIREMENTS = ROOT / "deploy" / "requirements-openmp.txt"
-"""A package whose wheel has a copy of libgomp, the only thing that is taken from it."""
-VERSION = "3.11"
-PYTHON = "/usr/bin/python3.11"
-"""The interpreter on EMR's nodes."""
+PYTHON = ROOT / "deploy" / "python"
 PLATFORM = "x86_64-manylinux_2_28"
-"""Amazon Linux 2023 has a newer glibc than this requires."""
+"""The archive has its own, newer glibc."""
+DEBIAN_CACHE = ROOT / ".cache" / "debian"
 
 INSTALL_RECORDS = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
 """Files of an installed distribution that record how and where it was installed."""
-WITH_TESTS = ("numpy", "pandas", "pyarrow", "matplotlib", "numba", "llvmlite")
+WITH_TESTS = ("numpy", "pandas", "pyarrow", "matplotlib", "numba", "llvmlite", "scipy")
 """Packages that ship their tests, a fifth of all bytes."""
 UNUSED = ("bin", "share", "pyarrow/include", "pyarrow/src", "mlflow/server/js")
 """Folders that jobs do not use: programs, headers and web pages."""
@@ -68,37 +69,36 @@ ERROR_LINES = 12
 Manifest = dict[str, Any]
 
 
-def build(out: Path, python: str = PYTHON) -> Manifest:
+def build(out: Path) -> Manifest:
     """Build the archive in a folder, replacing the one there, and return its manifest.
 
-    `python`: the nodes' interpreter. SystemExit with a message if it cannot be built; the existing archive is kept.
+    SystemExit with a message if it cannot be built; the existing archive is kept.
     """
     out = out.resolve()
     archive_in(out)
     commit = commit_of(ROOT)
-    inputs = inputs_of(commit, python)
+    inputs = inputs_of(commit)
     out.parent.mkdir(parents=True, exist_ok=True)
     # a sibling of the folder, so that the last step is a rename and not a copy between file systems
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         tree, staging = Path(temporary) / "environment", Path(temporary) / "staging"
         staging.mkdir()
-        packages = tree / "lib" / f"python{VERSION}" / "site-packages"
+        packages = tree / PACKAGES
         # copy our own code first, while it matches `inputs`: installing packages takes a minute, and it may be edited
         _copy_own(tree, packages, commit)
         shutil.copytree(ROOT / "jobs", staging / "jobs", ignore=shutil.ignore_patterns(*IGNORED))
         _install(packages)
-        _openmp(tree, Path(temporary) / "openmp")
-        _interpreter(tree, python)
-        _compile(packages)
+        interpreter.add(tree, DEBIAN_CACHE)
+        _compile(tree)
         content = _pack(tree, staging / "environment.tar.gz")
         manifest: Manifest = {
             "commit": commit,
             "python": VERSION,
             "platform": PLATFORM,
-            "interpreter": python,
+            "debian": {one.package: one.version for one in interpreter.locked()},
             "inputs": inputs,
             "files": {
-                str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+                str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": digest(path)}
                 for path in sorted(staging.rglob("*"))
                 if path.is_file()
             },
@@ -123,7 +123,7 @@ def archive_in(folder: Path) -> Manifest | None:
         found = None
     # other programs also write files named manifest.json
     if not isinstance(found, dict) or not {"version", "commit", "files"} <= found.keys():
-        _stop(2, f"{folder} is not an archive and will not be replaced: choose another folder")
+        stop(f"{folder} is not an archive and will not be replaced: choose another folder", 2)
     return found
 
 
@@ -133,16 +133,17 @@ def is_complete(folder: Path, manifest: Manifest) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
-def inputs_of(commit: str, python: str) -> str:
-    """The digest of all inputs of an archive: the packed files, the requirements, this script, commit, interpreter."""
-    files = [REQUIREMENTS, OPENMP_REQUIREMENTS, Path(__file__).resolve(), *_sources()]
+def inputs_of(commit: str) -> str:
+    """The digest of all inputs of an archive: the packed files, requirements, the interpreter's packages, scripts and
+    the commit."""
+    files = [REQUIREMENTS, Path(__file__).resolve(), *_sources()]
     # only the executable bit of a file's mode is packed
-    found = {str(path.relative_to(ROOT)): (bool(path.stat().st_mode & 0o100), _digest(path)) for path in files}
-    return hashlib.sha256(json.dumps([commit, python, found], sort_keys=True).encode()).hexdigest()
+    found = {str(path.relative_to(ROOT)): (bool(path.stat().st_mode & 0o100), digest(path)) for path in files}
+    return hashlib.sha256(json.dumps([commit, found], sort_keys=True).encode()).hexdigest()
 
 
 def _sources() -> Iterator[Path]:
-    for folder in (ROOT / "lib" / "encore", ROOT / "jobs", ROOT / "conf"):
+    for folder in (ROOT / "lib" / "encore", ROOT / "jobs", ROOT / "conf", PYTHON):
         ignored = CONF_IGNORED if folder.name == "conf" else IGNORED
         for path in folder.rglob("*"):
             parts = path.relative_to(folder).parts
@@ -170,7 +171,7 @@ def _replace(out: Path, staging: Path, former: Path) -> None:
 
 
 def _install(packages: Path) -> None:
-    _uv_install(packages, REQUIREMENTS)
+    _uv_install(packages)
     for info in packages.glob("*.dist-info"):
         for name in INSTALL_RECORDS:
             (info / name).unlink(missing_ok=True)
@@ -185,34 +186,17 @@ def _install(packages: Path) -> None:
         lock.unlink()
 
 
-def _uv_install(packages: Path, requirements: Path, *options: str) -> None:
-    """Install the wheels of a requirements file into a folder. SystemExit if they cannot be installed."""
+def _uv_install(packages: Path) -> None:
+    """Install the wheels into a folder. SystemExit if they cannot be installed."""
     uv = Path(sys.executable).with_name("uv")
     if not uv.is_file():
-        _stop(4, f"{uv} is missing: run `make setup`")
+        stop(f"{uv} is missing: run `make setup`")
     command = [str(uv), "pip", "install", "--quiet", "--target", str(packages), "--python-version", VERSION]
     command += ["--python-platform", PLATFORM, "--only-binary", ":all:", "--require-hashes", "--link-mode", "copy"]
-    command += [*options, "-r", str(requirements)]
+    command += ["-r", str(REQUIREMENTS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        _stop(4, f"cannot install the packages of {requirements.relative_to(ROOT)}:\n{_end(done.stderr)}")
-
-
-def _openmp(tree: Path, scratch: Path) -> None:
-    """Copy libgomp from the wheel of another package, under its own name: the wheel's builder has renamed it.
-
-    SystemExit if there is none.
-    """
-    _uv_install(scratch, OPENMP_REQUIREMENTS, "--no-deps")
-    found = sorted(scratch.glob("*.libs/libgomp-*.so.*"))
-    licences = sorted(scratch.glob("*.dist-info/licenses/COPYING"))
-    name = found[0].name.encode() + b"\0" if found else b""
-    if len(found) != 1 or len(licences) != 1 or name not in found[0].read_bytes():
-        _stop(1, f"{OPENMP_REQUIREMENTS.relative_to(ROOT)}: one libgomp and its licence expected, {found} found")
-    # what LightGBM asks the linker for; the name in the file must be the same, or the linker looks for another file
-    content = found[0].read_bytes().replace(name, OPENMP.encode().ljust(len(name), b"\0"))
-    (tree / "lib" / OPENMP).write_bytes(content)
-    shutil.copyfile(licences[0], tree / "lib" / f"{OPENMP}.LICENSE")
+        stop(f"cannot install the packages of {REQUIREMENTS.relative_to(ROOT)}:\n{_end(done.stderr)}")
 
 
 def _copy_own(tree: Path, packages: Path, commit: str) -> None:
@@ -221,17 +205,7 @@ def _copy_own(tree: Path, packages: Path, commit: str) -> None:
     shutil.copytree(ROOT / "conf", tree / "conf", ignore=shutil.ignore_patterns(*CONF_IGNORED))
 
 
-def _interpreter(tree: Path, python: str) -> None:
-    """Make a folder a virtual environment: links to the interpreter, and the pyvenv.cfg that it looks for."""
-    (tree / "bin").mkdir()
-    (tree / "bin" / "python").symlink_to(python)
-    for name in ("python3", f"python{VERSION}"):
-        (tree / "bin" / name).symlink_to("python")
-    settings = {"home": Path(python).parent, "include-system-site-packages": "false", "version": VERSION}
-    (tree / "pyvenv.cfg").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
-
-
-def _compile(packages: Path) -> None:
+def _compile(tree: Path) -> None:
     """Compile in advance, which each executor would do otherwise; in one process with fixed hashes, for equal bytes.
 
     SystemExit if a module of Encore does not compile, or if the compiler itself fails.
@@ -240,7 +214,7 @@ def _compile(packages: Path) -> None:
     environment = {"PYTHONHASHSEED": "0", "PATH": os.environ["PATH"]}
     # -s: strip the build folder, so that compiled code names files by their paths in the archive
     done = subprocess.run(
-        [*command, "-s", str(packages.parents[3]), str(packages)],
+        [*command, "-s", str(tree), str(tree / STANDARD_LIBRARY)],
         env=environment,
         capture_output=True,
         text=True,
@@ -250,11 +224,11 @@ def _compile(packages: Path) -> None:
     failures = re.split(r"^\*\*\* ", done.stdout, flags=re.MULTILINE)[1:]
     for text in failures:
         # the folder of the checkout may be named encore as well
-        if f"{packages / 'encore'}{os.sep}" in text:
-            _stop(1, f"a module does not compile:\n{_end(text)}")
+        if f"{tree / PACKAGES / 'encore'}{os.sep}" in text:
+            stop(f"a module does not compile:\n{_end(text)}", 1)
     # 1 means that some files did not compile; if none is named, or for any other code, compileall itself failed
     if done.returncode not in ((0, 1) if failures else (0,)):
-        _stop(1, f"compileall failed with exit code {done.returncode}:\n{_end(done.stderr or done.stdout)}")
+        stop(f"compileall failed with exit code {done.returncode}:\n{_end(done.stderr or done.stdout)}", 1)
 
 
 def _pack(tree: Path, archive: Path) -> str:
@@ -268,7 +242,7 @@ def _pack(tree: Path, archive: Path) -> str:
     ):
         for path in sorted(tree.rglob("*")):
             entry = _entry(path, str(path.relative_to(tree)))
-            what = _digest(path) if entry.isreg() else entry.linkname
+            what = digest(path) if entry.isreg() else entry.linkname
             content.update(json.dumps([entry.name, entry.type.decode(), entry.mode, what]).encode() + b"\n")
             if entry.isreg():
                 with path.open("rb") as file:
@@ -296,35 +270,24 @@ def _entry(path: Path, name: str) -> tarfile.TarInfo:
     return entry
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _end(text: str) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-ERROR_LINES:])
-
-
-def _stop(code: int, text: str) -> NoReturn:
-    print(f"encore: {text}", file=sys.stderr)  # noqa: T201 - a command
-    sys.exit(code)
 
 
 def main() -> None:
     """Build the archive if it is not up to date, and print its version."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "package", help="folder for the archive")
-    parser.add_argument("--python", default=PYTHON, help=f"interpreter on the nodes; {PYTHON} on EMR")
     parser.add_argument("--force", action="store_true", help="rebuild even if it is up to date")
     arguments = parser.parse_args()
     manifest = None if arguments.force else archive_in(arguments.out)
     prefix = "up to date, "
     if (
         manifest is None
-        or manifest.get("inputs") != inputs_of(commit_of(ROOT), arguments.python)
+        or manifest.get("inputs") != inputs_of(commit_of(ROOT))
         or not is_complete(arguments.out, manifest)
     ):
-        manifest, prefix = build(arguments.out, arguments.python), ""
+        manifest, prefix = build(arguments.out), ""
     size = (arguments.out / "environment.tar.gz").stat().st_size
     about = f"{prefix}version {manifest['version']}, {size / 1e6:,.0f} MB, commit {manifest['commit']}"
     print(f"{arguments.out}: {about}")  # noqa: T201

@@ -7,7 +7,7 @@
     build/image/sbom.json    the components, CycloneDX
     build/image/oci/         the image in the layout of the Open Container Initiative, as `skopeo copy oci:...` takes it
 
-Debian packages are downloaded by apt-get and unpacked by dpkg, wheels by uv. Python modules are stored compiled,
+Debian packages are downloaded by apt-get, wheels by uv. Python modules are stored compiled,
 without their sources. The loops are compiled for the type of CPU in --cpu. As long as Debian publishes no newer
 packages, the same input gives the same files, without times, except for the names of symbols in the compiled loops.
 
@@ -26,20 +26,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
-from collections.abc import Iterable, Iterator, Sequence
 from email.parser import HeaderParser
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NoReturn
-
-import compile_loops
-import oci
-import sbom
-from sbom import Component
+from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent / "python"))
+
+import compile_loops  # noqa: E402
+import debian_packages  # noqa: E402
+import oci  # noqa: E402
+import sbom  # noqa: E402
+from debian_packages import Unpacked, digest, newest, paths_in, run, stop  # noqa: E402
+from sbom import Component  # noqa: E402
+
 LIST: Final = HERE / "files.toml"
 REQUIREMENTS: Final = HERE / "requirements.txt"
 PACKAGES: Final = "/usr/local/lib/python3.11/dist-packages"
@@ -52,49 +54,18 @@ MACHINES: Final = {
 NOBODY: Final = "nonroot"
 
 
-class FileList:
+class FileList(debian_packages.FileList):
     """The list in files.toml for a type of machine."""
 
     def __init__(self, path: Path = LIST, machine: str = platform.machine()) -> None:
         self.architecture, self.triplet, self.cpu = MACHINES[machine]
-        self.entries: dict[str, Any] = tomllib.loads(path.read_text().replace("{triplet}", self.triplet))
+        super().__init__(path, self.triplet)
 
     @cached_property
     def image(self) -> dict[str, Any]:
         """What holds for the whole image: user, entry point, limits."""
         found: dict[str, Any] = self.entries["image"]
         return found
-
-    def chosen(self, entry: dict[str, Any], paths: Iterable[str]) -> list[str]:
-        """The paths that an entry of the list takes. SystemExit if one of its patterns matches none."""
-        every = [pattern for name in ("files", "leave_out") for pattern in entry.get(name, ())]
-        there = sorted(paths)
-        for pattern in every:
-            if not any(re.fullmatch(regex(pattern), path) for path in there):
-                stop(f"{entry.get('package', 'encore')}: nothing matches {pattern} in {LIST.name}")
-        wanted = matcher(entry["files"])
-        unwanted = matcher([*entry.get("leave_out", ()), *self.entries["everywhere"]["leave_out"]])
-        return [path for path in there if wanted.fullmatch(path) and not unwanted.fullmatch(path)]
-
-
-def matcher(patterns: Sequence[str]) -> re.Pattern[str]:
-    """What matches a path that any of the patterns matches."""
-    return re.compile("|".join(f"(?:{regex(pattern)})" for pattern in patterns) or r"(?!)")
-
-
-def regex(pattern: str) -> str:
-    """A pattern of the list as a regular expression."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\{[^}]*\})", pattern)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        known.get(part)
-        or (
-            "(?:" + "|".join(regex(choice) for choice in part[1:-1].split(",")) + ")"
-            if part.startswith("{")
-            else re.escape(part)
-        )
-        for part in parts
-    )
 
 
 def build(out: Path, machine: str = platform.machine(), cpu: str | None = None) -> None:
@@ -138,13 +109,12 @@ class Image:
     def add_debian(self, staging: Path, cache: Path) -> None:
         """Download and unpack the Debian packages."""
         cache.mkdir(parents=True, exist_ok=True)
-        for entry in self.list.entries["debian"]:
-            package = download(entry["package"], cache)
-            folder = staging / entry["package"]
-            folder.mkdir(parents=True)
-            run(["dpkg-deb", "-x", str(package), str(folder)])
+        entries = self.list.entries["debian"]
+        for entry in entries:
+            package = Unpacked(newest(entry["package"], cache), staging / entry["package"])
+            folder = package.folder
             wanted = ("Package", "Version", "Architecture", "Source", "Maintainer", "Homepage")
-            about = {name: run(["dpkg-deb", "-f", str(package), name]).strip() for name in wanted}
+            about = {name: package.fields.get(name, "") for name in wanted}
             component = Component("deb", entry["package"], about["Version"], about)
             paths = self.list.chosen(entry, paths_in(folder))
             if "joined" in entry:
@@ -152,9 +122,8 @@ class Image:
             else:
                 for path in paths:
                     self._copy(component, folder / path[1:], path)
-            # licences of Debian's packages; links name the package whose licence is the same
-            licence = folder / f"usr/share/doc/{entry['package']}/copyright"
-            if licence.exists():
+            licence = package.licence(other["package"] for other in entries)
+            if isinstance(licence, Path):
                 self._write(component, f"/usr/share/doc/{entry['package']}/copyright", licence.read_bytes())
             self.components.append(component)
 
@@ -278,21 +247,6 @@ def compiled_loops(cache: Path, cpu: str) -> Path:
     return folder
 
 
-def paths_in(folder: Path) -> Iterator[str]:
-    """All files and links below a folder, as paths from it that begin with a slash."""
-    return (f"/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-def download(package: str, cache: Path) -> Path:
-    """The newest version of a Debian package, downloaded unless it is there."""
-    # nothing is printed if the newest version is there
-    if run(["apt-get", "download", "--print-uris", package], cache).split():
-        for former in cache.glob(f"{package}_*.deb"):
-            former.unlink()
-        run(["apt-get", "download", "--quiet", package], cache)
-    return next(cache.glob(f"{package}_*.deb"))
-
-
 def metadata_of(folder: Path) -> dict[str, str]:
     """The fields of an installed distribution."""
     found = HeaderParser().parsestr((folder / "METADATA").read_text())
@@ -302,7 +256,8 @@ def metadata_of(folder: Path) -> dict[str, str]:
 def inputs_of(machine: str, cpu: str) -> str:
     """A digest of all that the image is made of, except for Debian's packages."""
     state = hashlib.sha256(f"{machine} {cpu} {sys.version}".encode())
-    for path in sorted(path for folder in (ROOT / "lib" / "encore", HERE) for path in folder.rglob("*")):
+    folders = (ROOT / "lib" / "encore", HERE, HERE.parent / "python")
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             state.update(f"{path.relative_to(ROOT)} {digest(path)}\n".encode())
     return state.hexdigest()
@@ -321,28 +276,6 @@ def uv() -> str:
     if found is None:
         stop("uv is missing: run `make setup`")
     return found
-
-
-def run(command: list[str], folder: Path | None = None) -> str:
-    """The output of a program. SystemExit with its errors if it fails."""
-    try:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        stop(f"{command[0]} is missing: the image is built on Debian 12, or by deploy/image/Dockerfile")
-    except subprocess.CalledProcessError as error:
-        stop(f"{' '.join(command)}:\n{error.stderr}")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def stop(text: str) -> NoReturn:
-    """End with a message."""
-    print(f"encore: {text}", file=sys.stderr)  # noqa: T201 - a command
-    sys.exit(4)
 
 
 def main() -> None:

@@ -32,15 +32,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(f"- {line}")
 
 
-def nodes_python() -> str:
-    """The interpreter for which tests build archives: EMR's path if it exists here, else the tests' own interpreter."""
-    usual = Path("/usr/bin/python3.11")
-    return str(usual if usual.exists() else Path(sys.base_prefix) / "bin" / "python3.11")
-
-
 def packaged(root: Path, out: Path) -> Path:
     """The folder that `make package` builds from a checkout at `root`."""
-    command = [sys.executable, str(root / "deploy" / "package.py"), "--out", str(out), "--python", nodes_python()]
+    command = [sys.executable, str(root / "deploy" / "package.py"), "--out", str(out)]
     environment = {**os.environ, "ENCORE_GIT_COMMIT": COMMIT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,5 @@
-"""The application archive: its content, that builds are reproducible, and that a job runs from it.
+"""The application archive: its content, that builds are reproducible, and that a job runs from it. Its Python has
+tests of its own in test_interpreter.py.
 
 How it is built is tested on a small archive, which takes a second.
 """
@@ -24,6 +25,7 @@ import pytest
 from encore.runtime.registry import EXTRA_JOBS, JOBS
 from tests import recompute
 from tests.conftest import FAST_JVM, ROOT
+from tests.deploy import debian
 from tests.deploy.conftest import COMMIT, packaged
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -74,15 +76,13 @@ def test_the_manifest_describes_the_files(package: Path) -> None:
 
 @full_archive
 def test_it_contains_what_emr_lacks_and_nothing_that_emr_has(names: list[str]) -> None:
-    site = "lib/python3.11/site-packages"
+    site = "lib/python3.11/dist-packages"
     assert {
         f"{site}/encore/runtime/runner.py",
         f"{site}/encore/COMMIT",
         "conf/base.yaml",
         "conf/emr.yaml",
         "bin/python",
-        "lib/libgomp.so.1",
-        "lib/libgomp.so.1.LICENSE",
     } <= {*names}
     assert {
         f"{site}/{name}/__init__.py"
@@ -110,29 +110,6 @@ def test_the_same_input_gives_the_same_bytes(package: Path, tmp_path: Path, veri
     assert digest(again / "environment.tar.gz") == digest(package / "environment.tar.gz")
     size = (package / "environment.tar.gz").stat().st_size / 1e6
     verified(f"the application archive, {size:,.0f} MB, built twice in different folders: identical bytes")
-
-
-@full_archive
-def test_lightgbm_loads_from_it_where_the_system_has_no_openmp(
-    package: Path, tmp_path: Path, verified: Callable[[str], None]
-) -> None:
-    with tarfile.open(package / "environment.tar.gz") as archive:
-        archive.extractall(tmp_path / "environment", filter="fully_trusted")
-    # the linker takes the first file of this name, which is not a library
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "libgomp.so.1").write_text("")
-    variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LD_LIBRARY_PATH": str(tmp_path / "broken")}
-    code = "from encore.recommenders import ranker_trees; print(ranker_trees._lightgbm().__version__)"
-    command = [str(tmp_path / "environment" / "bin" / "python"), "-c", code]
-
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-
-    done = run()
-    assert done.returncode == 0, done.stderr[-3000:]
-    (tmp_path / "environment" / "lib" / "libgomp.so.1").unlink()
-    assert "EnvironmentMissing: LightGBM, with which the model ranker is fitted" in run().stderr
-    verified("LightGBM loads from the archive where the system has no libgomp")
 
 
 @full_archive
@@ -174,8 +151,6 @@ def wheel(folder: Path) -> Path:
     }
     with zipfile.ZipFile(path, "w") as packed:
         packed.writestr("tiny/__init__.py", "")
-        packed.writestr("tiny.libs/libgomp-0123abcd.so.1.0.0", b"ELF\0libgomp-0123abcd.so.1.0.0\0rest")
-        packed.writestr("tiny-1.0.dist-info/licenses/COPYING", "free")
         for name, text in about.items():
             packed.writestr(f"tiny-1.0.dist-info/{name}", text)
     return path
@@ -184,16 +159,17 @@ def wheel(folder: Path) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
-    for name in ("lib/encore/__init__.py", "lib/encore/runtime/provenance.py", "deploy/package.py"):
+    names = ["lib/encore/__init__.py", "lib/encore/runtime/provenance.py", "deploy/package.py"]
+    names += [f"deploy/python/{name}" for name in ("debian_packages.py", "interpreter.py", "launcher.sh")]
+    for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     for name, text in (("jobs/one.py", "1\n"), ("conf/base.yaml", "a: 1\n")):
         (root / name).parent.mkdir()
         (root / name).write_text(text)
     made = wheel(tmp_path)
-    requirement = f"tiny @ file://{made} --hash=sha256:{digest(made)}\n"
-    for name in ("requirements-emr.txt", "requirements-openmp.txt"):
-        (root / "deploy" / name).write_text(requirement)
+    (root / "deploy" / "requirements-emr.txt").write_text(f"tiny @ file://{made} --hash=sha256:{digest(made)}\n")
+    debian.publish(tmp_path / "mirror", root / "deploy" / "python", debian.TINY)
     return root
 
 
@@ -201,9 +177,13 @@ def checkout(tmp_path: Path) -> Path:
 def run(checkout: Path, tmp_path: Path) -> Run:
     """Run package.py of the small checkout without a network; the archive goes to `out`."""
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(checkout / "deploy" / "package.py"), "--out", str(tmp_path / "out"), *arguments]
-        environment = {**os.environ, "ENCORE_GIT_COMMIT": COMMIT, "UV_OFFLINE": "1"}
+        mirror = f"file://{tmp_path / 'mirror'}"
+        own = {"ENCORE_GIT_COMMIT": COMMIT, "UV_OFFLINE": "1", "ENCORE_DEBIAN_MIRROR": mirror}
+        # uv finds Python there, and there is no apt-get
+        own["PATH"] = str(Path(sys.executable).parent)
+        environment = {**os.environ, **own, **variables}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     return call
@@ -245,37 +225,36 @@ def test_it_is_rebuilt_only_if_it_is_incomplete_or_on_request(run: Run, tmp_path
     (out / "jobs" / "one.py").unlink()
     assert "up to date" not in run().stdout
     assert (out / "jobs" / "one.py").read_text() == "1\n"
-    assert "up to date" not in run("--python", "/opt/python3.11").stdout
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing is left beside it"
 
 
 def test_the_input_digest_covers_all_inputs_and_nothing_else(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = loaded(checkout, monkeypatch)
-    seen = [module.inputs_of(COMMIT, "/usr/bin/python3.11")]
+    seen = [module.inputs_of(COMMIT)]
     (checkout / "lib" / "encore" / "__pycache__").mkdir()
     (checkout / "lib" / "encore" / "__pycache__" / "commit.cpython-311.pyc").write_text("compiled")
     (checkout / "lib" / "encore.egg-info").mkdir()
     (checkout / "lib" / "encore.egg-info" / "PKG-INFO").write_text("installed")
     (checkout / "README.md").write_text("read")
-    assert module.inputs_of(COMMIT, "/usr/bin/python3.11") == seen[0]
+    assert module.inputs_of(COMMIT) == seen[0]
     for name in (
         "lib/encore/runtime/provenance.py",
         "lib/encore/new.py",
         "jobs/one.py",
         "conf/base.yaml",
         "deploy/requirements-emr.txt",
-        "deploy/requirements-openmp.txt",
+        "deploy/python/packages.json",
+        "deploy/python/launcher.sh",
         "deploy/package.py",
     ):
         with (checkout / name).open("a") as file:
             file.write("# changed\n")
-        seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
+        seen.append(module.inputs_of(COMMIT))
     (checkout / "jobs" / "one.py").rename(checkout / "jobs" / "two.py")
-    seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
+    seen.append(module.inputs_of(COMMIT))
     (checkout / "jobs" / "two.py").chmod(0o755)
-    seen.append(module.inputs_of(COMMIT, "/usr/bin/python3.11"))
-    seen.append(module.inputs_of("another", "/usr/bin/python3.11"))
-    seen.append(module.inputs_of(COMMIT, "/opt/python3.11"))
+    seen.append(module.inputs_of(COMMIT))
+    seen.append(module.inputs_of("another"))
     assert len(set(seen)) == len(seen) == 12
 
 
@@ -294,7 +273,7 @@ def test_packages_that_cannot_be_installed_are_reported_and_the_old_archive_is_k
         assert message in done.stderr
         assert "Traceback" not in done.stderr
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "out", wheel(tmp_path).name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "mirror", "out", wheel(tmp_path).name]
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "manifest.json", ""])
@@ -335,7 +314,7 @@ def test_the_commit_is_that_of_the_checkout_being_packaged(checkout: Path, run: 
     assert run().returncode == 0
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["commit"] == "checkout of its own"
     with tarfile.open(tmp_path / "out" / "environment.tar.gz") as archive:
-        file = archive.extractfile("lib/python3.11/site-packages/encore/COMMIT")
+        file = archive.extractfile("lib/python3.11/dist-packages/encore/COMMIT")
         assert file is not None
         assert file.read() == b"checkout of its own\n"
 
@@ -349,23 +328,6 @@ def tree_of(folder: Path) -> Path:
     (tree / "program").write_text("run")
     (tree / "program").chmod(0o700)
     return tree
-
-
-def test_openmp_has_the_name_that_the_linker_is_asked_for(run: Run, tmp_path: Path) -> None:
-    assert run().returncode == 0
-    with tarfile.open(tmp_path / "out" / "environment.tar.gz") as archive:
-        library, licence = (archive.extractfile(f"lib/libgomp.so.1{end}") for end in ("", ".LICENSE"))
-        assert library is not None
-        assert licence is not None
-        assert library.read() == b"ELF\0" + b"libgomp.so.1".ljust(26, b"\0") + b"rest"
-        assert licence.read() == b"free"
-
-
-def test_a_wheel_without_openmp_is_reported(run: Run, module: ModuleType, checkout: Path, tmp_path: Path) -> None:
-    (checkout / "deploy" / "requirements-openmp.txt").write_text("")
-    done = run()
-    assert done.returncode == 1
-    assert "deploy/requirements-openmp.txt: one libgomp and its licence expected, [] found" in done.stderr
 
 
 def test_hard_links_are_packed_as_regular_files(module: ModuleType, tmp_path: Path) -> None:
@@ -421,16 +383,17 @@ def test_compile_errors_are_reported_for_our_modules_but_not_for_packages(
     module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # the checkout itself may be named encore
-    packages = tmp_path / "encore" / "environment" / "lib" / "python3.11" / "site-packages"
+    tree = tmp_path / "encore" / "environment"
+    packages = tree / "lib" / "python3.11" / "dist-packages"
     for name in ("a_template", "encore", "z_good"):
         (packages / name).mkdir(parents=True)
     (packages / "a_template" / "main.py").write_text("class {{ name }}:\n")
     (packages / "z_good" / "main.py").write_text("")
-    module._compile(packages)
+    module._compile(tree)
     assert len(list(packages.rglob("*.pyc"))) == 1
     (packages / "encore" / "wrong.py").write_text("def\n")
     with pytest.raises(SystemExit) as caught:
-        module._compile(packages)
+        module._compile(tree)
     assert caught.value.code == 1
     stderr = capsys.readouterr().err
     assert stderr.startswith("encore: a module does not compile:\n")
@@ -459,6 +422,6 @@ def test_a_crash_of_compileall_is_reported(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(SystemExit) as caught:
-        module._compile(tmp_path / "environment" / "lib" / "python3.11" / "site-packages")
+        module._compile(tmp_path / "environment")
     assert caught.value.code == 1
     assert f"encore: compileall failed {message}" in capsys.readouterr().err

@@ -29,6 +29,7 @@ FOLDER = ROOT / "deploy" / "image"
 sys.path.insert(0, str(FOLDER))
 
 import build_image  # noqa: E402
+import debian_packages  # noqa: E402
 
 PYTHON = "/usr/bin/python3.11"
 LIST = build_image.FileList()
@@ -86,7 +87,7 @@ def run_in(root: Path, code: str, bundle: Path | None = None) -> subprocess.Comp
 
 def paths_of(root: Path) -> dict[str, Path]:
     """All files and links."""
-    return {path: root / path[1:] for path in build_image.paths_in(root)}
+    return {path: root / path[1:] for path in debian_packages.paths_in(root)}
 
 
 def test_it_has_exactly_the_files_of_the_list(root: Path, files: dict[str, dict[str, Any]]) -> None:
@@ -99,8 +100,8 @@ def test_it_has_exactly_the_files_of_the_list(root: Path, files: dict[str, dict[
         if path in own or path == entry.get("joined") or path == f"/usr/share/doc/{about['component']}/copyright":
             continue
         listed = re.sub(r"\.pyc$", ".py", path.removeprefix(build_image.PACKAGES))
-        assert build_image.matcher(entry["files"]).fullmatch(listed), path
-        assert not build_image.matcher(entry.get("leave_out", ())).fullmatch(listed), path
+        assert debian_packages.matcher(entry["files"]).fullmatch(listed), path
+        assert not debian_packages.matcher(entry.get("leave_out", ())).fullmatch(listed), path
 
 
 def test_its_files_are_unchanged(root: Path, files: dict[str, dict[str, Any]]) -> None:
@@ -109,7 +110,7 @@ def test_its_files_are_unchanged(root: Path, files: dict[str, dict[str, Any]]) -
         if "link" in about:
             assert str(found.readlink()) == about["link"]
         else:
-            assert build_image.digest(found) == about["sha256"], path
+            assert debian_packages.digest(found) == about["sha256"], path
 
 
 def test_it_has_no_other_folders(root: Path, files: dict[str, dict[str, Any]]) -> None:
@@ -313,7 +314,7 @@ def test_the_bill_of_materials_is_valid_and_names_every_file(built: Path, files:
 def test_the_container_image_is_the_root_folder(built: Path, root: Path, files: dict[str, dict[str, Any]]) -> None:
     blobs = built / "oci" / "blobs" / "sha256"
     for path in blobs.iterdir():
-        assert build_image.digest(path) == path.name
+        assert debian_packages.digest(path) == path.name
     (manifest,) = json.loads((built / "oci" / "index.json").read_text())["manifests"]
     found = json.loads((blobs / manifest["digest"].removeprefix("sha256:")).read_text())
     config = json.loads((blobs / found["config"]["digest"].removeprefix("sha256:")).read_text())

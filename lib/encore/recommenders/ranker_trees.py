@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,8 +24,6 @@ Mask = NDArray[np.bool_]
 
 MOST_LEAVES: Final = 32
 """Leaves of a tree are bits of a uint32."""
-OPENMP: Final = "libgomp.so.1"
-"""LightGBM needs this system library, which no Python package brings under this name."""
 _DE_BRUIJN: Final = 0x077CB531
 _PATIENCE: Final = 20
 """So many trees that do not lower the loss on other rows end the fit."""
@@ -176,7 +172,6 @@ def fit_trees(
 
 
 def _lightgbm() -> ModuleType:
-    _load_openmp()
     try:
         import lightgbm
     except (ImportError, OSError) as error:
@@ -186,19 +181,6 @@ def _lightgbm() -> ModuleType:
             "recommend.models",
         ) from error
     return lightgbm
-
-
-def _load_openmp() -> None:
-    """Load the system's OpenMP library, or else that of the application archive, so that LightGBM finds it."""
-    # only fitting needs it, which the scorer's container does not have
-    import ctypes
-
-    carried = Path(sys.prefix) / "lib" / OPENMP
-    try:
-        ctypes.CDLL(OPENMP)
-    except OSError:
-        if carried.is_file():
-            ctypes.CDLL(str(carried))
 
 
 @lru_cache(maxsize=1)

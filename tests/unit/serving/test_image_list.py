@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "deploy" / "image"))
 
 import build_image  # noqa: E402
 import compile_loops  # noqa: E402
+import debian_packages  # noqa: E402
 from compiled_functions import Function  # noqa: E402
 
 
@@ -29,13 +30,13 @@ from compiled_functions import Function  # noqa: E402
     ],
 )
 def test_patterns_match_paths(pattern: str, matching: list[str], other: list[str]) -> None:
-    found = build_image.matcher([pattern])
+    found = debian_packages.matcher([pattern])
     assert [path for path in matching if not found.fullmatch(path)] == []
     assert [path for path in other if found.fullmatch(path)] == []
 
 
 def test_no_pattern_matches_nothing() -> None:
-    assert not build_image.matcher([]).fullmatch("")
+    assert not debian_packages.matcher([]).fullmatch("")
 
 
 def test_a_pattern_without_a_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,9 +56,9 @@ def test_every_machine_has_a_list_and_a_type_of_cpu(machine: str) -> None:
 def test_patterns_of_encore_match_modules() -> None:
     """Those that the build makes aside, so that a module that is renamed is noticed without building an image."""
     entry = build_image.FileList(machine="x86_64").entries["encore"]
-    paths = [path for path in build_image.paths_in(ROOT / "lib") if "__pycache__" not in path]
+    paths = [path for path in debian_packages.paths_in(ROOT / "lib") if "__pycache__" not in path]
     for pattern in [*entry["files"], *entry["leave_out"]]:
-        found = build_image.matcher([pattern])
+        found = debian_packages.matcher([pattern])
         assert "/compiled_" in pattern or any(map(found.fullmatch, paths)), pattern
 
 
