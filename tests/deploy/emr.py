@@ -143,7 +143,7 @@ def spark_submit(job: str, parameters: dict[str, Any], environment: dict[str, st
     driver = dict(item.removeprefix(DRIVER).split("=", 1) for item in settings if item.startswith(DRIVER))
     own = [item for item in settings if not item.startswith(ON_EMR)]
     own += ["spark.ui.enabled=false", f"spark.driver.extraJavaOptions={FAST_JVM}", "spark.driver.memory=1g"]
-    own += ["spark.driver.host=127.0.0.1", "spark.driver.bindAddress=127.0.0.1"]
+    own += ["spark.driver.host=127.0.0.1", "spark.driver.bindAddress=127.0.0.1", "spark.default.parallelism=2"]
     command = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]"]
     command += [part for item in own for part in ("--conf", item)]
     command += [str(ROOT / "jobs" / f"{job}.py"), *submit["EntryPointArguments"]]

@@ -81,6 +81,14 @@ def test_a_role_has_its_own_prefixes_for_logs_and_scratch_files(job: str) -> Non
         assert denial(allowed, call) is not None, call
 
 
+def test_only_the_smoke_job_uses_its_folder() -> None:
+    key = "lake/_smoke/run/table/part-0.parquet"
+    for job in (*JOBS, *EXTRA_JOBS):
+        for call in (*(Call(action, "lake", key) for action in ("s3:GetObject", *WRITES)),
+                     Call("s3:ListBucket", "lake", prefix="lake/_smoke/")):  # fmt: skip
+            assert (denial(policy(job), call) is None) == (job == "smoke"), f"{job}: {call}"
+
+
 def test_only_ingest_jobs_read_raw_data_and_each_only_its_own() -> None:
     slices, features = Call("s3:GetObject", "raw", "playlists/a.json"), Call("s3:GetObject", "raw", "features/a.csv")
     may = {job: [denial(policy(job), call) is None for call in (slices, features)] for job in JOBS}

@@ -25,7 +25,7 @@ from encore.config import load_config
 from encore.lake.store import Store
 from encore.lake.tables import ALL, JOB_RUNS, Table
 from encore.runtime.graph import edges
-from encore.runtime.registry import JOBS, extra_nodes, node, nodes, upkeep
+from encore.runtime.registry import JOBS, SMOKE, extra_nodes, node, nodes, upkeep
 from encore.spark.session import Session
 from tests.conftest import QUICK_MODELS
 from tests.deploy.emr import Runner, RunResult, ServiceError, emr_serverless, spark_submit
@@ -202,7 +202,8 @@ def test_all_jobs_run_in_an_order_that_the_graph_allows() -> None:
         assert made.run("whole")["status"] == "SUCCEEDED"
         assert made.messages() == []
         assert made.lock() is None
-    assert sorted(ran) == sorted(JOBS), "but no extra jobs"
+    assert sorted(ran) == sorted([SMOKE, *JOBS]), "but no other extra jobs"
+    assert ran[0] == SMOKE
     assert all(ran.index(before) < ran.index(after) for before, _, after in edges(nodes()))
 
 
@@ -253,6 +254,16 @@ def pause(_: float) -> None:
 
 
 @pytest.mark.slow
+def test_nothing_runs_where_the_smoke_job_fails(decisions: Decisions) -> None:
+    made, ran, script = decisions
+    script[SMOKE] = [4]
+    assert made.run("smoke", {})["status"] == "FAILED"
+    assert ran == [SMOKE]
+    (message,) = made.messages()
+    assert (message["job"], message["exit_code"]) == (SMOKE, 4)
+
+
+@pytest.mark.slow
 def test_each_job_is_tried_at_most_three_times(decisions: Decisions) -> None:
     made, ran, script = decisions
     script["split_holdout"], script["evaluate"] = [75, 75], [75, 75, 75]
@@ -284,9 +295,10 @@ def test_a_permanent_service_error_is_notified_at_once(decisions: Decisions) -> 
 @pytest.mark.parametrize(
     ("machine_input", "expected"),
     [
-        ({"from": "evaluate"}, ["evaluate", "report"]),
+        ({"from": "evaluate"}, [SMOKE, "evaluate", "report"]),
         ({"only": ["maintain"]}, ["maintain"]),
-        ({"from": "report", "set": ["report.top=5"], "env": "emr", "date": "2026-11-25"}, ["report"]),
+        ({"only": [SMOKE]}, [SMOKE]),
+        ({"from": "report", "set": ["report.top=5"], "env": "emr", "date": "2026-11-25", "smoke": False}, ["report"]),
     ],
 )
 def test_part_of_the_pipeline(decisions: Decisions, machine_input: dict[str, Any], expected: list[str]) -> None:
@@ -471,7 +483,7 @@ class TestThePipeline:
     ) -> None:
         found = pipeline.account.run("nightly-1", {"set": SETTINGS})
         assert found["status"] == "SUCCEEDED", {job: one[-1].log for job, one in pipeline.ended.items() if one[-1].code}
-        assert {job: len(one) for job, one in pipeline.ended.items()} == dict.fromkeys(JOBS, 1)
+        assert {job: len(one) for job, one in pipeline.ended.items()} == dict.fromkeys([SMOKE, *JOBS], 1)
         assert pipeline.account.messages() == []
         client = MlflowClient(tracking_uri=pipeline.mlflow.uri)
         experiment = client.get_experiment_by_name("encore")
@@ -486,8 +498,8 @@ class TestThePipeline:
         stored = pipeline.server.client().list_objects_v2(Bucket="line-artefacts")["KeyCount"]
         assert stored >= len(plots)
         verified(
-            f"the state machine ran {len(JOBS)} jobs by spark-submit on a real S3 server; metrics are in MLflow on "
-            f"{pipeline.mlflow.store}, started by its image's script, with authentication"
+            f"the state machine ran the smoke job and {len(JOBS)} jobs by spark-submit on a real S3 server; metrics are "
+            f"in MLflow on {pipeline.mlflow.store}, started by its image's script, with authentication"
         )
 
     def test_mlflows_address_and_login_appear_in_no_command_line_log_or_table(
@@ -521,7 +533,7 @@ class TestThePipeline:
     def test_each_role_allows_the_calls_that_its_job_made(
         self, pipeline: PipelineRun, verified: Callable[[str], None]
     ) -> None:
-        assert set(pipeline.calls) == set(JOBS)
+        assert set(pipeline.calls) == {SMOKE, *JOBS}
         assert pipeline.unknown == []
         for job, calls in pipeline.calls.items():
             allowed = policy(job)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from statelint.linter import Linter
 
-from encore.aws.states import camel, definition, placeholders, substitute
+from encore.aws.states import Limits, camel, definition, placeholders, substitute
 from encore.lake.tables import HOLDOUT, PLAYLISTS, TRACK_VECTORS, TRACKS
 from encore.runtime import graph
-from encore.runtime.registry import JOBS, nodes
+from encore.runtime.registry import JOBS, extra_nodes, nodes
 
 
 def machines(machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -161,6 +161,28 @@ def test_every_placeholder_needs_a_value() -> None:
     assert placeholders(full) == set()
     with pytest.raises(KeyError, match="Lake"):
         substitute(machine, dict.fromkeys(names - {"Lake"}, "x"))
+
+
+def test_the_smoke_job_comes_first_unless_the_input_says_no() -> None:
+    machine = definition(nodes(), extra=extra_nodes(), limits=Limits(spark=SETTINGS))
+    assert problems(machine) == []
+    assert Linter.validate(machine) == []
+    states = states_of(machine)
+    assert machine["States"]["Run pipeline"]["Branches"][0]["StartAt"] == "smoke?"
+    assert states["Defaults"]["Result"]["smoke"] is True
+    for name, state in states.items():
+        if name == "All jobs" or name.startswith("From "):
+            assert state["Result"][0] == "smoke", name
+    (choice,) = states["smoke?"]["Choices"]
+    assert {one["Variable"] for one in choice["And"]} == {"$.run.smoke", "$.input.smoke"}
+    task = states["smoke"]
+    assert task["Parameters"]["ExecutionTimeoutMinutes"] == 15, "a network without a way out would make it wait"
+    for job, executors in (("smoke", 1), ("report", 4)):
+        sent = states[job]["Parameters"]["JobDriver"]["SparkSubmit"]["SparkSubmitParameters"]
+        assert f"maxExecutors={executors} " in f"{sent} ", job
+
+
+SETTINGS = tuple((f"spark.dynamicAllocation.{name}", "4") for name in ("initialExecutors", "maxExecutors"))
 
 
 def test_extra_jobs_come_last_and_only_run_when_named() -> None:

@@ -183,7 +183,8 @@ def test_only_the_lake_knows_delta() -> None:
 
 def test_only_who_speaks_to_aws_knows_boto() -> None:
     own = {"encore.aws.account", "encore.aws.readiness", "encore.aws.submit"}
-    found = {"encore.lake.failures", "encore.lake.filesystem", "encore.cli.doctor", "encore.runtime.tracking", *own}
+    lake = {"encore.lake.credentials", "encore.lake.failures", "encore.lake.filesystem"}
+    found = {*lake, "encore.cli.doctor", "encore.runtime.tracking", *own}
     assert importers("boto3", "botocore") == found
 
 

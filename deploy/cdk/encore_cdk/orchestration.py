@@ -19,7 +19,7 @@ from constructs import Construct
 
 from encore.aws.stage import Stage
 from encore.aws.states import camel, default_limits, definition
-from encore.runtime.registry import EXTRA_JOBS, extra_nodes, nodes
+from encore.runtime.registry import MAINTENANCE_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
 from encore_cdk.environment import environment
 from encore_cdk.mlflow import MlflowStack
@@ -97,7 +97,8 @@ class OrchestrationStack(Stack):
         acknowledge_wildcards(role, "Sending to an encrypted queue needs these on its key", *SHARED_KEY)
         self._schedule("Nightly", f"cron(0 {stage.hour} * * ? *)", {}, role)
         # maintenance is a separate execution of the same machine, so it never overlaps with the pipeline
-        self._schedule("Maintenance", f"cron(0 {(stage.hour + 10) % 24} ? * SUN *)", {"only": list(EXTRA_JOBS)}, role)
+        weekly: dict[str, object] = {"only": list(MAINTENANCE_JOBS)}
+        self._schedule("Maintenance", f"cron(0 {(stage.hour + 10) % 24} ? * SUN *)", weekly, role)
         add_watch(self, stage, self.machine, self.topic, key, self.dead)
         if stage.connection:
             add_delivery_role(self, stage, self.machine, compute.application_id)

@@ -13,8 +13,10 @@ from typing import Any
 
 from encore.lake.lock import NAME as LOCK
 from encore.lake.model_arrays import FOLDER as ARRAYS
+from encore.lake.probe import FOLDER as PROBE
 from encore.lake.tables import ALL, FRAMEWORK, MODELS, Table
 from encore.runtime.graph import Node
+from encore.runtime.registry import SMOKE
 
 Statement = dict[str, Any]
 
@@ -93,6 +95,9 @@ def statements(node: Node, buckets: Buckets, upkeep: Sequence[Table] = ()) -> li
             [f"{buckets.logs}/{kind}/{node.name}/*" for kind in ("logs", "outcomes")],
         ),
     ]
+    if node.name == SMOKE:
+        found.append(_allow("Probe", (*READ_OBJECTS, *WRITE_OBJECTS), [f"{tables}/{PROBE}/*"]))
+        found.append(_list("ListProbe", buckets.lake, _under(f"{buckets.prefix}/{PROBE}")))
     if node.name in RAW:
         folders = RAW[node.name]
         found.append(_allow("ReadRaw", READ_OBJECTS, [f"{buckets.raw}/{folder}/*" for folder in folders]))

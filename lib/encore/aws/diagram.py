@@ -8,13 +8,16 @@ from itertools import pairwise
 from encore.aws.access import RAW
 from encore.lake.tables import FRAMEWORK
 from encore.runtime.graph import Node, Parallel, Part, compose
+from encore.runtime.registry import SMOKE
 
 
 def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
     """A Mermaid flowchart: what starts the pipeline, the jobs as the state machine runs them, and what each writes."""
-    line = compose(nodes)
     steps: list[tuple[str, str]] = []
-    first, _ = _join(line, steps)
+    first, _ = _join(compose(nodes), steps)
+    before = [node.name for node in extra if node.name == SMOKE]
+    others = [node.name for node in extra if node.name != SMOKE]
+    steps = [*((one, other) for one in before for other in first), *steps]
     lines = [
         "flowchart LR",
         "    schedule([EventBridge Scheduler<br>nightly]) -->|execution id = run id| machine",
@@ -24,10 +27,10 @@ def architecture(nodes: Sequence[Node], extra: Sequence[Node]) -> str:
         "    machine -. job, run, reason, log .-> topic([SNS failures])",
         "    subgraph emr [EMR Serverless, one role a job]",
         *(f"        {one} --> {other}" for one, other in steps),
-        *(f"        {node.name}" for node in extra),
+        *(f"        {name}" for name in others),
         "    end",
-        *(f"    machine -->|startJobRun.sync| {name}" for name in first),
-        *(f"    machine --> {node.name}" for node in extra),
+        *(f"    machine -->|startJobRun.sync| {name}" for name in before or first),
+        *(f"    machine --> {name}" for name in others),
         *(
             f"    {folder}[(S3 raw<br>{folder}/)] --> {job}"
             for job, folders in sorted(RAW.items())

@@ -18,6 +18,7 @@ from typing import Any
 from encore.config import Config
 from encore.errors import ConfigError
 from encore.log import redact
+from encore.runtime.registry import SMOKE
 from encore.spark.session import DELTA_SETTINGS
 
 ARCHIVE = "environment.tar.gz"
@@ -82,7 +83,8 @@ def make_submission(
                 )
             # JSON is valid YAML, so values are parsed back unchanged
             settings.append(f"{section}.{name}={json.dumps(value)}")
-    return Submission(job, config.env, tuple(settings), run_id, launch_settings(config), outcome, force, take_over)
+    spark = settings_of(job, launch_settings(config))
+    return Submission(job, config.env, tuple(settings), run_id, spark, outcome, force, take_over)
 
 
 def launch_settings(config: Config) -> tuple[tuple[str, str], ...]:
@@ -90,6 +92,16 @@ def launch_settings(config: Config) -> tuple[tuple[str, str], ...]:
     memory = config.spark.driver_memory
     driver = {"spark.driver.memory": memory} if memory else {}
     return tuple(sorted({**config.spark.settings, **driver}.items()))
+
+
+_EXECUTORS = ("spark.dynamicAllocation.initialExecutors", "spark.dynamicAllocation.maxExecutors")
+
+
+def settings_of(job: str, spark: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The Spark settings of a job: the smoke job has a single task, so it gets a single executor."""
+    if job != SMOKE:
+        return tuple(spark)
+    return tuple((name, "1" if name in _EXECUTORS else value) for name, value in spark)
 
 
 def local_command(

@@ -5,11 +5,12 @@
                                                    ▼               ▼
                                             notify and fail    release lock and fail
 
-**Run pipeline** is the graph in series and parallel (`graph.compose`). Each job is one `startJobRun.sync`.
+**Run pipeline** is the job `smoke`, which checks whether jobs can run, and then the graph in series and parallel
+(`graph.compose`). Each job is one `startJobRun.sync`.
 
 **Input**, all of it optional: `from` (the first job) or `only` (a list of jobs), `set` (a list of a.b=value), `env`
-(the environment, conf/<env>.yaml), `date` (YYYY-MM-DD: read only that day's raw data, in the folder `date=<date>/`).
-The name of the execution is the id of the pipeline run.
+(the environment, conf/<env>.yaml), `date` (YYYY-MM-DD: read only that day's raw data, in the folder `date=<date>/`),
+`smoke` (false: skip that job). The name of the execution is the id of the pipeline run.
 
 **Retries.** Errors of the API call itself (throttling, no capacity, an application that is still starting) are retried
 by the task's Retry, by error name. A failed job run is reported as the same error whatever the reason, so the outcome
@@ -38,10 +39,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from encore.aws.render import launch_settings, serverless_request
+from encore.aws.render import launch_settings, serverless_request, settings_of
 from encore.config import load_config
 from encore.lake.tables import CHECKS
 from encore.runtime.graph import Node, Part, Series, compose, order, select
+from encore.runtime.registry import SMOKE
 
 State = dict[str, Any]
 States = dict[str, State]
@@ -73,14 +75,19 @@ _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 @dataclass(frozen=True)
 class Limits:
     """Time limits, retries and sizes. All are seconds, except `tries`, the maximum runs of a job in one execution, and
-    `spark`, Spark settings that only take effect before the JVM starts."""
+    `spark`, Spark settings that only take effect before the JVM starts. `smoke_seconds`: of the job `smoke`."""
 
     job_seconds: int = 4 * 3600
+    smoke_seconds: int = 900
     queue_seconds: int = 900
     tries: int = 3
     wait_seconds: int = 120
     retry_seconds: int = 20
     spark: tuple[tuple[str, str], ...] = ()
+
+    def seconds_of(self, job: str) -> int:
+        """The time limit of a job."""
+        return min(self.smoke_seconds, self.job_seconds) if job == SMOKE else self.job_seconds
 
 
 def exit_code_in(details: str) -> int | None:
@@ -101,14 +108,16 @@ def camel(job: str) -> str:
 
 
 def definition(nodes: Sequence[Node], *, extra: Sequence[Node] = (), limits: Limits = Limits()) -> State:
-    """The state machine for these jobs. `extra` jobs come last, and only run if `only` names them."""
+    """The state machine for these jobs. `extra` jobs come last, and only run if `only` names them; except `smoke`,
+    which comes first, and runs unless the input says that it should not."""
     pipeline = compose(nodes)
-    parts = [*(pipeline.parts if isinstance(pipeline, Series) else [pipeline]), *(node.name for node in extra)]
-    jobs, all_jobs = order(nodes), [*order(nodes), *(node.name for node in extra)]
+    first = [node.name for node in extra if node.name == SMOKE]
+    last = [node.name for node in extra if node.name != SMOKE]
+    parts = [*first, *(pipeline.parts if isinstance(pipeline, Series) else [pipeline]), *last]
     checking = {node.name for node in nodes if CHECKS in node.writes}
     branch = _branch(Series(tuple(parts)), limits, checking)
     states: States = {
-        **_read_input(nodes, jobs, all_jobs),
+        **_read_input(nodes, first, last),
         **_acquire_lock(),
         "Run pipeline": {
             "Type": "Parallel",
@@ -153,9 +162,9 @@ def job_run(job: str, limits: Limits) -> State:
             code="${CodePrefix}",
             log_uri=f"States.Format('s3://${{LogBucket}}/{_log_prefix(job)}', $.run_id)",
             name=f"States.Format('{job}-{{}}', $.run_id)",
-            minutes=limits.job_seconds // 60,
+            minutes=limits.seconds_of(job) // 60,
             stage="${Stage}",
-            spark=limits.spark,
+            spark=settings_of(job, limits.spark),
         )
     )
 
@@ -186,13 +195,18 @@ def _log_prefix(job: str) -> str:
 # the input ---------------------------------------------------------------------------------------------------------
 
 
-def _read_input(nodes: Sequence[Node], jobs: Sequence[str], all_jobs: Sequence[str]) -> States:
-    """States that derive `run_id`, `input`, `jobs`, `raw` and `run` (a boolean for each job) from the input."""
+def _read_input(nodes: Sequence[Node], first: Sequence[str], last: Sequence[str]) -> States:
+    """States that derive `run_id`, `input`, `jobs`, `raw` and `run` (a boolean for each job) from the input.
+
+    `first` and `last`: jobs before and after those of the pipeline.
+    """
     first_only = "$.input.only[0]"
+    jobs = order(nodes)
+    all_jobs = [*first, *jobs, *last]
     states: States = {
         "Defaults": {
             "Type": "Pass",
-            "Result": {"env": "emr", "from": "", "only": [], "set": [], "date": ""},
+            "Result": {"env": "emr", "from": "", "only": [], "set": [], "date": "", "smoke": True},
             "ResultPath": "$.defaults",
             "Next": "Merge input",
         },
@@ -243,10 +257,10 @@ def _read_input(nodes: Sequence[Node], jobs: Sequence[str], all_jobs: Sequence[s
             "Next": "Only these jobs",
         },
         "Only these jobs": _pass("$.input.only", "$.jobs", "Flag jobs"),
-        "All jobs": {"Type": "Pass", "Result": list(jobs), "ResultPath": "$.jobs", "Next": "Flag jobs"},
+        "All jobs": {"Type": "Pass", "Result": [*first, *jobs], "ResultPath": "$.jobs", "Next": "Flag jobs"},
     }
     for job in jobs:
-        after = select(nodes, job, None, ())
+        after = [*first, *select(nodes, job, None, ())]
         states[f"From {job}"] = {"Type": "Pass", "Result": after, "ResultPath": "$.jobs", "Next": "Flag jobs"}
     states["Flag jobs"] = {
         "Type": "Pass",
@@ -447,10 +461,13 @@ def _job(job: str, after: str, limits: Limits) -> States:
         *({"Variable": cause, "StringMatches": f"*{_EXIT_CODE.format(code)}*"} for code in PERMANENT_CODES),
     ]
     notify = f"{job}: notify"
+    selected: State = {"Variable": f"$.run.{job}", "BooleanEquals": True}
+    if job == SMOKE:
+        selected = {"And": [selected, {"Variable": "$.input.smoke", "BooleanEquals": True}]}
     return {
         f"{job}?": {
             "Type": "Choice",
-            "Choices": [{"Variable": f"$.run.{job}", "BooleanEquals": True, "Next": f"{job}: first try"}],
+            "Choices": [{**selected, "Next": f"{job}: first try"}],
             "Default": after,
         },
         f"{job}: first try": {"Type": "Pass", "Result": {"n": 1}, "ResultPath": "$.try", "Next": job},
@@ -459,7 +476,7 @@ def _job(job: str, after: str, limits: Limits) -> States:
             "Resource": "arn:aws:states:::emr-serverless:startJobRun.sync",
             "Parameters": job_run(job, limits),
             # EMR's own limit is reached first, so that the run has ended by the time this one is
-            "TimeoutSeconds": limits.job_seconds + limits.queue_seconds,
+            "TimeoutSeconds": limits.seconds_of(job) + limits.queue_seconds,
             "ResultPath": None,
             "Retry": [
                 {

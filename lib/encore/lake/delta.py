@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from encore.config import Config, S3Config
 from encore.errors import LakeError
+from encore.lake.credentials import delta_credentials
 from encore.lake.failures import delta_error
 from encore.lake.filesystem import is_s3
 from encore.lake.parquet import TableLocation
@@ -150,19 +150,18 @@ class Tables:
         self.path = config.lake.path.removeprefix("file://").rstrip("/")
         self._config = config
 
-    @cached_property
+    @property
     def options(self) -> dict[str, str]:
-        """The storage options that delta-rs needs to access S3; it takes credentials from the environment itself."""
+        """The storage options that delta-rs needs to access S3, with credentials that may expire: see
+        `delta_credentials`. Use them at once, and open a table again before a step that comes much later."""
         if not is_s3(self.path):
             return {}
         s3 = self._config.s3
-        options = {"aws_conditional_put": "etag"}
+        options = {"aws_conditional_put": "etag", **delta_credentials(self.path, s3)}
         if s3.endpoint:
             options["aws_endpoint"] = s3.endpoint
             options["aws_allow_http"] = str(s3.endpoint.startswith("http://")).lower()
             options["aws_virtual_hosted_style_request"] = str(not s3.path_style).lower()
-        if s3.region:
-            options["aws_region"] = s3.region
         return options
 
     def uri(self, table: Table) -> str:

@@ -44,8 +44,14 @@ JOBS: tuple[str, ...] = (
 )
 """The jobs of the pipeline. They run in the order of the graph, not in this order."""
 
-EXTRA_JOBS: tuple[str, ...] = ("maintain", "record_canary")
-"""Jobs outside the pipeline: they run only when requested by name."""
+SMOKE = "smoke"
+"""The job that checks whether jobs can run. The state machine runs it before the pipeline."""
+
+MAINTENANCE_JOBS: tuple[str, ...] = ("maintain", "record_canary")
+"""Jobs outside the pipeline with a weekly schedule."""
+
+EXTRA_JOBS: tuple[str, ...] = (*MAINTENANCE_JOBS, SMOKE)
+"""Jobs outside the pipeline, with no place in the graph."""
 
 
 def job_module(name: str) -> ModuleType:
