@@ -1,4 +1,4 @@
-"""MLflow as a deployment runs it: the image's start script, basic auth, PostgreSQL over TLS, artefacts in S3."""
+"""MLflow as a deployment runs it: the image's scripts, basic auth, PostgreSQL over TLS, artefacts in S3."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from tests.conftest import ROOT
 from tests.s3server import S3Server, free_ports
 
 SCRIPT = ROOT / "deploy" / "cdk" / "mlflow" / "serve.sh"
+MIGRATE = SCRIPT.with_name("migrate.sh")
 START_SECONDS = 90
 
 
@@ -104,7 +105,7 @@ def _certificate(folder: Path) -> None:
 
 @dataclass
 class MlflowServer:
-    """A server that can be stopped and restarted, with its URI and its only user."""
+    """A server that can be stopped and restarted, with its URI and the user of jobs."""
 
     uri: str
     username: str
@@ -145,34 +146,45 @@ class MlflowServer:
             self.process = None
 
 
-@contextmanager
-def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
-    """MLflow with artefacts in a bucket, on PostgreSQL if it is installed, else on SQLite."""
-    programs, folder = postgres_programs(), Path(tempfile.mkdtemp(prefix="encore-mlflow-"))
-    port = free_ports(1)[0]
+def migrate(environment: dict[str, str], *, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the image's migration script on the database of `environment`."""
+    return subprocess.run(
+        ["sh", str(MIGRATE)], env=environment, capture_output=True, text=True, check=False, timeout=seconds
+    )
+
+
+def tasks_environment(folder: Path, s3: S3Server, bucket: str) -> dict[str, str]:
+    """The variables of a task, without those of the database and of HOST and PORT; `folder` is its home."""
     inherited = {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
-    environment = {
+    return {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "HOME": str(folder),
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
         "WORKERS": "1",
         "ALLOWED_HOSTS": "127.0.0.1:*",
         "ARTEFACT_BUCKET": bucket,
         "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
-        "MLFLOW_AUTH_ADMIN_USERNAME": "line",
+        "MLFLOW_AUTH_ADMIN_USERNAME": "administrator",
         "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_hex(12),
+        "MLFLOW_JOBS_USERNAME": "encore",
+        "MLFLOW_JOBS_PASSWORD": secrets.token_hex(12),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(12),
         **s3.environment(),
     }
+
+
+@contextmanager
+def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
+    """MLflow with artefacts in a bucket, on a migrated database: PostgreSQL if it is installed, else SQLite."""
+    programs, folder = postgres_programs(), Path(tempfile.mkdtemp(prefix="encore-mlflow-"))
+    environment = tasks_environment(folder, s3, bucket)
     try:
         if programs is None:
             environment["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{folder}/mlflow.db"
-            yield from _running(port, "sqlite", environment, folder)
+            yield from _migrated("sqlite", environment, folder)
         else:
             with postgres(programs) as database:
-                yield from _running(port, "PostgreSQL", {**environment, **database}, folder)
+                yield from _migrated("PostgreSQL", {**environment, **database}, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -206,9 +218,21 @@ def secrets_manager() -> Iterator[str]:
         server.stop()
 
 
-def _running(port: int, store: str, environment: dict[str, str], folder: Path) -> Iterator[MlflowServer]:
-    login = (environment["MLFLOW_AUTH_ADMIN_USERNAME"], environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
-    server = MlflowServer(f"http://127.0.0.1:{port}", *login, store, environment, folder)
+def _migrated(store: str, environment: dict[str, str], folder: Path) -> Iterator[MlflowServer]:
+    done = migrate(environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with running(store, environment, folder) as server:
+        yield server
+
+
+@contextmanager
+def running(store: str, environment: dict[str, str], folder: Path) -> Iterator[MlflowServer]:
+    """A server with a task's variables on a port of its own, on a migrated database."""
+    port = free_ports(1)[0]
+    login = (environment["MLFLOW_JOBS_USERNAME"], environment["MLFLOW_JOBS_PASSWORD"])
+    own = {name: value for name, value in environment.items() if not name.startswith("MLFLOW_JOBS_")}
+    own |= {"HOST": "127.0.0.1", "PORT": str(port)}
+    server = MlflowServer(f"http://127.0.0.1:{port}", *login, store, own, folder)
     server.start()
     try:
         yield server

@@ -386,8 +386,12 @@ def logical_id(template: Template, name: str, type_: str = "SecurityGroup") -> s
 def test_people_reach_mlflow_through_its_own_task(prod: dict[str, Template]) -> None:
     (service,) = of_type(prod["mlflow"], "AWS::ECS::Service")
     assert service["EnableExecuteCommand"] is True
-    (task,) = of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")
-    (container,) = [one for one in task["ContainerDefinitions"] if one["Name"] == "mlflow"]
+    (task,) = [
+        one
+        for one in of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")
+        if one["ContainerDefinitions"][0]["Name"] == "mlflow"
+    ]
+    (container,) = task["ContainerDefinitions"]
     assert container["LinuxParameters"]["InitProcessEnabled"] is True, "somebody has to reap the agent's processes"
     assert not container.get("ReadonlyRootFilesystem"), "the agent writes to it"
     role, _ = text(task["TaskRoleArn"]).split("|")
@@ -432,19 +436,78 @@ def test_nodes_of_a_cluster_are_in_the_group_that_mlflow_admits() -> None:
 def test_mlflow_is_private_and_gets_passwords_from_secrets(prod: dict[str, Template]) -> None:
     (database,) = of_type(prod["mlflow"], "AWS::RDS::DBInstance")
     assert (database["StorageEncrypted"], database["PubliclyAccessible"], database["MultiAZ"]) == (True, False, True)
-    (task,) = of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")
+    tasks = {one["ContainerDefinitions"][0]["Name"]: one for one in of_type(prod["mlflow"], "AWS::ECS::TaskDefinition")}
+    assert set(tasks) == {"mlflow", "migration"}
+    task = tasks["mlflow"]
     (container,) = task["ContainerDefinitions"]
     login = ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
     assert {one["Name"] for one in container["Secrets"]} == {"DB_USER", "DB_PASSWORD", *login}
-    assert "PASSWORD" not in str(container["Environment"])
+    for one in tasks.values():
+        assert "PASSWORD" not in str(one["ContainerDefinitions"][0]["Environment"])
     (service,) = of_type(prod["mlflow"], "AWS::ECS::Service")
     assert service["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"
     assert task["RuntimePlatform"] == {"CpuArchitecture": "X86_64", "OperatingSystemFamily": "LINUX"}
     images = json.loads((assembly("prod", *PIPELINE) / "encore-prod-mlflow.assets.json").read_text())["dockerImages"]
     (source,) = (one["source"] for one in images.values())
     assert source["platform"] == "linux/amd64", "whatever machine builds it"
-    assert source["dockerBuildArgs"] == {"BASE": "python:3.11-slim"}
+    assert re.fullmatch(r"[a-z./]+/python:3\.11-slim@sha256:[0-9a-f]{64}", source["dockerBuildArgs"]["BASE"])
     assert "FROM ${BASE}" in (ROOT / "deploy" / "cdk" / "mlflow" / "Dockerfile").read_text()
+
+
+def test_jobs_log_in_as_another_user_than_mlflows_administrator(prod: dict[str, Template]) -> None:
+    """The server knows only the administrator's password, and jobs read only the other one."""
+    outputs = {name: plain(one["Value"]) for name, one in prod["mlflow"]["Outputs"].items()}
+    login, administrator = outputs["TrackingLogin"], outputs["TrackingAdministrator"]
+    assert login != administrator
+    given: dict[str, dict[str, str]] = {}
+    for task in of_type(prod["mlflow"], "AWS::ECS::TaskDefinition"):
+        (container,) = task["ContainerDefinitions"]
+        given[container["Name"]] = {one["Name"]: text(one["ValueFrom"]) for one in container["Secrets"]}
+    for name in given:
+        assert administrator in given[name]["MLFLOW_AUTH_ADMIN_PASSWORD"], name
+    assert login in given["migration"]["MLFLOW_JOBS_PASSWORD"]
+    assert login not in str(given["mlflow"])
+    users = [
+        json.loads(
+            text(prod["mlflow"]["Resources"][name]["Properties"]["GenerateSecretString"]["SecretStringTemplate"])
+        )
+        for name in (login, administrator)
+    ]
+    assert users[0]["username"] != users[1]["username"]
+    assert users[0]["uri"] == users[1]["uri"]
+
+
+def test_the_database_is_migrated_before_the_service_changes(prod: dict[str, Template]) -> None:
+    template = prod["mlflow"]
+    (run,) = [name for name, one in template["Resources"].items() if one["Type"] == "Custom::MlflowMigration"]
+    (service,) = [one for one in template["Resources"].values() if one["Type"] == "AWS::ECS::Service"]
+    assert run in service["DependsOn"]
+    properties = template["Resources"][run]["Properties"]
+    task = template["Resources"][text(properties["TaskDefinition"])]["Properties"]
+    (container,) = task["ContainerDefinitions"]
+    (serving,) = [
+        one["ContainerDefinitions"][0]
+        for one in of_type(template, "AWS::ECS::TaskDefinition")
+        if one["ContainerDefinitions"][0]["Name"] == "mlflow"
+    ]
+    assert container["Image"] == serving["Image"], "a new image runs it again"
+    assert container["EntryPoint"] == ["/migrate.sh"]
+    # the database admits the group of the task
+    (database,) = of_type(template, "AWS::RDS::DBInstance")
+    group = text(properties["SecurityGroup"])
+    sources = [
+        text(one["SourceSecurityGroupId"])
+        for one in of_type(template, "AWS::EC2::SecurityGroupIngress")
+        if one["FromPort"] == int(database["Port"])
+    ]
+    assert sources == [group]
+
+
+def test_minor_upgrades_of_the_database_are_left_to_aws(prod: dict[str, Template]) -> None:
+    """A template with a minor version would ask for the old one after AWS has upgraded it, and fail."""
+    (database,) = of_type(prod["mlflow"], "AWS::RDS::DBInstance")
+    assert database["AutoMinorVersionUpgrade"] is True
+    assert database["EngineVersion"].isdigit()
 
 
 def test_the_artefact_bucket_is_configured_like_the_lake(prod: dict[str, Template]) -> None:
@@ -561,6 +624,7 @@ def test_only_the_project_that_builds_an_image_is_privileged(prod: dict[str, Tem
         ({"hour": "-1"}, "hour=-1: at least 0 expected"),
         ({"ec2": "yes"}, "ec2=yes: true or false expected"),
         ({"timezone": "Europe/Bern"}, "timezone=Europe/Bern: a time zone such as Europe/Berlin expected"),
+        ({"base_image": "python:3.11-slim"}, "base_image=python:3.11-slim: an image with its digest, NAME:TAG@sha256:"),
         ({"domain": "here"}, "domain=here: nothing, or a domain name such as music.example.com expected"),
         ({"certificate": "mine"}, "certificate=mine: arn:aws:acm:REGION:ACCOUNT:certificate/ID expected"),
         ({"connection": "mine"}, "connection=mine: arn:aws:codeconnections:REGION:ACCOUNT:connection/ID expected"),

@@ -22,6 +22,7 @@ from constructs import Construct
 
 from encore.aws.stage import Stage
 from encore_cdk.environment import environment
+from encore_cdk.migration import Migration
 from encore_cdk.monitoring import watch_mlflow
 from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.network import NetworkStack
@@ -30,6 +31,8 @@ from encore_cdk.storage import StorageStack, bucket_arn, expire_noncurrent, priv
 IMAGE = Path(__file__).resolve().parents[1] / "mlflow"
 DATABASE_PORT = 5433
 """Not PostgreSQL's default port, which scanners try first."""
+POSTGRES = "17"
+"""The major version alone: AWS upgrades minor ones, and a template that names one would ask for the old one again."""
 MANAGED_VERSION = "3.0"
 """A version that SageMaker offers; unpinned, a new server would get whatever is newest at the time."""
 ARTEFACTS = "Artefacts in a dedicated bucket, under names that MLflow generates"
@@ -96,21 +99,9 @@ class MlflowStack(Stack):
         host = f"mlflow.{stage.domain}" if stage.domain else balancer.load_balancer_dns_name
         uri = f"https://{host}" if stage.domain else f"http://{host}"
 
-        login = secrets.Secret(
-            self,
-            "Login",
-            description="Encore: address of MLflow, and its first user, whom jobs log in as",
-            generate_secret_string=secrets.SecretStringGenerator(
-                secret_string_template=json.dumps({"uri": uri, "username": "encore"}),
-                generate_string_key="password",
-                exclude_punctuation=True,
-                password_length=32,
-            ),
-        )
-        acknowledge(
-            login,
-            {"AwsSolutions-SMG4": "MLflow stores its users itself, so a password is changed in both places at once"},
-        )
+        login = self._user("Login", "encore", "a user without administration, whom jobs and the scorer log in as", uri)
+        administrator = self._user("Administrator", "administrator", "its administrator, for people", uri)
+        CfnOutput(self, "TrackingAdministrator", value=administrator.secret_arn)
         session_key = secrets.Secret(
             self,
             "Pages",
@@ -132,38 +123,63 @@ class MlflowStack(Stack):
         )
         acknowledge_wildcards(task, "ecr:GetAuthorizationToken and ssmmessages support no resources", "Resource::*")
         assert database.secret is not None
+        image = ecs.ContainerImage.from_asset(
+            str(IMAGE), platform=ecr_assets.Platform.LINUX_AMD64, build_args={"BASE": stage.base_image}
+        )
+        log = logs.LogGroup(
+            self, "Log", retention=logs.RetentionDays.THREE_MONTHS, removal_policy=RemovalPolicy.DESTROY
+        )
+        store = {"DB_HOST": database.db_instance_endpoint_address, "DB_PORT": str(DATABASE_PORT)}
+        store_secrets = {
+            "DB_USER": ecs.Secret.from_secrets_manager(database.secret, "username"),
+            "DB_PASSWORD": ecs.Secret.from_secrets_manager(database.secret, "password"),
+            "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(administrator, "username"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(administrator, "password"),
+        }
         task.add_container(
             "mlflow",
-            image=ecs.ContainerImage.from_asset(
-                str(IMAGE), platform=ecr_assets.Platform.LINUX_AMD64, build_args={"BASE": stage.base_image}
-            ),
-            logging=ecs.LogDrivers.aws_logs(
-                stream_prefix="mlflow",
-                log_group=logs.LogGroup(
-                    self,
-                    "Log",
-                    retention=logs.RetentionDays.THREE_MONTHS,
-                    removal_policy=RemovalPolicy.DESTROY,
-                ),
-            ),
+            image=image,
+            logging=ecs.LogDrivers.aws_logs(stream_prefix="mlflow", log_group=log),
             environment={
+                **store,
                 "ARTEFACT_BUCKET": self.artefacts.bucket_name,
-                "DB_HOST": database.db_instance_endpoint_address,
-                "DB_PORT": str(DATABASE_PORT),
                 # localhost: at the other end of a tunnel
                 "ALLOWED_HOSTS": f"{host},localhost:*",
             },
-            secrets={
-                "DB_USER": ecs.Secret.from_secrets_manager(database.secret, "username"),
-                "DB_PASSWORD": ecs.Secret.from_secrets_manager(database.secret, "password"),
-                "MLFLOW_AUTH_ADMIN_USERNAME": ecs.Secret.from_secrets_manager(login, "username"),
-                "MLFLOW_AUTH_ADMIN_PASSWORD": ecs.Secret.from_secrets_manager(login, "password"),
-                "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(session_key),
-            },
+            secrets={**store_secrets, "MLFLOW_FLASK_SERVER_SECRET_KEY": ecs.Secret.from_secrets_manager(session_key)},
             # the agent behind a tunnel leaves processes that somebody has to reap
             linux_parameters=ecs.LinuxParameters(self, "Linux", init_process_enabled=True),
             port_mappings=[ecs.PortMapping(container_port=5000)],
         )
+        migrating = ecs.FargateTaskDefinition(
+            self, "MigrationTask", cpu=1024, memory_limit_mib=2048, runtime_platform=platform
+        )
+        acknowledge(migrating, {"AwsSolutions-ECS2": "Names of the database; passwords come from Secrets Manager"})
+        acknowledge_wildcards(migrating, "ecr:GetAuthorizationToken does not support resources", "Resource::*")
+        migrating.add_container(
+            "migration",
+            image=image,
+            entry_point=["/migrate.sh"],
+            logging=ecs.LogDrivers.aws_logs(stream_prefix="migration", log_group=log),
+            environment=store,
+            secrets={
+                **store_secrets,
+                "MLFLOW_JOBS_USERNAME": ecs.Secret.from_secrets_manager(login, "username"),
+                "MLFLOW_JOBS_PASSWORD": ecs.Secret.from_secrets_manager(login, "password"),
+            },
+        )
+        migration = Migration(
+            self,
+            "Migration",
+            cluster,
+            migrating,
+            vpc.select_subnets(subnet_type=network.private.subnet_type).subnet_ids,
+            server_group,
+            log,
+            # a secret whose template changes gets a new password
+            triggers=[uri],
+        )
+        migration.node.add_dependency(database, server_group, database_group)
         service = ecs.FargateService(
             self,
             "Service",
@@ -180,6 +196,7 @@ class MlflowStack(Stack):
             # tasks are what is billed
             propagate_tags=ecs.PropagatedTagSource.SERVICE,
         )
+        service.node.add_dependency(migration)
         group = self._listen(balancer, service)
         watch_mlflow(self, stage, balancer, group, service, database, memory_gb=2 if stage.keep else 1)
         if stage.domain:
@@ -249,6 +266,25 @@ class MlflowStack(Stack):
             target=route53.RecordTarget.from_alias(targets.LoadBalancerTarget(balancer)),
         )
 
+    def _user(self, id: str, username: str, purpose: str, uri: str) -> secrets.Secret:
+        """The secret with the address of MLflow, and the name and generated password of one of its users."""
+        secret = secrets.Secret(
+            self,
+            id,
+            description=f"Encore: address of MLflow, and {purpose}",
+            generate_secret_string=secrets.SecretStringGenerator(
+                secret_string_template=json.dumps({"uri": uri, "username": username}),
+                generate_string_key="password",
+                exclude_punctuation=True,
+                password_length=32,
+            ),
+        )
+        acknowledge(
+            secret,
+            {"AwsSolutions-SMG4": "MLflow stores its users itself, so a password is changed in both places at once"},
+        )
+        return secret
+
     def _grant_artefacts(self, role: iam.IRole) -> None:
         role.add_to_principal_policy(
             iam.PolicyStatement(
@@ -264,7 +300,7 @@ class MlflowStack(Stack):
     def _database(self, network: NetworkStack, group: ec2.SecurityGroup) -> rds.DatabaseInstance:
         stage = self._stage
         size = ec2.InstanceSize.SMALL if stage.keep else ec2.InstanceSize.MICRO
-        engine = rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.VER_17_9)
+        engine = rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.of(POSTGRES, POSTGRES))
         database = rds.DatabaseInstance(
             self,
             "Database",

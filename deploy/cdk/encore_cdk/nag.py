@@ -29,8 +29,13 @@ def acknowledge_wildcards(construct: IConstruct, reason: str, *findings: str) ->
 
 
 def nag_arn(arn: str) -> str:
-    """An ARN as cdk-nag writes it: with the names of pseudo parameters for partition, account and region."""
-    pseudo = {Aws.PARTITION: "<AWS::Partition>", Aws.ACCOUNT_ID: "<AWS::AccountId>", Aws.REGION: "<AWS::Region>"}
+    """An ARN as cdk-nag writes it: with the names of the pseudo parameters."""
+    pseudo = {
+        Aws.PARTITION: "<AWS::Partition>",
+        Aws.ACCOUNT_ID: "<AWS::AccountId>",
+        Aws.REGION: "<AWS::Region>",
+        Aws.STACK_NAME: "<AWS::StackName>",
+    }
     for token, name in pseudo.items():
         arn = arn.replace(token, name)
     return arn

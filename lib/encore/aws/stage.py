@@ -60,7 +60,7 @@ class Stage(Section):
     mlflow: Literal["fargate", "sagemaker"] = Field(
         description="Where MLflow runs: on Fargate, or managed by SageMaker."
     )
-    base_image: str = Field(min_length=1, description="Base image of the MLflow image.")
+    base_image: str = Field(description="Base image of the MLflow image, with its digest: NAME:TAG@sha256:DIGEST.")
     domain: str = Field(
         description="MLflow is at https://mlflow.<domain>; without one, it speaks HTTP to the stage's own groups alone."
     )
@@ -127,6 +127,13 @@ class Stage(Section):
     def _check_domain(cls, value: str) -> str:
         if value and not re.fullmatch(_DOMAIN, value):
             raise ValueError("nothing, or a domain name such as music.example.com expected")
+        return value
+
+    @field_validator("base_image")
+    @classmethod
+    def _check_base_image(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}", value):
+            raise ValueError("an image with its digest, NAME:TAG@sha256:DIGEST, expected: a tag alone may be moved")
         return value
 
     @field_validator("serving_domain")
