@@ -202,7 +202,7 @@ lock: setup ## Compile the pins in setup.py into deploy/requirements.txt and its
 		-o deploy/image/requirements.txt
 	@printf 'numba\nnumpy\nsetuptools\nuv==$(UV_VERSION)\nxxhash\n' | $(BIN)/uv pip compile -q --python-version 3.11 - \
 		--generate-hashes --no-header --no-annotate -c deploy/requirements.txt -o deploy/image/requirements-build.txt
-	@for file in tests/bench/contenders/requirements/*.in tests/serving/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
+	@for file in tests/*/requirements/*.in tests/bench/contenders/requirements/*.in; do $(BIN)/uv pip compile -q --python-version 3.11 $$file \
 		--generate-hashes --no-header --no-annotate -o $${file%.in}.txt; done
 	@$(BIN)/python deploy/python/interpreter.py lock
 

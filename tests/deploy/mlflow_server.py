@@ -26,6 +26,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
 from tests.s3server import S3Server, free_ports
+from tests.serving.environments import interpreter
 
 SCRIPT = ROOT / "deploy" / "cdk" / "mlflow" / "serve.sh"
 MIGRATE = SCRIPT.with_name("migrate.sh")
@@ -189,14 +190,20 @@ def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def old_mlflow() -> Path:
+    """The interpreter of an environment with MLflow 3.0.0, as SageMaker runs it, made if it is missing."""
+    return interpreter("mlflow-3.0", Path(__file__).parent)
+
+
 @contextmanager
 def managed_mlflow(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
-    """MLflow without authentication, on SQLite; clients write artefacts to the bucket themselves."""
+    """MLflow 3.0 without authentication, on SQLite; clients write artefacts to the bucket themselves."""
     folder, port = Path(tempfile.mkdtemp(prefix="encore-mlflow-")), free_ports(1)[0]
-    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)]
+    programs = old_mlflow().parent
+    command = [str(programs / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1", "--no-serve-artifacts"]
     command += ["--default-artifact-root", f"s3://{bucket}/artefacts"]
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), **s3.environment()}
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder), **s3.environment()}
     server = MlflowServer(f"http://127.0.0.1:{port}", "", "", "sqlite", environment, folder, command)
     try:
         server.start()

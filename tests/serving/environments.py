@@ -13,9 +13,10 @@ from typing import Any
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "environments"
 
 
-def interpreter(name: str) -> Path:
-    """Of an environment in which requirements/<name>.txt is installed, made if it is missing."""
-    requirements = Path(__file__).with_name("requirements") / f"{name}.txt"
+def interpreter(name: str, folder: Path | None = None) -> Path:
+    """Of an environment in which requirements/<name>.txt is installed, made if it is missing; `folder`: of whose
+    tests, by default the scorer's."""
+    requirements = (folder or Path(__file__).parent) / "requirements" / f"{name}.txt"
     home = CACHE / f"{name}-{hashlib.blake2b(requirements.read_bytes(), digest_size=6).hexdigest()}"
     uv, marker, python = Path(sys.executable).with_name("uv"), home / ".complete", home / "bin" / "python"
     if not marker.is_file():
