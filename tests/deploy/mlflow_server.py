@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -116,6 +116,12 @@ class MlflowServer:
     folder: Path
     command: Sequence[str] = ("sh", str(SCRIPT))
     process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def on_a_port(self, command: Sequence[str], arguments: Sequence[str]) -> MlflowServer:
+        """The same with another command, on a free port, which the command gets as options."""
+        port = free_ports(1)[0]
+        full = [*command, "--host", "127.0.0.1", "--port", str(port), *arguments]
+        return replace(self, uri=f"http://127.0.0.1:{port}", command=full)
 
     def start(self) -> None:
         """Start it and wait until it responds. RuntimeError with the end of its log if it does not."""
