@@ -20,6 +20,7 @@ ONLY      ?=
 STAGE     ?= dev
 CHOICES   ?=
 STACKS    ?= --all
+CANCEL    ?=
 ARGS      ?=
 
 UV_VERSION := 0.13.9
@@ -157,10 +158,20 @@ mlflow-tunnel: setup ## Open MLflow of STAGE=dev|staging|prod on http://localhos
 	@$(BIN)/encore deploy tunnel --stage $(STAGE) --port $(if $(filter file,$(origin PORT)),5000,$(PORT))
 
 # PACKAGED=yes uses build/package as it is, for a pipeline that has built it already. STACKS may be patterns, which the
-# CDK expands and not the shell: STACKS='encore-dev-*'.
+# CDK expands and not the shell: STACKS='encore-dev-*'. The EMR Serverless application can only be changed while it is
+# stopped, so it is stopped first: CANCEL=yes also cancels what is running. RUN_PROFILE: the profile of the AWS
+# configuration that may do that and run the smoke job, if it is not the caller's.
+WHOLE = $(filter --all encore-$(STAGE)-*,$(STACKS))
+AS_RUNNER = $(if $(RUN_PROFILE),AWS_PROFILE=$(RUN_PROFILE) )
 .PHONY: deploy
-deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to your AWS account
+deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to your AWS account, and run the smoke job
+ifneq ($(filter --all encore-$(STAGE)-* encore-$(STAGE)-compute,$(STACKS)),)
+	@$(AS_RUNNER)$(BIN)/encore deploy stop --stage $(STAGE) $(if $(CANCEL),--cancel)
+endif
 	@$(CDK) deploy $(patsubst %,'%',$(STACKS)) --require-approval never
+ifneq ($(WHOLE),)
+	@$(AS_RUNNER)$(BIN)/encore deploy smoke --stage $(STAGE)
+endif
 
 # Only a stage of which nothing is deployed, so that nothing else is removed. PLAYLISTS=2000 are generated.
 .PHONY: smoke-deploy
@@ -170,6 +181,9 @@ smoke-deploy: setup $(if $(PACKAGED),,package) ## Deploy STAGE=sandbox, run it o
 
 .PHONY: cdk
 cdk: setup ## Run the CDK itself, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'
+ifeq ($(firstword $(ARGS)),destroy)
+	@$(AS_RUNNER)$(BIN)/encore deploy stop --stage $(STAGE) $(if $(CANCEL),--cancel)
+endif
 	@$(CDK) $(ARGS)
 
 # Reports are kept in .cache/bench/reports. A and B are two of them, as JSON.

@@ -498,8 +498,8 @@ class TestThePipeline:
         stored = pipeline.server.client().list_objects_v2(Bucket="line-artefacts")["KeyCount"]
         assert stored >= len(plots)
         verified(
-            f"the state machine ran the smoke job and {len(JOBS)} others by spark-submit on an S3 server; metrics are in "
-            f"MLflow on {pipeline.mlflow.store}, started by its image's script, with authentication"
+            f"the state machine ran the smoke job and {len(JOBS)} others by spark-submit on an S3 server; metrics are "
+            f"in MLflow on {pipeline.mlflow.store}, started by its image's script, with authentication"
         )
 
     def test_mlflows_address_and_login_appear_in_no_command_line_log_or_table(

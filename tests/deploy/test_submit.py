@@ -700,7 +700,7 @@ class TestDeployDoctor:
     def test_a_running_application_accepts_no_changes(self, tmp_path: Path) -> None:
         found = {one.what: one for one in self.findings(tmp_path, state="STARTED")}
         assert found["EMR Serverless application"].fact == "00application is started"
-        assert "stop-application --application-id 00application" in str(found["EMR Serverless application"].remedy)
+        assert "encore deploy stop --stage dev" in str(found["EMR Serverless application"].remedy)
         assert found["EMR Serverless application"].warning
 
     def test_an_archive_with_a_truncated_manifest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

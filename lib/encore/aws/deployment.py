@@ -117,10 +117,6 @@ def stage_settings(stage: str, job: str, clients: ClientFactory) -> list[str]:
     return [f"{name}={value}" for name, value in found.items()]
 
 
-RELEASE = "emr-spark-8.1.0"
-"""Spark 4.1.1, Delta 4.2.0, Python 3.11."""
-
-
 def client_factory(region: str | None) -> ClientFactory:
     """A factory of clients for one region."""
     return lambda service: client(service, region)

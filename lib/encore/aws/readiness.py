@@ -11,7 +11,8 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from encore.aws.deployment import RELEASE, ClientFactory, account_finding, region_finding, stack_output
+from encore.aws.application import STILL
+from encore.aws.deployment import ClientFactory, account_finding, region_finding, stack_output
 from encore.aws.stage import Stage
 from encore.errors import EncoreError, InputError
 from encore.findings import Finding
@@ -54,7 +55,7 @@ def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | 
     else:
         yield Finding("delivery pipeline", "none: the choices connection and repository are empty")
     yield _quota(stage, clients)
-    yield _release(clients)
+    yield _release(stage.release, clients)
     yield _application(stage, clients)
 
 
@@ -250,10 +251,8 @@ def _quota(stage: Stage, clients: ClientFactory) -> Finding:
     )
 
 
-def _release(clients: ClientFactory) -> Finding:
-    found = _call(
-        "EMR release", lambda: clients("emr").list_release_labels(Filters={"Prefix": RELEASE})["ReleaseLabels"]
-    )
+def _release(label: str, clients: ClientFactory) -> Finding:
+    found = _call("EMR release", lambda: clients("emr").list_release_labels(Filters={"Prefix": label})["ReleaseLabels"])
     if isinstance(found, Finding):
         return Finding(
             "EMR release",
@@ -263,8 +262,8 @@ def _release(clients: ClientFactory) -> Finding:
         )
     return Finding(
         "EMR release",
-        RELEASE if RELEASE in found else f"{RELEASE} is not offered in this region",
-        None if RELEASE in found else "deploy to a region that has it",
+        label if label in found else f"{label} is not offered in this region",
+        None if label in found else "deploy to a region that has it, or choose another release",
     )
 
 
@@ -278,6 +277,5 @@ def _application(stage: Stage, clients: ClientFactory) -> Finding:
     state = _call(what, lambda: clients("emr-serverless").get_application(applicationId=id_)["application"]["state"])
     if isinstance(state, Finding):
         return state
-    changeable = state in ("CREATED", "STOPPED", "TERMINATED")
-    remedy = f"before a deployment that changes it, run `aws emr-serverless stop-application --application-id {id_}`"
-    return Finding(what, f"{id_} is {state.lower()}", None if changeable else remedy, warning=True)
+    remedy = f"`make deploy` stops it first; before `cdk deploy`, run `encore deploy stop --stage {stage.name}`"
+    return Finding(what, f"{id_} is {state.lower()}", None if state in STILL else remedy, warning=True)

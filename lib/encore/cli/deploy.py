@@ -330,3 +330,43 @@ def deployed(stage: StageName = "prod", debug: Debug = False) -> None:
         out.print("yes" if is_deployed(stage, _clients()) else "no", highlight=False)
 
     exit_with(guarded(work))
+
+
+@deployments.command("stop")
+def stop(
+    stage: StageName = "dev",
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Stop executions and cancel job runs that are in progress.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Stop a stage's EMR Serverless application, which cannot be changed or deleted while it is started."""
+
+    def work() -> None:
+        from encore.aws.application import stop as stop_application
+        from encore.cli.console import out
+
+        _set_up_logging(debug)
+        id_ = stop_application(stage, _clients(), _say, cancel=cancel)
+        out.print(f"{stage}: {f'application {id_} is stopped' if id_ else 'no application'}", highlight=False)
+
+    exit_with(guarded(work))
+
+
+@deployments.command("smoke")
+def smoke(stage: StageName = "dev", name: RunName = None, debug: Debug = False) -> None:
+    """Run a stage's smoke job: does a job find its interpreter, packages, credentials, lake and MLflow?"""
+
+    def work() -> None:
+        from encore.aws.executions import machine_of
+        from encore.aws.executions import run as run_execution
+        from encore.cli.console import out
+        from encore.runtime.pipeline import new_run_id
+        from encore.runtime.registry import SMOKE
+
+        _set_up_logging(debug)
+        run_id = name or f"smoke-{new_run_id()}"
+        seconds = run_execution(machine_of(stage, _clients()), run_id, {"only": [SMOKE]}, _say)
+        out.print(f"{stage}: jobs can run; checked by {run_id} in {seconds / 60:,.1f} minutes", highlight=False)
+
+    exit_with(guarded(work))
