@@ -160,13 +160,15 @@ mlflow-tunnel: setup ## Open MLflow of STAGE=dev|staging|prod on http://localhos
 # PACKAGED=yes uses build/package as it is, for a pipeline that has built it already. STACKS may be patterns, which the
 # CDK expands and not the shell: STACKS='encore-dev-*'. The EMR Serverless application can only be changed while it is
 # stopped, so it is stopped first: CANCEL=yes also cancels what is running. RUN_PROFILE: the profile of the AWS
-# configuration that may do that and run the smoke job, if it is not the caller's.
+# configuration that may do that and run the smoke job, if it is not the caller's. Its role is made by the first
+# deployment, before which there is nothing to stop: 4 is the exit code for a role that cannot be assumed.
 WHOLE = $(filter --all encore-$(STAGE)-*,$(STACKS))
 AS_RUNNER = $(if $(RUN_PROFILE),AWS_PROFILE=$(RUN_PROFILE) )
+STOP = $(AS_RUNNER)$(BIN)/encore deploy stop --stage $(STAGE) $(if $(CANCEL),--cancel)
 .PHONY: deploy
 deploy: setup $(if $(PACKAGED),,package) ## Deploy all stacks of STAGE=dev|staging|prod to your AWS account, and run the smoke job
 ifneq ($(filter --all encore-$(STAGE)-* encore-$(STAGE)-compute,$(STACKS)),)
-	@$(AS_RUNNER)$(BIN)/encore deploy stop --stage $(STAGE) $(if $(CANCEL),--cancel)
+	@$(STOP) $(if $(RUN_PROFILE),|| { [ $$? -eq 4 ] && echo "deploy: nothing was stopped: the role for it does not exist before the first deployment" >&2; })
 endif
 	@$(CDK) deploy $(patsubst %,'%',$(STACKS)) --require-approval never
 ifneq ($(WHOLE),)
@@ -182,7 +184,7 @@ smoke-deploy: setup $(if $(PACKAGED),,package) ## Deploy STAGE=sandbox, run it o
 .PHONY: cdk
 cdk: setup ## Run the CDK itself, after `make package`: ARGS=bootstrap, ARGS=diff, ARGS='destroy --all'
 ifeq ($(firstword $(ARGS)),destroy)
-	@$(AS_RUNNER)$(BIN)/encore deploy stop --stage $(STAGE) $(if $(CANCEL),--cancel)
+	@$(STOP)
 endif
 	@$(CDK) $(ARGS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,24 +152,63 @@ def test_an_error_that_is_not_about_a_missing_stack_is_raised() -> None:
         stop("dev", lambda name: Refuses() if name == "cloudformation" else clients(name), print, sleep=Clock())
 
 
-def planned(*arguments: str) -> list[str]:
-    """The commands that make would run, without those of its other targets."""
-    command = ["make", "-n", "--no-print-directory", "-o", "setup", "PACKAGED=yes", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return [line.split("/encore ")[1] if "/encore deploy" in line else "cdk" for line in done.stdout.splitlines()
-            if "/encore deploy" in line or "aws-cdk@" in line]  # fmt: skip
+class Make:
+    """The Makefile with `encore` and the CDK replaced: each call is recorded, and `encore` ends as `codes` say."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._calls = folder, folder / "calls"
+
+    def __call__(self, *arguments: str, **codes: int) -> list[str]:
+        """The calls, in order; what fails ends them."""
+        self._calls.write_text("")
+        ends = "".join(f'[ "$2" = {name} ] && exit {code}\n' for name, code in codes.items())
+        (self._folder / "encore").write_text(
+            f'#!/bin/sh\necho "${{AWS_PROFILE:+[$AWS_PROFILE] }}$*" >> {self._calls}\n{ends}exit 0\n'
+        )
+        (self._folder / "encore").chmod(0o755)
+        subprocess.run(
+            ["make", "--no-print-directory", "-o", "setup", f"BIN={self._folder}", f"CDK=echo cdk >> {self._calls}; #",
+             "PACKAGED=yes", "STAGE=prod", *arguments],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return [line.strip() for line in self._calls.read_text().splitlines()]
 
 
-def test_make_stops_the_application_before_it_is_changed_and_checks_it_after() -> None:
-    stopped, checked = "deploy stop --stage prod", "deploy smoke --stage prod"
-    assert [line.strip() for line in planned("deploy", "STAGE=prod")] == [stopped, "cdk", checked]
-    assert [line.strip() for line in planned("deploy", "STAGE=prod", "STACKS=encore-prod-*")] == [
-        stopped,
-        "cdk",
-        checked,
-    ]
-    assert [line.strip() for line in planned("deploy", "STAGE=prod", "STACKS=encore-prod-compute")] == [stopped, "cdk"]
-    assert planned("deploy", "STACKS=encore-delivery") == ["cdk"], "it has no application"
-    assert [line.strip() for line in planned("cdk", "STAGE=prod", "ARGS=destroy 'encore-prod-*'")] == [stopped, "cdk"]
-    assert planned("cdk", "STAGE=prod", "CANCEL=yes", "ARGS=destroy --all") == [f"{stopped} --cancel", "cdk"]
-    assert planned("cdk", "ARGS=diff") == ["cdk"]
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    for name in ("AWS_PROFILE", "MAKEFLAGS", "RUN_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return Make(tmp_path)
+
+
+STOPPED, CHECKED = "deploy stop --stage prod", "deploy smoke --stage prod"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["deploy"], [STOPPED, "cdk", CHECKED]),
+        (["deploy", "STACKS=encore-prod-*", "CANCEL=yes"], [f"{STOPPED} --cancel", "cdk", CHECKED]),
+        (["deploy", "STACKS=encore-prod-compute"], [STOPPED, "cdk"]),
+        (["deploy", "STACKS=encore-delivery"], ["cdk"]),
+        (["deploy", "RUN_PROFILE=run"], [f"[run] {STOPPED}", "cdk", f"[run] {CHECKED}"]),
+        (["cdk", "ARGS=destroy 'encore-prod-*'"], [STOPPED, "cdk"]),
+        (["cdk", "ARGS=destroy --all", "CANCEL=yes"], [f"{STOPPED} --cancel", "cdk"]),
+        (["cdk", "ARGS=diff"], ["cdk"]),
+    ],
+)
+def test_make_stops_the_application_before_it_is_changed_and_checks_it_after(
+    make: Make, arguments: list[str], expected: list[str]
+) -> None:
+    assert make(*arguments) == expected
+
+
+def test_make_changes_nothing_while_something_is_in_progress(make: Make) -> None:
+    assert make("deploy", stop=75) == [STOPPED]
+    assert make("deploy", "RUN_PROFILE=run", stop=75) == [f"[run] {STOPPED}"]
+    assert make("cdk", "ARGS=destroy --all", stop=75) == [STOPPED]
+    assert make("deploy", stop=4) == [STOPPED], "the caller's own credentials have to do"
+
+
+def test_the_role_that_stops_is_made_by_the_first_deployment(make: Make) -> None:
+    assert make("deploy", "RUN_PROFILE=run", stop=4) == [f"[run] {STOPPED}", "cdk", f"[run] {CHECKED}"]
