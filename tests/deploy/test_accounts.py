@@ -80,8 +80,8 @@ def test_the_pipeline_stays_with_its_connection_and_may_deploy_to_the_account_of
     ("choices", "expected"),
     [
         ({"account": PROD}, f"account={PROD}: needs a region"),
-        ({"account": "33"}, "account=33: another form expected"),
-        ({"region": "Frankfurt"}, "region=Frankfurt: another form expected"),
+        ({"account": "33"}, "account=33: nothing, or 12 digits expected"),
+        ({"region": "Frankfurt"}, "region=Frankfurt: nothing, or a region such as eu-west-1 expected"),
         (
             {"region": "eu-west-1", "replica_region": "eu-west-1"},
             "replica_region=eu-west-1: is the region of the stage",

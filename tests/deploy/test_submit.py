@@ -744,7 +744,7 @@ class TestDeployDoctor:
             (SCORER_DOMAIN, "serving_domain", "playlists.example.com is a placeholder"),
             (SCORER_DOMAIN, "serving_certificate", "111122223333 is a placeholder of an account"),
             (PIPELINE, "connection", "111122223333 is a placeholder of an account"),
-            (("account=123456789012",), "account", "123456789012 is a placeholder of an account"),
+            (("account=123456789012", f"region={REGION}"), "account", "123456789012 is a placeholder of an account"),
             (("analysts=arn:aws:iam::444455556666:role/analysts",), "analysts", "444455556666 is a placeholder of an"),
         ],
     )

@@ -246,9 +246,9 @@ def _validated(name: str, values: Mapping[str, Any], sizes: Workers, prefix: str
     _check_capacity(stage, sizes, prefix)
     _check_serving(stage, prefix)
     _check_account(stage, prefix)
-    _check_place(stage, prefix)
     _check_certificates(stage, prefix)
     _check_pipeline(stage, prefix)
+    _check_place(stage, prefix)
     return stage
 
 
