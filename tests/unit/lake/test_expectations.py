@@ -288,7 +288,7 @@ def test_settings_of_no_expectation_are_refused(override: str, message: str) -> 
 
 @pytest.mark.parametrize("own", ["bound=-1", "bound=x", "severity=maybe", "nosuch=1"])
 def test_invalid_bounds_and_severities_are_refused(own: str) -> None:
-    with pytest.raises(ConfigError, match="check.expect.unserved"):
+    with pytest.raises(ConfigError, match=r"check\.expect\.unserved"):
         load_config("local", [f"check.expect.unserved.{own}"])
 
 
