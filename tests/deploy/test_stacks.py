@@ -654,6 +654,11 @@ def test_an_unknown_stage_or_choice_is_a_one_line_error(choices: dict[str, str],
     [
         (DOMAIN[:1], "domain=music.example.com: HTTPS needs a certificate", "mlflow.music.example.com"),
         (DOMAIN[1:], f"certificate={CERTIFICATE}: it is for a domain", "set domain"),
+        (
+            (*DOMAIN, "mlflow=sagemaker"),
+            "domain=music.example.com: SageMaker's server has an address",
+            "mlflow=fargate",
+        ),
         (SCORER_DOMAIN[:1], "serving_domain=playlists.example.com: HTTPS needs a certificate", "playlists.example.com"),
         (SCORER_DOMAIN[1:], f"serving_certificate={SCORER_CERTIFICATE}: it is for a domain", "set serving_domain"),
         (PIPELINE[:1], f"connection={CONNECTION}: without a repository", "set repository"),

@@ -266,6 +266,9 @@ def _check_account(stage: Stage, prefix: str) -> None:
 
 def _check_certificates(stage: Stage, prefix: str) -> None:
     """StageError for a domain without a certificate or the reverse, or a certificate that the stage cannot use."""
+    if stage.mlflow == "sagemaker" and stage.domain:
+        remedy = "leave domain and certificate empty, or choose mlflow=fargate"
+        refuse(stage, prefix, "domain", "SageMaker's server has an address of its own", remedy)
     for choice, domain, certificate, host in (
         ("domain", stage.domain, "certificate", f"mlflow.{stage.domain}"),
         ("serving_domain", stage.serving_domain, "serving_certificate", stage.serving_domain),
