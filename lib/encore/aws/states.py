@@ -441,7 +441,12 @@ def _name(part: Part) -> str:
     """Name of a part's first state."""
     if isinstance(part, str):
         return f"{part}?"
-    return " | ".join(" > ".join(_members(branch)) for branch in part.parts)
+    return " | ".join(_range(_members(branch)) for branch in part.parts)
+
+
+def _range(jobs: list[str]) -> str:
+    """A branch by its first and last job: Step Functions takes names of 80 characters, and a job is in one branch."""
+    return " > ".join(jobs if len(jobs) < 3 else [jobs[0], "...", jobs[-1]])
 
 
 def _members(part: Part) -> list[str]:
