@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from encore.aws.cost import (
+    Compile,
     Node,
     Nodes,
     Overheads,
@@ -26,6 +27,7 @@ from encore.cli.app import app
 from encore.cli.aws import _notes
 from encore.config import load_config
 from encore.errors import ConfigError
+from encore.runtime.registry import JOBS
 
 PRICES = Prices(
     region="here",
@@ -46,7 +48,13 @@ PRICES = Prices(
         firewall_million_requests=0.6,
         instance_hour=0.1,
     ),
-    seconds=Overheads(worker_start=60, worker_idle=30, cluster_start=400, cluster_idle=500),
+    seconds=Overheads(
+        worker_start=60,
+        worker_idle=30,
+        cluster_start=400,
+        cluster_idle=500,
+        compile=Compile(driver={"fit_models": 7}, executor={"fit_models": 11, "report": 9}),
+    ),
 )
 WORKERS = Workers(executors=3, driver_vcpu=4, driver_gb=14, executor_vcpu=4, executor_gb=10)
 
@@ -75,6 +83,23 @@ def test_an_estimate_worked_out_by_hand() -> None:
 def test_a_job_without_tasks_is_not_billed_for_executors() -> None:
     (job,) = estimate([row(30, 0)], 2, 1, 0, PRICES, WORKERS).jobs
     assert job.serverless == pytest.approx((4 * 0.05 + 14 * 0.01) * 90 / 3600)
+
+
+def test_every_new_worker_compiles() -> None:
+    """The driver for 7 s, then each of three executors for 11 s; a job without tasks has no executors."""
+    job, same = (estimate([row(100, 160, name)], 2, 1, 0, PRICES, WORKERS).jobs[0] for name in ("fit_models", "other"))
+    assert job.seconds - same.seconds == pytest.approx(18)
+    driver, executor = 4 * 0.05 + 14 * 0.01, 4 * 0.05 + 10 * 0.01
+    assert job.serverless - same.serverless == pytest.approx((18 * driver + 3 * 11 * executor) / 3600)
+    assert job.ec2 > same.ec2
+    (without,) = estimate([row(30, 0, "report")], 2, 1, 0, PRICES, WORKERS).jobs
+    assert without.seconds == pytest.approx(90)
+
+
+def test_compiling_is_measured_for_jobs_that_exist() -> None:
+    compiling = load_prices("us-east-1").seconds.compile
+    assert {*compiling.driver, *compiling.executor} <= set(JOBS)
+    assert {"recommend", "fit_models"} <= set(compiling.executor)
 
 
 def test_more_executors_are_faster_but_add_start_and_idle_time() -> None:

@@ -3,8 +3,9 @@
 For each job, `job_costs` holds its duration and the total duration of its tasks. On n cores, seconds - tasks / n were
 spent in the driver while executors waited. Both are scaled linearly from the n0 playlists measured to N playlists:
 
-    seconds on AWS = start + N/n0 (driver + tasks / (executors x cores per executor))
+    seconds on AWS = start + compile + N/n0 (driver + tasks / (executors x cores per executor))
 
+Each job gets new workers, in which loops have to be compiled: on a worker one process compiles while the others wait.
 On EMR Serverless the driver is billed for all of that time, executors until the tasks are done plus an idle time. On
 EC2 all nodes are billed, from their start until the cluster terminates itself. A local core counts as one vCPU. Jobs
 are added up as if they ran one after the other: those that the state machine runs in parallel cost the same, and end
@@ -72,6 +73,13 @@ class Serving(_Prices):
     instance_hour: float = Field(gt=0)
 
 
+class Compile(_Prices):
+    """Seconds in which the loops of a job are compiled, by job: in its driver, and in each executor."""
+
+    driver: dict[str, float] = Field(default_factory=dict)
+    executor: dict[str, float] = Field(default_factory=dict)
+
+
 class Overheads(_Prices):
     """Seconds that are billed but in which no work is done."""
 
@@ -79,6 +87,7 @@ class Overheads(_Prices):
     worker_idle: float = Field(ge=0)
     cluster_start: float = Field(ge=0)
     cluster_idle: float = Field(ge=0)
+    compile: Compile
 
 
 class Prices(_Prices):
@@ -204,15 +213,18 @@ def _job(row: Mapping[str, Any], cores: int, scale: float, prices: Prices, worke
     driver_only = max(0.0, measured - tasks / cores)
     overheads, price = prices.seconds, prices.serverless
     parallel = tasks * scale / (workers.executors * workers.executor_vcpu)
-    seconds = overheads.worker_start + driver_only * scale + parallel
+    name = str(row["job"])
+    in_executor = overheads.compile.executor.get(name, 0.0) if tasks else 0.0
+    compiling = overheads.compile.driver.get(name, 0.0) + in_executor
+    seconds = overheads.worker_start + compiling + driver_only * scale + parallel
     # a job without tasks releases its executors, or never gets any
-    executor_seconds = overheads.worker_start + parallel + overheads.worker_idle if tasks else 0.0
+    executor_seconds = overheads.worker_start + in_executor + parallel + overheads.worker_idle if tasks else 0.0
     driver = workers.driver_vcpu * price.vcpu_hour + workers.driver_gb * price.gb_hour
     executor = workers.executor_vcpu * price.vcpu_hour + workers.executor_gb * price.gb_hour
     serverless = driver * max(seconds, 60) / 3600 + workers.executors * executor * executor_seconds / 3600
     # a step on a running cluster starts at once
     on_cluster = (seconds - overheads.worker_start) / 3600 * _cluster_hour(prices, workers)
-    return JobEstimate(str(row["job"]), measured, seconds, serverless, on_cluster)
+    return JobEstimate(name, measured, seconds, serverless, on_cluster)
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,12 @@ def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, core
         f"with {workers.executor_vcpu} vCPU and {workers.executor_gb} GB; {overheads.worker_start:.0f} s to start and "
         f"{overheads.worker_idle:.0f} s idle are assumed, not measured."
     )
+    compiling = [*overheads.compile.driver.values(), *overheads.compile.executor.values()]
+    if compiling:
+        yield (
+            f"Compiling in new workers: up to {max(compiling):.0f} s a job, measured on this project's machines with "
+            "empty caches."
+        )
     yield f"EC2: one {nodes.driver.type}, and {nodes.worker.type} with as many cores; a cluster started for this run."
     stored = cost.lake_gb * prices.s3_gb_month
     yield f"Stored in S3: {cost.lake_gb:,.2f} GB, {stored:,.2f} a month. Not included: requests, logs, NAT, MLflow."
@@ -182,7 +188,7 @@ def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, core
         f"{month.instance:.0f} for each {INSTANCE}, of which there are at least two. Not included: logs, traffic."
     )
     yield (
-        "Method: seconds on AWS = start + N/n0 (driver seconds + task seconds / vCPUs of the executors); a local core "
+        "Method: seconds on AWS = start + compile + N/n0 (driver seconds + task seconds / vCPUs of the executors); a local core "
         "counts as one vCPU, and jobs run one after the other."
     )
     if cost.scale > RELIABLE_SCALE:

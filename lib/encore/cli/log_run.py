@@ -17,7 +17,7 @@ from encore.errors import InputError, LakeError, TransientError
 from encore.evaluation.rows import COLUMNS, summary
 from encore.evaluation.summary import Summary
 from encore.lake.scan import KeyRange
-from encore.lake.store import Store, open_store, state_of
+from encore.lake.store import Store, open_store
 from encore.lake.tables import BY_NAME, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS
 from encore.runtime.result import JobResult
 from encore.runtime.tracking import InputTable, Tracking
@@ -114,7 +114,7 @@ def _inputs(store: Store, row: dict[str, Any]) -> list[InputTable]:
         if name not in BY_NAME:
             continue
         try:
-            state = state_of(store.at(BY_NAME[name], version))
+            state = store.state_at(BY_NAME[name], version)
         except LakeError:
             continue
         if state.id == ids.get(name):

@@ -28,6 +28,8 @@ def optimize(tables: Tables, table: Table, small_files: int) -> int:
     merged = 0
     for partition, count in small.items():
         if count >= small_files:
+            # merging a partition may take as long as credentials are valid
+            found = tables.there(table)
             where = [(name, "=", value) for name, value in zip(table.partition_by, partition, strict=True)]
             with _maintaining(table):
                 # a file is either small or left as it is

@@ -67,12 +67,14 @@ class TableState:
     newest: tuple[Change, ...]
     restored: Change | None
     log: DeltaTable = field(repr=False, compare=False)
+    reopen: Callable[[], DeltaTable] = field(repr=False, compare=False)
+    """Opens the table again, since the credentials in `log` may have expired; its files are known without any."""
 
     def changes(self) -> Iterator[Change]:
         """The commits that the rows come from, newest first; those that are not in `newest` are read on demand."""
         yield from self.newest
         if self.version >= _ENTRIES:
-            yield from islice(changes(self.log), len(self.newest), None)
+            yield from islice(changes(self.reopen()), len(self.newest), None)
 
     @property
     def data_version(self) -> int:
@@ -119,7 +121,11 @@ class Store(Tables):
     def state(self, table: Table) -> TableState | None:
         """The state of a table according to its log; None if it does not exist."""
         found = self.open(table)
-        return None if found is None else state_of(found)
+        return None if found is None else _state_of(found, lambda: self.at(table, found.version()))
+
+    def state_at(self, table: Table, version: int) -> TableState:
+        """The state of a table at a version. Raises LakeError if its log no longer has that version."""
+        return _state_of(self.at(table, version), lambda: self.at(table, version))
 
     def partitions(self, table: Table, column: str) -> set[str]:
         """The values of a partition column for which the table has data files; empty if the table does not exist."""
@@ -278,8 +284,8 @@ def open_store(config: Config) -> Store:
     return store
 
 
-def state_of(found: DeltaTable) -> TableState:
-    """The state of an open table according to its log."""
+def _state_of(found: DeltaTable, reopen: Callable[[], DeltaTable]) -> TableState:
+    """The state of an open table according to its log. `reopen` opens the same version again."""
     actions = arrow_table(found.get_add_actions(flatten=True))
     entries = found.history(_ENTRIES)
     changed = list(changes_of(entries))
@@ -295,6 +301,7 @@ def state_of(found: DeltaTable) -> TableState:
         newest=newest,
         restored=next((change for change in changed if change.commit and change.commit.restored is not None), None),
         log=found,
+        reopen=reopen,
     )
 
 

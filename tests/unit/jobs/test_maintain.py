@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from encore.config import Config
 from encore.errors import TransientError
+from encore.lake.delta import Tables
 from encore.lake.maintenance import optimize, vacuum
 from encore.lake.schema import LOG_RETENTION
 from encore.lake.store import Store
@@ -71,6 +72,26 @@ def shifted(text: str, name: str, by: int) -> str:
 def maintain(config: Config, run_id: str = "maintenance-1") -> dict[str, Any]:
     facts: dict[str, Any] = run_job("maintain", config, Session(config), Tracking(config, run_id)).facts
     return facts
+
+
+def test_older_entries_of_a_log_are_read_with_new_credentials(
+    lake_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state may be hours old, and its credentials expired, when a job asks for more than the newest entries."""
+    monkeypatch.setattr("encore.lake.store._ENTRIES", 2)
+    state = store_of(lake_settings(), rows=4).state(JOB_RUNS)
+    assert state is not None
+    asked: list[Tables] = []
+
+    def options(tables: Tables) -> dict[str, str]:
+        asked.append(tables)
+        return {}
+
+    monkeypatch.setattr(Tables, "options", property(options))
+    assert state.data_version == 4
+    assert asked == [], "the newest entries are known"
+    assert [change.version for change in state.changes()] == [4, 3, 2, 1]
+    assert len(asked) == 1
 
 
 def test_small_files_are_merged_and_no_data_version_changes(lake_settings: Callable[..., Config]) -> None:
