@@ -188,8 +188,8 @@ def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, core
         f"{month.instance:.0f} for each {INSTANCE}, of which there are at least two. Not included: logs, traffic."
     )
     yield (
-        "Method: seconds on AWS = start + compile + N/n0 (driver seconds + task seconds / vCPUs of the executors); a local core "
-        "counts as one vCPU, and jobs run one after the other."
+        "Method: seconds on AWS = start + compile + N/n0 (driver seconds + task seconds / vCPUs of the executors); a "
+        "local core counts as one vCPU, and jobs run one after the other."
     )
     if cost.scale > RELIABLE_SCALE:
         yield (
