@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import quote
@@ -212,7 +213,8 @@ def _by_url(one: Locked, file: Path) -> None:
                 part.replace(file)
                 return
             reasons.append(f"  {address}: its SHA-256 is {digest(part)}")
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:
+            # the last one for addresses that are none
             reasons.append(f"  {address}: {error}")
         finally:
             part.unlink(missing_ok=True)

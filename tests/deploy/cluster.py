@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,22 @@ def isolated(command: Sequence[str], user: str | None, hidden: Sequence[Path]) -
         switch_user = f"setpriv --reuid={known.pw_uid} --regid={known.pw_gid} --clear-groups --"
     script = f'{mounts}exec {switch_user} "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
+
+
+def other_pythons() -> list[Path]:
+    """The folders without which no Python of this machine starts."""
+    folders = [Path(f"/usr/lib/python3.{minor}") for minor in range(30)]
+    if sys.base_prefix != "/usr":
+        folders.append(Path(sys.base_prefix))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def native_libraries(folder: Path) -> Path:
+    """A folder for LD_LIBRARY_PATH with files that are no libraries, by names that Python needs and Java does not."""
+    folder.mkdir()
+    for name in ("libexpat.so.1", "libffi.so.8", "libgomp.so.1", "libsqlite3.so.0", "libssl.so.3"):
+        (folder / name).write_text("not a library")
+    return folder
 
 
 @contextmanager
@@ -125,6 +142,8 @@ def standalone(folder: Path, s3: S3Server, hidden: Sequence[Path] = (ROOT,)) -> 
         (conf / "spark-defaults.conf").write_text(lines)
         environment = {
             "PATH": "/usr/bin:/bin",
+            # as on nodes, where Spark and Hadoop set it
+            "LD_LIBRARY_PATH": str(native_libraries(folder / "native")),
             "SPARK_HOME": str(spark),
             "SPARK_CONF_DIR": str(conf),
             "SPARK_NO_DAEMONIZE": "1",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from encore.runtime.registry import JOBS
 from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import QUICK_MODELS, ROOT, settings
-from tests.deploy.cluster import Cluster, DiskUsage, can_isolate, isolated, monitored, standalone
+from tests.deploy.cluster import Cluster, DiskUsage, can_isolate, isolated, monitored, other_pythons, standalone
 from tests.deploy.mlflow_server import secrets_manager
 from tests.deploy.s3proxy import Recorder, recording
 from tests.deploy.sagemaker import ARN, REGION, ManagedServer, sagemaker
@@ -64,7 +65,7 @@ def shared_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(shared_folder: Path, s3_server: S3Server) -> Iterator[Cluster]:
-    with standalone(shared_folder, s3_server) as made:
+    with standalone(shared_folder, s3_server, [ROOT, *other_pythons()]) as made:
         yield made
 
 
@@ -242,6 +243,9 @@ def test_workers_cannot_read_the_checkout_and_both_are_used(
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode != 0
         assert result.stdout == "", "neither the checkout nor the other worker's folder is readable"
+        for python in {Path("/usr/bin/python3"), Path(sys.base_prefix) / "bin" / "python3.11"}:
+            starts = subprocess.run(isolated([str(python), "-c", ""], worker.user, cluster.hidden), check=False)
+            assert starts.returncode != 0, "jobs ran in the archive's Python, as there is no other"
     for job in ("ingest_playlists", "recommend"):
         for worker in cluster.workers:
             assert ran[job][worker.user].archive > 0, f"{job} ran on {worker.user}"
