@@ -137,7 +137,7 @@ class MlflowServer:
             )
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:
-            with suppress(requests.ConnectionError):
+            with suppress(requests.ConnectionError, requests.Timeout):
                 if requests.get(f"{self.uri}/health", timeout=5).ok:
                     return
             time.sleep(0.2)
