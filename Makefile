@@ -133,6 +133,10 @@ deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an 
 canary-drill: setup ## Try a good, a failing and a slow model as challengers, and show what happens (under 5 minutes)
 	@$(BIN)/python -m tests.serving.drill
 
+.PHONY: restore-drill
+restore-drill: setup ## Damage a lake on an S3 server, restore it, and print how long that takes (5 minutes)
+	@$(BIN)/python -m tests.restore_drill --playlists $(PLAYLISTS)
+
 # Clear the folder: templates of another STAGE or of other CHOICES would be left in it.
 .PHONY: synth
 synth: setup package ## Synthesize the CloudFormation templates of STAGE=dev|staging|prod in build/cdk.out, without credentials

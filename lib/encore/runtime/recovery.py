@@ -17,7 +17,7 @@ from encore.lake.delta import Change, all_changes
 from encore.lake.lock import LakeLock
 from encore.lake.restore import Target, check_files, clear, restore, target_at, target_of
 from encore.lake.store import Store
-from encore.lake.tables import INGEST_LEDGER, QUARANTINE, TRACKS, Table
+from encore.lake.tables import INGEST_LEDGER, TRACKS, Table
 from encore.runtime.registry import EXTRA_JOBS, JOBS, job_module
 
 
@@ -29,21 +29,29 @@ class Plan:
     at_ms: int
 
 
-def writer_of(table: Table) -> str | None:
-    """The job that writes a table; None for the tables in which all jobs record their runs."""
-    if table is QUARANTINE:
-        raise ConfigError(
-            "quarantine: several jobs write it",
-            remedy="restore playlists or audio_features: the records that were refused go back with them",
-        )
-    return next((job for job in (*JOBS, *EXTRA_JOBS) if table in job_module(job).WRITES), None)
+def writers_of(table: Table) -> list[str]:
+    """The jobs that write a table; none for the tables in which all jobs record their runs."""
+    return [job for job in (*JOBS, *EXTRA_JOBS) if table in job_module(job).WRITES]
 
 
 def together(store: Store, table: Table) -> list[tuple[Table, tuple[tuple[str, str], ...]]]:
-    """The existing tables that are restored with a table, and of quarantine the partition of the job."""
-    job = writer_of(table)
-    tables = (table,) if job is None else job_module(job).WRITES
-    return [(one, (("stage", job),) if one is QUARANTINE and job else ()) for one in tables if store.exists(one)]
+    """The existing tables that are restored with a table; of those that several jobs write, the job's partition.
+
+    Raises ConfigError for a table that several jobs write beside tables of their own, with which it is restored.
+    """
+    jobs = writers_of(table)
+    if len(jobs) > 1:
+        beside = [one.name for job in jobs for one in job_module(job).WRITES if len(writers_of(one)) == 1]
+        if beside:
+            raise ConfigError(
+                f"{table.name}: several jobs write it: {', '.join(jobs)}",
+                remedy=f"restore one of {', '.join(beside)}: what its job wrote to {table.name} goes back with it",
+            )
+        return [(table, ())]
+    if not jobs:
+        return [(table, ())]
+    own = [one for one in job_module(jobs[0]).WRITES if store.exists(one)]
+    return [(one, ((one.partition_by[0], jobs[0]),) if len(writers_of(one)) > 1 else ()) for one in own]
 
 
 def plan(store: Store, table: Table, *, version: int | None = None, at_ms: int | None = None) -> Plan:
