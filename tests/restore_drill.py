@@ -25,7 +25,10 @@ from deltalake import DeltaTable
 
 from encore.config import Config, load_config
 from encore.lake.store import Store, open_store
-from encore.lake.tables import ALL, PLAYLISTS, RECOMMENDATIONS, Table
+from encore.lake.tables import ALL, PLAYLISTS, RECOMMENDATIONS, Table, arrow_schema
+from encore.runtime.pipeline import plan, run_pipeline
+from encore.synthetic.generate import generate
+from tests.local_spark import LocalSession
 from tests.s3server import S3Server, s3_server
 
 LAKE, VAULT = "encore-lake", "encore-backup"
@@ -67,10 +70,9 @@ class Drill:
         """The configuration of every command."""
         return load_config("local", self.settings)
 
-    def encore(self, *arguments: str, lake: str | None = None, code: int = 0) -> str:
+    def encore(self, *arguments: str, code: int = 0) -> str:
         """Run a command on the lake, and return what it prints. Raises RuntimeError for another exit code."""
-        own = [*self.settings, *([f"lake.path={lake}"] if lake else [])]
-        given = [word for setting in own for word in ("--set", setting)]
+        given = [word for setting in self.settings for word in ("--set", setting)]
         command = [*ENCORE, *arguments, *given]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "160"}
@@ -90,13 +92,11 @@ class Drill:
         self.say(f"  {self.seconds[what]:6.1f} s  {what}")
 
     def make(self) -> None:
-        """Generate playlists, run the jobs on a local lake, and move that to the bucket."""
+        """Generate playlists, run the jobs on a local lake, in this process, and move that to the bucket."""
         lake = f"{self.folder}/lake"
-        subprocess.run(
-            [*ENCORE, "generate", "--playlists", str(self.playlists), "--out",
-             f"{self.folder}/mpd"], check=True, capture_output=True,
-        )  # fmt: skip
-        self.encore("run", "--to", "evaluate", lake=lake)
+        generate(self.folder / "mpd", self.playlists, seed=42, coverage=0.9)
+        config = load_config("local", [*self.settings, f"lake.path={lake}"])
+        run_pipeline(config, plan(last="evaluate"), session=LocalSession(config, self.folder / "sent"))
         for bucket in (LAKE, VAULT):
             self.server.client().create_bucket(Bucket=bucket)
         self.server.upload(Path(lake), LAKE, "lake/")
@@ -136,7 +136,7 @@ class Drill:
 
 
 def _digest(store: Store, table: Table) -> str:
-    rows = store.read_small(table)
+    rows = store.read_small(table).cast(arrow_schema(table))
     ordered = rows.sort_by([(name, "ascending") for name in table.key]).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, ordered.schema) as writer:

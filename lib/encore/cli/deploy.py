@@ -124,6 +124,30 @@ def open_tunnel(stage: str, port: int, clients: ClientFactory) -> None:
     os.execvp(found.command[0], found.command)
 
 
+@deployments.command("rotate")
+def rotate(
+    secret: Annotated[str, typer.Argument(help="jobs or administrator (users of MLflow), or scorer (its token).")],
+    stage: StageName = "dev",
+    mlflow: Annotated[
+        str | None, typer.Option(help="Where MLflow is reached from here, such as http://localhost:5000 of a tunnel.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Give a password or token of a stage a new value, in MLflow and in Secrets Manager, and say what is left to do."""
+
+    def work() -> None:
+        from encore.cli.console import out
+        from encore.cli.rotation import rotate as rotate_secret
+
+        _set_up_logging(debug)
+        left = rotate_secret(stage, secret, _clients(), mlflow)
+        out.print(f"{secret}: changed", highlight=False)
+        for text in left:
+            out.print(f"- {text}", highlight=False, markup=False, soft_wrap=True)
+
+    exit_with(guarded(work))
+
+
 @deployments.command("upload")
 def upload(
     folder: Annotated[Path, typer.Argument(help="Folder with slices, and features in its folder features/.")],
