@@ -111,6 +111,8 @@ def text(value: Any) -> str:
         return "|".join(value["Fn::GetAtt"])
     if "Fn::ImportValue" in value:
         return text(value["Fn::ImportValue"])
+    if isinstance(value.get("Fn::Sub"), str):
+        return re.sub(r"\$\{([\w:]+)\}", lambda found: PSEUDO.get(found[1], found[1]), value["Fn::Sub"])
     raise ValueError(f"not a string: {value}")
 
 

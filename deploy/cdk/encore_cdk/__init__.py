@@ -10,9 +10,11 @@ from cdk_nag import AwsSolutionsChecks
 from encore.aws.stage import Stage
 from encore_cdk.compute import ComputeStack
 from encore_cdk.delivery import DeliveryStack
+from encore_cdk.encryption import KeyStack, encrypt
 from encore_cdk.mlflow import MlflowStack
 from encore_cdk.network import NetworkStack
 from encore_cdk.orchestration import OrchestrationStack
+from encore_cdk.replica import ReplicaStack, replicate
 from encore_cdk.serving import ServingStack
 from encore_cdk.storage import StorageStack
 
@@ -41,6 +43,14 @@ def build(app: App, stage: Stage, package: Path) -> None:
     stacks: list[Stack] = [network, storage, mlflow, compute, orchestration]
     if stage.serving != "none":
         stacks.append(ServingStack(app, f"{name}-serving", stage, network, storage, mlflow, orchestration))
+    if stage.replica_region:
+        replica = ReplicaStack(app, f"{name}-replica", stage)
+        replicate(storage, replica, stage)
+        _tag(replica, stage.name)
+    if stage.customer_key:
+        key = KeyStack(app, f"{name}-key", stage)
+        encrypt(stacks, stage, key)
+        _tag(key, stage.name)
     for stack in stacks:
         _tag(stack, stage.name)
     if stage.connection:

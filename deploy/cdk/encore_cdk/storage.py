@@ -77,6 +77,15 @@ def expire_noncurrent(days: int) -> s3.LifecycleRule:
     )
 
 
+def lake_rules() -> list[s3.LifecycleRule]:
+    """The rules of the lake's bucket, and of its copy.
+
+    Nothing in the lake expires by age: only Delta (VACUUM) knows which files its log no longer refers to. Object
+    versions that were deleted or replaced do expire.
+    """
+    return [expire_noncurrent(30), _scratch()]
+
+
 class StorageStack(Stack):
     """Buckets and the data catalog."""
 
@@ -91,9 +100,7 @@ class StorageStack(Stack):
             self.access_logs,
             {"AwsSolutions-S1": "It receives the access logs of the other buckets; logging to itself would never end"},
         )
-        # Nothing in the lake expires by age: only Delta (VACUUM) knows which files its log no longer refers to. Object
-        # versions that were deleted or replaced do expire.
-        self.lake = self._bucket("Lake", [expire_noncurrent(30), _scratch()])
+        self.lake = self._bucket("Lake", lake_rules())
         self.raw = self._bucket("Raw", [expire_noncurrent(30), _cold()])
         self.code = self._bucket("Code", [expire_noncurrent(90)])
         self.logs = self._bucket(
