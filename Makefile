@@ -144,6 +144,10 @@ synth: setup package ## Synthesize the CloudFormation templates of STAGE=dev|sta
 	@cd deploy/cdk && CDK_OUTDIR=$(CURDIR)/build/cdk.out CDK_CONTEXT_JSON='$(CONTEXT)' ../../$(BIN)/python app.py
 	@ls build/cdk.out/*.template.json
 
+.PHONY: cost-table
+cost-table: setup ## Write the monthly cost of all stages and choices into the docs, from the templates and conf/prices
+	@cd deploy/cdk && ../../$(BIN)/python cost_table.py
+
 .PHONY: package
 package: setup ## Build the application archive for EMR in build/package, if it is not up to date
 	@$(BIN)/python deploy/package.py

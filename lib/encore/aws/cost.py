@@ -80,6 +80,27 @@ class Compile(_Prices):
     executor: dict[str, float] = Field(default_factory=dict)
 
 
+class Standing(_Prices):
+    """Prices of what a stage has while nothing runs, in dollars, and of what its use adds to them."""
+
+    nat_hour: float = Field(gt=0)
+    nat_gb: float = Field(gt=0)
+    ipv4_hour: float = Field(gt=0)
+    endpoint_hour: float = Field(gt=0)
+    database_hour: dict[str, float]
+    database_gb_month: float = Field(gt=0)
+    key_month: float = Field(gt=0)
+    secret_month: float = Field(gt=0)
+    zone_month: float = Field(gt=0)
+    alarm_month: float = Field(gt=0)
+    dashboard_month: float = Field(gt=0)
+    log_gb: float = Field(gt=0)
+    mlflow_server_hour: float = Field(gt=0)
+    athena_tb: float = Field(gt=0)
+    build_minute: float = Field(gt=0)
+    pipeline_minute: float = Field(gt=0)
+
+
 class Overheads(_Prices):
     """Seconds that are billed but in which no work is done."""
 
@@ -99,6 +120,7 @@ class Prices(_Prices):
     ec2: Nodes
     s3_gb_month: float = Field(gt=0)
     serving: Serving
+    standing: Standing
     seconds: Overheads
 
 

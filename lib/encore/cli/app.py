@@ -625,6 +625,9 @@ def cost(
     cores: Annotated[
         int | None, typer.Option(min=1, help="Cores that the last run had; default: spark.master.")
     ] = None,
+    stacks: Annotated[
+        Path | None, typer.Option(help="Instead: what these templates cost a month; `make synth` writes build/cdk.out.")
+    ] = None,
     env: Env = "local",
     overrides: Set = [],  # noqa: B006
     debug: Debug = False,
@@ -632,8 +635,12 @@ def cost(
     """Estimate from the last run what a run would cost on EMR Serverless and EC2, and explain the estimate."""
 
     def work() -> None:
-        from encore.cli.aws import print_cost
+        from encore.cli.aws import print_cost, print_stack_cost
         from encore.cli.console import out
+
+        if stacks is not None:
+            print_stack_cost(stacks, region, out)
+            return
 
         print_cost(settings(env, overrides, debug), playlists, region, executors, cores, out)
 

@@ -30,6 +30,7 @@ from encore.aws.cost import (
 )
 from encore.aws.deployment import ClientFactory, client_factory, stage_settings
 from encore.aws.serving import INSTANCE, TASK_GB, TASK_VCPU
+from encore.aws.stack_cost import Item, read_templates, stack_items, summed, total
 from encore.aws.submit import JobFailed, request, submit
 from encore.config import Config, conf_dir, load_config
 from encore.errors import ConfigError, EnvironmentMissing, LakeError
@@ -198,6 +199,38 @@ def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, core
         )
     elif cost.scale < 1 / RELIABLE_SCALE:
         yield "Unreliable: far fewer playlists than measured; costs that do not shrink with them are estimated too low."
+
+
+def print_stack_cost(folder: Path, region: str, out: Console) -> None:
+    """Print what the stacks of a synthesized stage cost a month. ConfigError if there are no templates or prices."""
+    prices = load_prices(region)
+    grid = Grid("stack", "what", title="dollars a month while nothing runs", title_justify="left")
+    for name in ("number", "a month", "an hour, if started"):
+        grid.add_column(name, justify="right")
+    everything: list[Item] = []
+    for stack, template in read_templates(folder).items():
+        items = stack_items(template, prices)
+        everything += items
+        rows = summed(items)
+        for number, (count, item) in enumerate(rows):
+            grid.add_row(
+                "" if number else stack,
+                item.what,
+                str(count),
+                f"{item.month:,.2f}" if item.month else "",
+                f"{item.hour:,.2f}" if item.hour else "",
+                end_section=number == len(rows) - 1,
+            )
+        if not rows:
+            grid.add_row(stack, "nothing", "", "", "", end_section=True)
+    grid.add_row("total", "", "", f"{total(everything).month:,.2f}", "")
+    out.print(grid)
+    out.print(
+        f"Prices: {prices.region}, on demand, as of {prices.date}, without free tiers. Not included: what jobs use, "
+        "storage, requests, traffic, logs, and metrics of Container Insights.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _cores(config: Config) -> int:
