@@ -14,7 +14,7 @@ import pytest
 from botocore.session import Session
 
 from tests.conftest import ROOT
-from tests.deploy.choices import PIPELINE
+from tests.deploy.choices import ACCOUNT, PIPELINE, REGION
 from tests.deploy.synth import Template, of_type, plain, templates, text
 from tests.deploy.test_monitoring import allowed_to
 
@@ -77,16 +77,16 @@ def test_builds_assume_the_roles_that_the_stages_make(made: dict[str, Template])
     found = actions(made["delivery"], "encore") | actions(made["delivery"], "encore-nightly")
     run = {name: variables(one).get("RUN_ROLE") for name, one in found.items() if "Deploy" in name or "Run" in name}
     assert run == {
-        f"{title} {name}": f"arn:aws:iam::ACCOUNT:role/encore-{title.lower()}-delivery"
+        f"{title} {name}": f"arn:aws:iam::{ACCOUNT}:role/encore-{title.lower()}-delivery"
         for title, name in (("Dev", "Deploy"), ("Staging", "Deploy"), ("Staging", "Run"), ("Prod", "Deploy"))
     }
     removing = variables(found["Sandbox Smoke"])["REMOVE_ROLE"]
-    assert removing == "arn:aws:iam::ACCOUNT:role/cdk-hnb659fds-deploy-role-ACCOUNT-REGION"
+    assert removing == f"arn:aws:iam::{ACCOUNT}:role/cdk-hnb659fds-deploy-role-{ACCOUNT}-{REGION}"
 
 
 def test_each_build_may_assume_the_roles_of_its_environment_and_no_others(made: dict[str, Template]) -> None:
     template = made["delivery"]
-    role = "arn:aws:iam::ACCOUNT:role/"
+    role = f"arn:aws:iam::{ACCOUNT}:role/"
     bootstrap = f"{role}cdk-*"
     assert {
         name: sorted(set(allowed_to(template, f"{name}Role").get("sts:AssumeRole", [])))
@@ -97,7 +97,7 @@ def test_each_build_may_assume_the_roles_of_its_environment_and_no_others(made: 
         "Deploy": [bootstrap, *(f"{role}encore-{stage}-delivery" for stage in ("dev", "prod", "staging"))],
         "Run": [f"{role}encore-staging-delivery"],
         "Gate": [
-            f"{role}cdk-hnb659fds-lookup-role-ACCOUNT-REGION",
+            f"{role}cdk-hnb659fds-lookup-role-{ACCOUNT}-{REGION}",
             *(f"{role}encore-{stage}-delivery" for stage in ("prod", "staging")),
         ],
         "Smoke": [bootstrap, f"{role}encore-sandbox-delivery"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +18,7 @@ from moto import mock_aws
 
 from encore.aws.removal import NotRemoved, remove, vacant
 from encore.aws.upload import upload
-from encore.errors import ConfigError, InputError
+from encore.errors import ConfigError, EncoreError, InputError
 from tests.conftest import ROOT
 
 REGION = "us-east-1"
@@ -298,6 +300,27 @@ class TestRemove:
     def test_a_stage_that_keeps_its_data_is_never_removed(self) -> None:
         with pytest.raises(ConfigError, match="prod keeps its data"):
             remove("prod", nothing, print)
+
+    @pytest.mark.parametrize(
+        ("choices", "expected"),
+        [
+            ("  region: eu-west-1\n", "us-east-1, but sandbox is in eu-west-1"),
+            ("  region: us-east-1\n  replica_region: us-west-2\n", "has a replica in us-west-2"),
+        ],
+    )
+    def test_nothing_is_removed_elsewhere(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: str, expected: str
+    ) -> None:
+        shutil.copytree(ROOT / "conf", tmp_path / "conf")
+        path = tmp_path / "conf" / "deploy" / "stages.yaml"
+        path.write_text(
+            re.sub(r"^sandbox:.*\n", lambda found: found[0] + choices, path.read_text(), flags=re.MULTILINE)
+        )
+        monkeypatch.setenv("ENCORE_CONF_DIR", str(tmp_path / "conf"))
+        formation = Formation(ALL_STACKS)
+        with pytest.raises(EncoreError, match=expected):
+            remove("sandbox", {"cloudformation": formation}.__getitem__, print)
+        assert formation.deleted == []
 
     def test_only_a_vacant_stage_may_be_tried(self) -> None:
         vacant("sandbox", {"cloudformation": Formation(())}.__getitem__)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from encore.aws.account import translate_errors
-from encore.aws.deployment import ClientFactory
+from encore.aws.deployment import ClientFactory, check_credentials
 from encore.aws.stage import load_stage
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 
@@ -33,8 +33,7 @@ class NotRemoved(EncoreError):
 
 def vacant(stage: str, clients: ClientFactory) -> None:
     """InputError if anything of a stage is deployed; ConfigError if the stage keeps its data, and is not for trials."""
-    _refuse_kept(stage)
-    formation = clients("cloudformation")
+    formation = _formation_of_trial(stage, clients)
     found = [name for stack in ORDER if _status(name := f"encore-{stage}-{stack}", formation) is not None]
     if found:
         raise InputError(
@@ -45,16 +44,27 @@ def vacant(stage: str, clients: ClientFactory) -> None:
 
 def is_deployed(stage: str, clients: ClientFactory) -> bool:
     """Whether the stack with a stage's state machine, which is deployed after all that it uses, exists."""
-    load_stage({"stage": stage})
-    return _status(f"encore-{stage}-orchestration", clients("cloudformation")) is not None
+    formation = clients("cloudformation")
+    check_credentials(load_stage({"stage": stage}), clients, formation.meta.region_name)
+    return _status(f"encore-{stage}-orchestration", formation) is not None
 
 
-def _refuse_kept(stage: str) -> None:
-    if load_stage({"stage": stage}).keep:
+def _formation_of_trial(name: str, clients: ClientFactory) -> Any:
+    """The client of CloudFormation where a stage is. ConfigError if the stage is not one that may be removed."""
+    stage = load_stage({"stage": name})
+    if stage.keep:
         raise ConfigError(
-            f"{stage} keeps its data (keep: true): it is not removed by a command",
-            remedy=f"see `make cdk STAGE={stage} ARGS='destroy ...'` in the docs",
+            f"{name} keeps its data (keep: true): it is not removed by a command",
+            remedy=f"see `make cdk STAGE={name} ARGS='destroy ...'` in the docs",
         )
+    if stage.replica_region:
+        raise ConfigError(
+            f"{name} has a replica in {stage.replica_region}, which this command would leave behind",
+            remedy="remove the stage with `make cdk`, as the docs say, or try a stage without replica_region",
+        )
+    formation = clients("cloudformation")
+    check_credentials(stage, clients, formation.meta.region_name)
+    return formation
 
 
 def remove(stage: str, clients: ClientFactory, say: Say, *, sleep: Sleep = time.sleep) -> list[str]:
@@ -63,8 +73,7 @@ def remove(stage: str, clients: ClientFactory, say: Say, *, sleep: Sleep = time.
     Stacks that cannot be deleted do not keep the others; NotRemoved in the end says why, as CloudFormation reports it.
     ConfigError for a stage that keeps its data.
     """
-    _refuse_kept(stage)
-    formation = clients("cloudformation")
+    formation = _formation_of_trial(stage, clients)
     removed, problems = [], []
     for stack in ORDER:
         name = f"encore-{stage}-{stack}"
