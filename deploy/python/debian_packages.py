@@ -94,7 +94,8 @@ class Unpacked:
                 assert fields is not None
                 self.fields = dict(HeaderParser().parsestr(fields.read().decode()).items())
             with _tar(members, "data.tar") as data:
-                data.extractall(folder, filter="tar")
+                # verified by digest or by apt-get, and Debian 12's own Python has no filters
+                data.extractall(folder)
         except (KeyError, StopIteration, tarfile.TarError) as error:
             stop(f"{package} is not a Debian package that can be read: {error}")
 
