@@ -9,4 +9,9 @@ CONNECTION = f"arn:aws:codeconnections:{REGION}:{ACCOUNT}:connection/01234567-89
 
 DOMAIN = ("domain=music.example.com", f"certificate={CERTIFICATE}")
 PIPELINE = (f"connection={CONNECTION}", "repository=team/encore")
+OF_ITS_OWN = (
+    *("prod", "account=444455556666", "region=eu-central-1", "customer_key=true", "replica_region=eu-west-1"),
+    *("analysts=arn:aws:iam::444455556666:role/analysts", *PIPELINE),
+)
+"""A stage with an account, a key, readers and a copy of its lake."""
 SCORER_DOMAIN = ("serving_domain=playlists.example.com", f"serving_certificate={SCORER_CERTIFICATE}")

@@ -9,6 +9,8 @@ from tests.deploy.s3proxy import Call
 
 OPERATORS = {
     *("ArnEquals", "ArnLike", "Bool", "NumericLessThan", "StringEquals", "StringLike", "StringLikeIfExists"),
+    # of a key with several values, of which tests give one
+    "ForAnyValue:StringEquals",
 }
 
 
@@ -46,7 +48,11 @@ def _holds(operator: str, pattern: Any, value: str) -> bool:
     """Whether one value of a condition holds."""
     if operator == "NumericLessThan":
         return float(value) < float(pattern)
-    return value == pattern if operator in ("StringEquals", "Bool") else matches(pattern, value)
+    return (
+        value == pattern
+        if operator in ("Bool", "ForAnyValue:StringEquals", "StringEquals")
+        else matches(pattern, value)
+    )
 
 
 def is_allowed(statements: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> bool:

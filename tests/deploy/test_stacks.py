@@ -29,6 +29,7 @@ from tests.deploy.choices import (
     CERTIFICATE,
     CONNECTION,
     DOMAIN,
+    OF_ITS_OWN,
     PIPELINE,
     REGION,
     SCORER_CERTIFICATE,
@@ -760,6 +761,9 @@ CHOICES = [
     PUBLIC_SCORER,
     SCORER_OF_BUNDLE,
     ENDPOINT,
+    OF_ITS_OWN,
+    (*PRIVATE_SCORER, "customer_key=true"),
+    (*ENDPOINT, "customer_key=true", "mlflow=sagemaker", "ec2=true"),
 ]
 
 
@@ -769,7 +773,11 @@ def test_every_stage_and_choice_passes_cdk_nag_and_cfn_lint(
     choices: tuple[str, ...], verified: Callable[[str], None]
 ) -> None:
     paths = sorted(assembly(*choices).glob("*.template.json"))
-    more = [choice for choice in choices if choice.startswith(("serving=", "connection="))]
+    more = [
+        choice
+        for choice in choices
+        if choice.startswith(("serving=", "connection=", "replica_region=", "customer_key=true"))
+    ]
     assert len(paths) == 5 + len(more)
     command = [str(Path(sys.executable).with_name("cfn-lint")), "--format", "parseable"]
     # W3005: redundant DependsOn, which the CDK itself adds and which does no harm

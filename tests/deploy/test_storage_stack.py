@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from encore.lake.lock import NAME as LOCK
 from encore.lake.tables import ALL
 from tests.deploy.s3proxy import Call
 from tests.deploy.simulator import denial, is_allowed, listed
-from tests.deploy.synth import Template, of_type, plain, templates, text
+from tests.deploy.synth import Template, assembly, of_type, plain, templates, text
 
 WRITES = ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 
@@ -151,3 +152,88 @@ def test_only_the_named_principal_may_become_a_reader(dev: dict[str, Template]) 
         trusted[choices[1:]] = plain(trust["Principal"])
     assert trusted[()] == {"AWS": "arn:aws:iam::ACCOUNT:root"}
     assert trusted[(f"analysts={analysts}",)] == {"AWS": analysts}
+
+
+# the copy in another region
+
+REPLICA = "eu-west-1"
+COPIES = [("dev", f"replica_region={REPLICA}"), ("dev", f"replica_region={REPLICA}", "customer_key=true")]
+
+
+def lake_of(template: Template) -> dict[str, Any]:
+    found = [one for one in of_type(template, "AWS::S3::Bucket") if plain(one["BucketName"]) == bucket("lake")]
+    (lake,) = found
+    return lake
+
+
+def copied(*choices: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], dict[str, Template]]:
+    """The rule of replication, the bucket with the copy, what the role of replication may do, and all templates."""
+    made = templates(*choices)
+    replication = lake_of(made["storage"])["ReplicationConfiguration"]
+    (rule,) = replication["Rules"]
+    (copy,) = of_type(made["replica"], "AWS::S3::Bucket")
+    role, _ = text(replication["Role"]).split("|")
+    return rule, copy, role_statements(made["storage"], role), made
+
+
+def test_without_the_choice_nothing_is_copied(dev: dict[str, Template]) -> None:
+    assert "replica" not in dev
+    assert "ReplicationConfiguration" not in lake_of(dev["storage"])
+
+
+@pytest.mark.parametrize("choices", COPIES, ids=" ".join)
+def test_the_lake_is_copied_to_a_versioned_bucket_in_the_other_region_with_deletions_as_markers(
+    choices: tuple[str, ...],
+) -> None:
+    rule, copy, _, made = copied(*choices)
+    assert (rule["Status"], rule["DeleteMarkerReplication"]) == ("Enabled", {"Status": "Enabled"})
+    assert rule["Filter"] == {"Prefix": ""}
+    name = plain(copy["BucketName"])
+    assert name == f"encore-dev-lake-replica-ACCOUNT-{REPLICA}"
+    assert plain(rule["Destination"]["Bucket"]) == f"arn:aws:s3:::{name}"
+    manifest = json.loads((assembly(*choices) / "manifest.json").read_text())["artifacts"]
+    assert manifest["encore-dev-replica"]["environment"] == f"aws://unknown-account/{REPLICA}"
+    # a rule for a bucket that does not exist, or without versions, is refused
+    assert "encore-dev-replica" in manifest["encore-dev-storage"]["dependencies"]
+    assert copy["VersioningConfiguration"] == {"Status": "Enabled"}
+    rules = [one["LifecycleConfiguration"]["Rules"] for one in (copy, lake_of(made["storage"]))]
+    kept = [{json.dumps(each, sort_keys=True) for each in found if each["Id"] != "abort"} for found in rules]
+    assert kept[0] == kept[1], "the copy keeps deleted versions as long, and scratch files as short, as the lake"
+    (expiry,) = [one["NoncurrentVersionExpiration"]["NoncurrentDays"] for one in rules[0] if one["Id"] == "superseded"]
+    assert expiry >= 30, "the storage class bills 30 days for each version"
+
+
+@pytest.mark.parametrize("choices", COPIES, ids=" ".join)
+def test_s3_may_read_the_lake_and_write_the_copy_and_nothing_else(choices: tuple[str, ...]) -> None:
+    _, copy, allowed, _ = copied(*choices)
+    lake, target = f"arn:aws:s3:::{bucket('lake')}", f"arn:aws:s3:::{plain(copy['BucketName'])}"
+    for action in ("s3:GetReplicationConfiguration", "s3:ListBucket"):
+        assert is_allowed(allowed, action, lake, {})
+    for name in ("GetObjectVersionForReplication", "GetObjectVersionAcl", "GetObjectVersionTagging"):
+        assert is_allowed(allowed, f"s3:{name}", f"{lake}/lake/tracks/x", {})
+        assert not is_allowed(allowed, f"s3:{name}", f"arn:aws:s3:::{bucket('raw')}/x", {})
+    for name in ("ReplicateObject", "ReplicateDelete", "ReplicateTags"):
+        assert is_allowed(allowed, f"s3:{name}", f"{target}/lake/tracks/x", {})
+        assert not is_allowed(allowed, f"s3:{name}", f"{lake}/lake/tracks/x", {})
+    for name in ("PutObject", "DeleteObject", "DeleteObjectVersion"):
+        assert not is_allowed(allowed, f"s3:{name}", f"{target}/lake/tracks/x", {})
+
+
+def test_a_copy_of_encrypted_objects_is_encrypted_by_a_key_of_its_region() -> None:
+    """S3 skips objects that are encrypted with a customer's key unless the rule selects them."""
+    rule, copy, allowed, made = copied(*COPIES[1])
+    assert rule["SourceSelectionCriteria"] == {"SseKmsEncryptedObjects": {"Status": "Enabled"}}
+    named = plain(rule["Destination"]["EncryptionConfiguration"]["ReplicaKmsKeyID"])
+    (alias,) = [plain(one["AliasName"]) for one in of_type(made["replica"], "AWS::KMS::Alias")]
+    assert named == f"arn:aws:kms:{REPLICA}:ACCOUNT:{alias}"
+    (encryption,) = copy["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    key = text(encryption["ServerSideEncryptionByDefault"]["KMSMasterKeyID"]).split("|")[0]
+    assert [text(one["TargetKeyId"]).split("|")[0] for one in of_type(made["replica"], "AWS::KMS::Alias")] == [key]
+    there = {"kms:ViaService": f"s3.{REPLICA}.amazonaws.com"}
+    keys = f"arn:aws:kms:{REPLICA}:ACCOUNT:key"
+    for action in ("kms:Encrypt", "kms:GenerateDataKey"):
+        assert is_allowed(allowed, action, f"{keys}/0a1b", {**there, "kms:ResourceAliases": alias})
+        assert not is_allowed(allowed, action, f"{keys}/0a1b", {**there, "kms:ResourceAliases": "alias/other"})
+    assert is_allowed(allowed, "kms:Decrypt", "encore-dev-key-arn", {"kms:ViaService": "s3.REGION.amazonaws.com"})
+    plainly, *_ = copied(*COPIES[0])
+    assert "SourceSelectionCriteria" not in plainly

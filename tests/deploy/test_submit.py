@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import boto3
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError, TokenRetrievalError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, TokenRetrievalError
 from botocore.response import StreamingBody
 from botocore.stub import ANY, Stubber
 from rich.console import Console
 from typer.testing import CliRunner
 
 from encore.aws.deployment import STACKS, stage_settings
+from encore.aws.readiness import findings as readiness_findings
 from encore.aws.readiness import scorer_findings
 from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
@@ -839,6 +841,50 @@ class TestDeployDoctor:
         stage = load_stage({"stage": "dev", **context})
         return list(scorer_findings(stage, lambda name: made[name], ACCOUNT, REGION))
 
+    def key_is(self, stub: Stubber, *, exists: bool) -> None:
+        """Whether the stack with the stage's key exists."""
+        if exists:
+            found = {"StackName": "encore-dev-key", "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}
+            stub.add_response("describe_stacks", {"Stacks": [found]})
+        else:
+            stub.add_client_error("describe_stacks", "ValidationError", "Stack with id x does not exist", 400)
+
+    def test_a_key_cannot_be_taken_back_from_what_it_has_encrypted(self, tmp_path: Path) -> None:
+        found = {one.what: one for one in self.findings(tmp_path, key=True)}
+        assert found["encryption"].remedy == "set customer_key=true"
+        kept = {one.what: one for one in self.findings(tmp_path, key=True, choices=(*OWN, "customer_key=true"))}
+        assert kept["encryption"].remedy is None
+
+    def test_a_database_is_not_replaced_to_encrypt_it_with_a_key(self, tmp_path: Path) -> None:
+        """What answers for the application's stack here is asked for the database's stack first."""
+        found = {one.what: one for one in self.findings(tmp_path, choices=(*OWN, "customer_key=true"))}
+        assert "replace the database of encore-dev-mlflow" in found["encryption"].fact
+        assert "before" in str(found["encryption"].remedy)
+
+    def test_the_region_of_the_copy_is_bootstrapped_too(self, tmp_path: Path) -> None:
+        class Nothing:
+            def describe_stacks(self, StackName: str) -> Any:
+                error = {"Code": "ValidationError", "Message": f"Stack with id {StackName} does not exist"}
+                raise ClientError({"Error": error}, "DescribeStacks")  # type: ignore[typeddict-item]
+
+        asked: list[str] = []
+
+        def elsewhere(region: str) -> Any:
+            asked.append(region)
+            return lambda _: Nothing()
+
+        (tmp_path / "manifest.json").write_text(json.dumps({"version": "v1", "commit": "0123456789abcdef"}))
+        sts = Mock()
+        sts.get_caller_identity.return_value = {"Account": OWN_ACCOUNT, "Arn": "arn:aws:iam::A:user/me"}
+        stage = load_stage({"stage": "dev", "replica_region": "eu-west-1"})
+        what = "CDK bootstrap in eu-west-1"
+        checked = readiness_findings(
+            stage, tmp_path, lambda name: sts if name == "sts" else Nothing(), REGION, elsewhere
+        )
+        found = next(one for one in checked if one.what == what)
+        assert asked == ["eu-west-1"]
+        assert f"bootstrap aws://{OWN_ACCOUNT}/eu-west-1" in str(found.remedy)
+
     def findings(
         self,
         folder: Path,
@@ -850,6 +896,7 @@ class TestDeployDoctor:
         authority: str = "AMAZON_ISSUED",
         connection: str = "AVAILABLE",
         choices: tuple[str, ...] = OWN,
+        key: bool = False,
     ) -> list[Any]:
         (folder / "manifest.json").write_text(json.dumps({"version": "v1", "commit": "0123456789abcdef"}))
         services = ("sts", "cloudformation", "codeconnections", "acm", "service-quotas", "emr", "emr-serverless")
@@ -859,7 +906,9 @@ class TestDeployDoctor:
         stack = {"StackName": "CDKToolkit", "CreationTime": 0, "StackStatus": bootstrap}
         made_before = {"StackName": "encore-dev-compute", "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}
         made_before["Outputs"] = [{"OutputKey": "ApplicationId", "OutputValue": "00application"}]
-        for one in (stack, made_before):
+        for number, one in enumerate((stack, made_before)):
+            if number == 1:
+                self.key_is(stubs["cloudformation"], exists=key)
             if refused:
                 stubs["cloudformation"].add_client_error("describe_stacks", "AccessDenied", "no", 403)
             else:

@@ -12,7 +12,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from encore.aws.application import STILL
-from encore.aws.deployment import ClientFactory, account_finding, region_finding, stack_output
+from encore.aws.deployment import ClientFactory, account_finding, client_factory, region_finding, stack_output
 from encore.aws.stage import Stage
 from encore.errors import EncoreError, InputError
 from encore.findings import Finding
@@ -26,8 +26,17 @@ VCPU_QUOTA = ("emr-serverless", "L-D05C8A75")
 """Service and code of the quota on concurrent vCPUs of EMR Serverless in an account."""
 
 
-def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | None) -> Iterator[Finding]:
-    """Check everything that deploying a stage needs, in the order in which a deployment would fail on it."""
+def findings(
+    stage: Stage,
+    package: Path,
+    clients: ClientFactory,
+    region: str | None,
+    elsewhere: Callable[[str], ClientFactory] = client_factory,
+) -> Iterator[Finding]:
+    """Check everything that deploying a stage needs, in the order in which a deployment would fail on it.
+
+    `elsewhere`: returns the clients of another region.
+    """
     yield _package(package)
     yield from placeholder_findings(stage)
     if region is None:
@@ -40,7 +49,15 @@ def findings(stage: Stage, package: Path, clients: ClientFactory, region: str | 
         return
     account = str(identity["Account"])
     yield account_finding(stage, account, f"{account}, as {identity['Arn'].rsplit(':', 1)[-1]}")
-    yield _bootstrap(clients)
+    yield _bootstrap("CDK bootstrap", clients, "run `make cdk ARGS=bootstrap`")
+    if stage.replica_region:
+        place = f"aws://{account}/{stage.replica_region}"
+        yield _bootstrap(
+            f"CDK bootstrap in {stage.replica_region}",
+            elsewhere(stage.replica_region),
+            f"run `make cdk ARGS='bootstrap {place}'`: the copy of the lake is deployed there",
+        )
+    yield _encryption(stage, clients)
     if stage.mlflow == "fargate":
         if stage.domain:
             host = f"mlflow.{stage.domain}"
@@ -121,8 +138,30 @@ def _exists(what: str, call: Callable[[], str], remedy: str) -> Finding:
     return found if isinstance(found, Finding) else Finding(what, found)
 
 
-def _bootstrap(clients: ClientFactory) -> Finding:
-    what, remedy = "CDK bootstrap", "run `make cdk ARGS=bootstrap`"
+def _encryption(stage: Stage, clients: ClientFactory) -> Finding:
+    """Whether the choice of a key can take effect: what is stored cannot be encrypted again by a deployment."""
+    what, stack = "encryption", f"encore-{stage.name}-key"
+    key = _call(what, lambda: stack_output(stack, "", clients) or stack, Finding(what, "by AWS's own keys"))
+    exists = not isinstance(key, Finding)
+    if not stage.customer_key:
+        if not exists:
+            return key
+        fact = f"what is stored needs the key of {stack}, which jobs could not use any more"
+        return Finding(what, fact, "set customer_key=true")
+    if exists:
+        return Finding(what, f"by the key of {stack}")
+    database = f"encore-{stage.name}-mlflow"
+    none = Finding(what, f"by a key that {stack} will create")
+    if key.remedy or stage.mlflow != "fargate":
+        return key if key.remedy else none
+    deployed = _call(what, lambda: stack_output(database, "", clients) or database, none)
+    if isinstance(deployed, Finding):
+        return deployed
+    fact = f"CloudFormation would replace the database of {database} by an empty one with the key"
+    return Finding(what, fact, "set customer_key=false, or remove the stage first: a key is chosen before that")
+
+
+def _bootstrap(what: str, clients: ClientFactory, remedy: str) -> Finding:
     found = _exists(
         what,
         lambda: clients("cloudformation").describe_stacks(StackName=BOOTSTRAP)["Stacks"][0]["StackStatus"],

@@ -14,7 +14,7 @@ from encore.aws.deployment import ClientFactory, check_credentials
 from encore.aws.stage import load_stage
 from encore.errors import ConfigError, EncoreError, EnvironmentMissing, InputError, TransientError
 
-ORDER = ("serving", "orchestration", "compute", "mlflow", "storage", "network")
+ORDER = ("serving", "orchestration", "compute", "mlflow", "storage", "network", "key")
 """Stacks of a stage, each before those that it uses."""
 
 POLL_SECONDS = 15.0
