@@ -30,7 +30,7 @@ from tests.serving.environments import interpreter
 
 SCRIPT = ROOT / "deploy" / "cdk" / "mlflow" / "serve.sh"
 MIGRATE = SCRIPT.with_name("migrate.sh")
-START_SECONDS = 90
+START_SECONDS = 300
 
 
 def postgres_programs() -> Path | None:

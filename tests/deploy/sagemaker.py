@@ -18,8 +18,10 @@ from tests.deploy.proxy import Request, forwarding
 from tests.s3server import S3Server
 
 REGION = "us-east-1"
-SERVICE = "sagemaker-mlflow"
+SERVICE, SERVER_HEADER = "sagemaker-mlflow", "x-mlflow-sm-tracking-server-arn"
+APP_SERVICE = "sagemaker"
 ARN = f"arn:aws:sagemaker:{REGION}:123456789012:mlflow-tracking-server/encore-tests"
+APP = f"arn:aws:sagemaker:{REGION}:123456789012:mlflow-app/app-0123456789ab"
 
 ACTIONS = {
     "experiments/create": "CreateExperiment",
@@ -80,12 +82,14 @@ def action_of(request: Request) -> str:
     return f"{SERVICE}:{action}"
 
 
-def rejection(request: Request, key: str, secret: str) -> str | None:
-    """None if a request is for ARN and signed with this key for this service and region, else what is wrong with it.
+def rejection(request: Request, key: str, secret: str, arn: str = ARN) -> str | None:
+    """None if a request is for a server or an app, and signed with this key for its service and region, else what is
+    wrong with it.
 
     botocore recomputes the signature from the request as it arrived.
     """
-    if request.headers.get("x-mlflow-sm-tracking-server-arn") != ARN:
+    header, service = ("x-sm-mlflow-app-arn", APP_SERVICE) if arn == APP else (SERVER_HEADER, SERVICE)
+    if request.headers.get(header) != arn:
         return "not the ARN of this server"
     given = re.fullmatch(
         r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8})/([^/]+)/([^/]+)/aws4_request, "
@@ -94,7 +98,7 @@ def rejection(request: Request, key: str, secret: str) -> str | None:
     )
     if given is None:
         return "not signed"
-    if given[1] != key or given[3] != REGION or given[4] != SERVICE:
+    if given[1] != key or given[3] != REGION or given[4] != service:
         return f"signed for {given[1]}, {given[3]}, {given[4]}"
     if request.headers.get("x-amz-content-sha256") != hashlib.sha256(request.body).hexdigest():
         return "the body differs from the signed one"
@@ -103,14 +107,14 @@ def rejection(request: Request, key: str, secret: str) -> str | None:
         request.method, f"http://{request.headers['host']}{request.target}", signed, request.body
     )
     signed_request.context["timestamp"] = request.headers["x-amz-date"]
-    auth = SigV4Auth(Credentials(key, secret), SERVICE, REGION)
+    auth = SigV4Auth(Credentials(key, secret), service, REGION)
     text = auth.string_to_sign(signed_request, auth.canonical_request(signed_request))
     return None if auth.signature(text, signed_request) == given[6] else "the signature does not match"
 
 
 @contextmanager
-def sagemaker(s3: S3Server, bucket: str) -> Iterator[ManagedServer]:
-    """Such a server; clients write artefacts to `bucket` themselves."""
+def sagemaker(s3: S3Server, bucket: str, arn: str = ARN) -> Iterator[ManagedServer]:
+    """Such a server, or app; clients write artefacts to `bucket` themselves."""
     with managed_mlflow(s3, bucket) as server:
         found = ManagedServer("", server)
 
@@ -118,7 +122,7 @@ def sagemaker(s3: S3Server, bucket: str) -> Iterator[ManagedServer]:
             found.actions.add(action_of(request))
 
         def reject(request: Request) -> str | None:
-            reason = rejection(request, s3.access_key, s3.secret_key)
+            reason = rejection(request, s3.access_key, s3.secret_key, arn)
             if reason is not None:
                 found.rejections.append(f"{request.method} {request.target}: {reason}")
             return reason

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from encore.aws.access import RAW, Buckets, cluster_statements, statements
+from encore.aws.access import RAW, Buckets, cluster_statements, statements, tracking_statements
 from encore.lake.lock import NAME as LOCK
 from encore.lake.tables import ALL, FRAMEWORK, MODELS
 from encore.runtime.registry import EXTRA_JOBS, JOBS, node, upkeep
@@ -190,3 +190,15 @@ def test_requests_map_to_the_permissions_that_they_need(request_: Any, expected:
 def test_an_unknown_request_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown request"):
         calls_of(Request("GET", "/b?location", {}, b""), 200)
+
+
+@pytest.mark.parametrize("job", [*JOBS, *EXTRA_JOBS])
+def test_a_job_may_call_an_mlflow_app_and_nothing_else_of_sagemaker(job: str) -> None:
+    """IAM has one action for whatever is asked of an app."""
+    app, artefacts = "arn:aws:sagemaker:us-east-1:111111111111:mlflow-app/app-0123", "arn:aws:s3:::artefacts/folder"
+    server = app.replace("mlflow-app", "mlflow-tracking-server")
+    of_app, of_server = ({one["Sid"]: one for one in tracking_statements(arn, artefacts, job)} for arn in (app, server))
+    assert of_app["Tracking"]["Action"] == ["sagemaker:CallMlflowAppApi"]
+    assert of_app["Tracking"]["Resource"] == [app]
+    assert all(action.startswith("sagemaker-mlflow:") for action in of_server["Tracking"]["Action"])
+    assert {**of_app, "Tracking": None} == {**of_server, "Tracking": None}, "artefacts as with a server"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from encore.aws.access import REGISTERS, REGISTRY, TRACKING, tracking_statements
@@ -14,13 +15,43 @@ from encore.runtime.pipeline import plan, run_pipeline
 from encore.runtime.runner import run_job
 from encore.runtime.tracking import Tracking
 from tests.conftest import settings
+from tests.deploy import mlflow_calls
 from tests.deploy.s3proxy import recording
-from tests.deploy.sagemaker import ARN, REGION, SERVICE, sagemaker
+from tests.deploy.sagemaker import APP, ARN, REGION, SERVICE, sagemaker
 from tests.deploy.simulator import denial, is_allowed
 from tests.local_spark import LocalSession
 from tests.s3server import S3Server
 
 BUCKET = "registry-artefacts"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arn", [ARN, APP])
+def test_all_calls_of_jobs_are_answered_by_the_mlflow_that_sagemaker_runs(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: Callable[[str], None], arn: str
+) -> None:
+    """SageMaker's servers are of MLflow 3.0, older than the client; an app is spoken to in the same way."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    kind = arn.rsplit(":", 1)[1].split("/")[0]
+    bucket = f"calls-{kind}"
+    s3_server.client().create_bucket(Bucket=bucket)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": s3_server.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL_S3": s3_server.endpoint,
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with sagemaker(s3_server, bucket, arn) as server:
+        assert requests.get(f"{server.server.uri}/version", timeout=120).text == "3.0.0"
+        monkeypatch.setenv("SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT", server.endpoint)
+        config = settings(tmp_path / "lake", f"tracking.uri={arn}")
+        run = mlflow_calls.track(config, "calls", tmp_path)
+        mlflow_calls.register(config, "calls", run, tmp_path)
+    assert (server.rejections, server.unknown) == ([], [])
+    verified(f"an {kind} with MLflow 3.0.0: {len(server.actions)} kinds of requests of the client answered")
 
 
 @pytest.mark.slow

@@ -41,6 +41,9 @@ TRACKING = (
 )
 """The MLflow actions that jobs need, by SageMaker's names: its server authenticates callers by their IAM role."""
 
+APP_CALL = "sagemaker:CallMlflowAppApi"
+"""The action that each request to an MLflow app of SageMaker's needs."""
+
 REGISTERS = "register_models"
 """The job that registers models."""
 
@@ -127,15 +130,16 @@ def cluster_statements(buckets: Buckets) -> list[Statement]:
 
 
 def tracking_statements(server: str, artefacts: str, job: str | None = None) -> list[Statement]:
-    """What a job may do with an MLflow server that SageMaker manages; `server` and `artefacts` are ARNs.
+    """What a job may do with an MLflow server or app that SageMaker manages; `server` and `artefacts` are ARNs.
 
-    Jobs may delete nothing, and write artefacts directly to the server's bucket. REGISTERS also reads them, to compare
+    IAM has one action for all that an app does, and so cannot keep a job from deleting there. With a server, jobs may delete nothing, and write artefacts directly to the server's bucket. REGISTERS also reads them, to compare
     a model with the champion. `job`: None for whoever runs any of them.
     """
     registry = [*REGISTRY] if job is None else [job]
     actions = sorted({*TRACKING, *(action for name in registry for action in REGISTRY.get(name, ()))})
+    calls = [f"sagemaker-mlflow:{action}" for action in actions]
     found = [
-        _allow("Tracking", [f"sagemaker-mlflow:{action}" for action in actions], [server]),
+        _allow("Tracking", [APP_CALL] if ":mlflow-app/" in server else calls, [server]),
         _allow("Artefacts", ("s3:AbortMultipartUpload", "s3:PutObject"), [f"{artefacts}/*"]),
     ]
     if REGISTERS in registry:

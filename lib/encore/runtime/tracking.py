@@ -52,7 +52,8 @@ MLFLOW_SETTINGS = {
 
 SERVERS = ("http", "https", "databricks", "arn")
 """Schemes of stores that are servers; `arn`: a server managed by SageMaker. Other stores are opened directly."""
-MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-tracking-server/[A-Za-z0-9-]+")
+MANAGED = re.compile(r"arn:aws(-us-gov)?:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(tracking-server|app)/[A-Za-z0-9-]+")
+"""ARNs of what SageMaker runs MLflow as: a tracking server, or an app, which has no instance of its own."""
 
 OWNER, LAKE = "encore.owner", "encore.lake"
 """Tags of a parent run: the process that created it, identified as in `temporary`, and the lake that it works on."""

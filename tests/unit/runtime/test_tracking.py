@@ -74,6 +74,13 @@ def test_an_arn_is_that_of_an_mlflow_server(secrets: Callable[[str], None], arn:
         read_secret("mlflow", REGION)
 
 
+@pytest.mark.parametrize("kind", ["mlflow-tracking-server/mine", "mlflow-app/app-ABCDEF012345"])
+def test_the_arn_of_a_server_or_an_app_is_an_address(secrets: Callable[[str], None], kind: str) -> None:
+    login = {"uri": f"arn:aws:sagemaker:us-east-1:123456789012:{kind}"}
+    secrets(json.dumps(login))
+    assert read_secret("mlflow", REGION) == login
+
+
 @pytest.mark.parametrize("uri", ["https://mlflow:port", "mlflow.private", "https://", "http://[::1"])
 def test_an_address_that_is_none_ends_no_job(
     secrets: Callable[[str], None], lake_settings: Callable[..., Config], uri: str
