@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 from mlflow import MlflowClient
 from moto import mock_aws
 
+from encore.aws.acceptance import accepted, facts_of, gate
 from encore.aws.access import Buckets, statements
 from encore.aws.executions import ExecutionFailed, Machine, backfill, dates
 from encore.aws.executions import run as start_and_follow
@@ -479,7 +480,7 @@ class TestThePipeline:
     """In order: each test continues where the one before it ended."""
 
     def test_it_runs_and_its_metrics_are_in_mlflow(
-        self, pipeline: PipelineRun, verified: Callable[[str], None]
+        self, pipeline: PipelineRun, verified: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         found = pipeline.account.run("nightly-1", {"set": SETTINGS})
         assert found["status"] == "SUCCEEDED", {job: one[-1].log for job, one in pipeline.ended.items() if one[-1].code}
@@ -497,6 +498,13 @@ class TestThePipeline:
         assert plots, "artefacts are stored by the server in its bucket"
         stored = pipeline.server.client().list_objects_v2(Bucket="line-artefacts")["KeyCount"]
         assert stored >= len(plots)
+        lake = [f"lake.path={pipeline.values['Lake']}", "raw.playlists=s3://unused", "s3.path_style=true"]
+        for name, value in pipeline.server.environment().items():
+            monkeypatch.setenv(name, value)
+        facts = facts_of("dev", load_config("emr", lake))
+        assert facts.run_id == "nightly-1"
+        assert [one for one in accepted(facts, 300) if one.remedy] == []
+        assert [one for one in gate(facts, facts) if one.remedy] == []
         verified(
             f"the state machine ran the smoke job and {len(JOBS)} others by spark-submit on an S3 server; metrics are "
             f"in MLflow on {pipeline.mlflow.store}, started by its image's script, with authentication"

@@ -126,6 +126,24 @@ def references(value: Any) -> set[str]:
     return {name for inner in value for name in references(inner)} if isinstance(value, list) else set()
 
 
+def test_the_dashboard_shows_every_alarm_of_the_stage(prod: dict[str, Template]) -> None:
+    """Those of MLflow are named and not imported: an import would keep them from being replaced."""
+    (dashboard,) = of_type(prod["orchestration"], "AWS::CloudWatch::Dashboard")
+    widgets = json.loads(text(dashboard["DashboardBody"]))["widgets"]
+    (shown,) = [one["properties"]["alarms"] for one in widgets if one["type"] == "alarm"]
+    resources = prod["orchestration"]["Resources"]
+    names = {
+        resources[arn.partition("|")[0]]["Properties"]["AlarmName"] if "|" in arn else arn.rpartition(":")[2]
+        for arn in shown
+    }
+    made = {
+        one["AlarmName"]
+        for stack in ("orchestration", "mlflow")
+        for one in of_type(prod[stack], "AWS::CloudWatch::Alarm")
+    }
+    assert names == made
+
+
 def test_the_database_alarm_fires_before_the_database_is_full(prod: dict[str, Template]) -> None:
     """A micro instance of 1 GB takes 112 connections by RDS's formula, and fewer in practice."""
     from encore_cdk.monitoring import LEAST_STORAGE_GB, most_connections

@@ -15,6 +15,7 @@ from encore.aws.stack_cost import Item, read_templates, stack_items, summed, tot
 from encore.cli.app import app
 from encore.errors import ConfigError, InputError
 from tests.conftest import ROOT
+from tests.deploy.choices import PIPELINE
 from tests.deploy.synth import assembly
 from tests.deploy.test_cost import PRICES
 
@@ -123,7 +124,7 @@ def test_items_are_added_up_by_name_and_the_most_expensive_comes_first() -> None
 
 
 def test_the_command_prints_every_stack_and_the_sum() -> None:
-    folder = assembly("prod", "mlflow=sagemaker")
+    folder = assembly("prod", *PIPELINE)
     done = CliRunner().invoke(app, ["cost", "--stacks", str(folder)])
     assert done.exit_code == 0, done.output
     prices = load_prices("us-east-1")

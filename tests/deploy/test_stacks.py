@@ -752,7 +752,9 @@ def test_a_team_commits_its_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 CHOICES = [
     ("dev",),
     ("staging",),
+    ("sandbox",),
     ("prod", *PIPELINE),
+    ("dev", *PIPELINE, "sandbox_nightly=true", "budget=300"),
     ("dev", *DOMAIN),
     ("dev", "ec2=true", "prewarmed=true", "timezone=Europe/Berlin"),
     ("dev", "mlflow=sagemaker"),

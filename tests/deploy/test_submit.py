@@ -22,8 +22,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from encore.aws.deployment import STACKS, stage_settings
+from encore.aws.readiness import budget_finding, scorer_findings
 from encore.aws.readiness import findings as readiness_findings
-from encore.aws.readiness import scorer_findings
 from encore.aws.stage import StageError, load_stage
 from encore.aws.submit import MAX_FAILED_POLLS, Clients, JobFailed, submit
 from encore.cli.app import app
@@ -813,6 +813,31 @@ class TestDeployDoctor:
         found = {one.what: one for one in self.scorer(mutability="MUTABLE")}
         assert found["scorer image"].warning
         assert "immutable" in str(found["scorer image"].remedy)
+
+    @pytest.mark.parametrize(
+        ("tags", "expected"),
+        [
+            ([{"Status": "Active"}], None),
+            ([{"Status": "Inactive"}], "not activated: the budget would count nothing"),
+            ([], "not activated: the budget would count nothing"),
+            (None, "unknown whether the tag encore:stage is activated: access denied"),
+        ],
+    )
+    def test_a_budget_counts_nothing_before_its_tag_is_activated(self, tags: Any, expected: str | None) -> None:
+        client = SESSION.client("ce")
+        with Stubber(client) as stub:
+            if tags is None:
+                stub.add_client_error("list_cost_allocation_tags", "AccessDeniedException", "no", 400)
+            else:
+                listed = [{"TagKey": "encore:stage", "Type": "UserDefined", **one} for one in tags]
+                stub.add_response(
+                    "list_cost_allocation_tags",
+                    {"CostAllocationTags": listed},
+                    {"TagKeys": ["encore:stage"], "Type": "UserDefined"},
+                )
+            found = budget_finding({"ce": client}.__getitem__)
+        assert (found.remedy is None) == (expected is None)
+        assert expected is None or (expected in found.fact and found.warning)
 
     def scorer(self, *choices: str, missing: bool = False, mutability: str = "IMMUTABLE") -> list[Any]:
         """The findings with a public scorer; `missing`: nothing that it needs exists."""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from encore.aws.acceptance import accepted, facts_of
 from encore.config import load_config
 from encore.runtime.pipeline import plan, run_pipeline
+from encore.runtime.registry import JOBS
 from encore.spark.session import Session
 from tests import recompute
 from tests.conftest import QUICK_MODELS
@@ -43,6 +45,11 @@ def test_the_line_with_slices_features_and_lake_in_s3(
     again = run_pipeline(config, plan(last="evaluate"), session=unused)
     assert {result.status for result in again} == {"up_to_date"}
     assert not unused.started
+    facts = facts_of("dev", config)
+    assert facts.rows["playlists"] == 300
+    assert facts.failed == {}
+    missing = ", ".join(job for job in JOBS if job not in {result.name for result in done})
+    assert {one.what: one.fact for one in accepted(facts, 300) if one.remedy} == {"jobs": f"never done: {missing}"}
     said = capfd.readouterr()
     assert s3_server.secret_key not in said.out + said.err
 

@@ -22,17 +22,45 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
+from encore.aws.readiness import STAGE_TAG
 from encore.aws.stage import Stage
 from encore.aws.watch import watch
 from encore_cdk.nag import acknowledge_wildcards, nag_arn
-
-STAGE_TAG = "encore:stage"
-"""The tag of all resources of a stage, by which its cost is told from that of others."""
 
 LEAST_STORAGE_GB = 1.0
 """RDS enlarges the storage at a tenth of it, 2 GB at first: below this, that has not helped."""
 
 MOST_CPU_PERCENT = 90
+
+
+MLFLOW_ALARMS = (
+    "MlflowUnhealthy",
+    "MlflowTasks",
+    "MlflowErrors",
+    "MlflowUnreachable",
+    "DatabaseStorage",
+    "DatabaseCpu",
+    "DatabaseConnections",
+)
+"""Names of the alarms on MLflow, which the dashboard of the stage shows too."""
+
+
+def mlflow_alarms(scope: Stack, stage: Stage) -> list[cloudwatch.IAlarm]:
+    """The alarms of MLflow's stack, by their names alone."""
+    if stage.mlflow != "fargate":
+        return []
+    arns = [
+        scope.format_arn(
+            service="cloudwatch",
+            resource="alarm",
+            resource_name=f"encore-{stage.name}-{name}",
+            arn_format=ArnFormat.COLON_RESOURCE_NAME,
+        )
+        for name in MLFLOW_ALARMS
+    ]
+    return [
+        cloudwatch.Alarm.from_alarm_arn(scope, f"Of{name}", arn) for name, arn in zip(MLFLOW_ALARMS, arns, strict=True)
+    ]
 
 
 def topic_name(stage: Stage) -> str:

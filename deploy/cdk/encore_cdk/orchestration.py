@@ -23,7 +23,7 @@ from encore.runtime.registry import MAINTENANCE_JOBS, extra_nodes, nodes
 from encore_cdk.compute import ComputeStack
 from encore_cdk.environment import environment
 from encore_cdk.mlflow import MlflowStack
-from encore_cdk.monitoring import add_budget, add_delivery_role, add_watch, admit, topic_name
+from encore_cdk.monitoring import add_budget, add_delivery_role, add_watch, admit, mlflow_alarms, topic_name
 from encore_cdk.nag import SHARED_KEY, acknowledge, acknowledge_wildcards, nag_arn
 from encore_cdk.storage import StorageStack, bucket_arn, bucket_name
 
@@ -240,6 +240,7 @@ class OrchestrationStack(Stack):
 
     def _monitor(self, compute: ComputeStack) -> None:
         notify = actions.SnsAction(self.topic)
+        alarms: list[cloudwatch.IAlarm] = []
         hour, day = Duration.hours(1), Duration.days(1)
         failed = self.machine.metric_failed(period=hour, statistic="Sum")
         late = self.machine.metric_timed_out(period=hour, statistic="Sum")
@@ -264,6 +265,7 @@ class OrchestrationStack(Stack):
                 treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
             )
             alarm.add_alarm_action(notify)
+            alarms.append(alarm)
         if self._stage.nightly:
             silent = done.create_alarm(
                 self,
@@ -276,6 +278,8 @@ class OrchestrationStack(Stack):
                 treat_missing_data=cloudwatch.TreatMissingData.BREACHING,
             )
             silent.add_alarm_action(notify)
+            alarms.append(silent)
+        alarms += mlflow_alarms(self, self._stage)
         application = {"ApplicationId": compute.application_id, "ApplicationName": self._name}
 
         def job_run_metric(name: str) -> cloudwatch.Metric:
@@ -299,6 +303,7 @@ class OrchestrationStack(Stack):
             "Dashboard",
             dashboard_name=self._name,
             widgets=[
+                [cloudwatch.AlarmStatusWidget(title="Alarms", alarms=alarms, width=24)],
                 [
                     cloudwatch.GraphWidget(title="Executions per day", left=[done, failed, late], width=12),
                     cloudwatch.GraphWidget(

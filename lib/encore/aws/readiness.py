@@ -71,6 +71,8 @@ def findings(
         yield _connection(stage.connection, clients, region)
     else:
         yield Finding("delivery pipeline", "none: the choices connection and repository are empty")
+    if stage.budget:
+        yield budget_finding(clients)
     yield _quota(stage, clients)
     yield _release(stage.release, clients)
     yield _application(stage, clients)
@@ -271,6 +273,26 @@ def _image(stage: Stage, clients: ClientFactory) -> Finding:
         None if fixed else f"make tags of {repository} immutable, or name the image by its digest",
         warning=True,
     )
+
+
+STAGE_TAG = "encore:stage"
+"""The tag of all resources of a stage, by which its budget finds them on the bill."""
+
+
+def budget_finding(clients: ClientFactory) -> Finding:
+    """Whether the tag by which a budget is filtered is one of those by which the account's costs are split."""
+    what = "budget"
+    found = _call(
+        what,
+        lambda: clients("ce").list_cost_allocation_tags(TagKeys=[STAGE_TAG], Type="UserDefined")["CostAllocationTags"],
+    )
+    remedy = f"activate the tag {STAGE_TAG} in the billing console of the paying account, a day after the deployment"
+    if isinstance(found, Finding):
+        return Finding(what, f"unknown whether the tag {STAGE_TAG} is activated: {found.fact}", remedy, warning=True)
+    active = [one for one in found if one["Status"] == "Active"]
+    if active:
+        return Finding(what, f"the tag {STAGE_TAG} is activated for the bill")
+    return Finding(what, f"the tag {STAGE_TAG} is not activated: the budget would count nothing", remedy, warning=True)
 
 
 def _quota(stage: Stage, clients: ClientFactory) -> Finding:
