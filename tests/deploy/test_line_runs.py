@@ -156,7 +156,7 @@ def moto_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_outcome(machine: Account, parameters: dict[str, Any], outcome: dict[str, Any]) -> None:
-    """Write the outcome of a failed try where its arguments say, as the job does."""
+    """Write the outcome of a try where its arguments say, as the job does."""
     arguments = parameters["JobDriver"]["SparkSubmit"]["EntryPointArguments"]
     bucket, _, key = arguments[arguments.index("--outcome") + 1].removeprefix("s3://").partition("/")
     machine.s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(outcome).encode())
@@ -195,8 +195,9 @@ Decisions = tuple[Account, list[str], dict[str, list[Any]]]
 def test_all_jobs_run_in_an_order_that_the_graph_allows() -> None:
     ran: list[str] = []
 
-    def run(job: str, _: dict[str, Any]) -> RunResult:
+    def run(job: str, parameters: dict[str, Any]) -> RunResult:
         ran.append(job)
+        write_outcome(made, parameters, {"code": 0, "reason": "", "remedy": ""})
         return RunResult(0)
 
     with account(placeholder_values("all")) as made, emr_serverless(run):
@@ -206,6 +207,27 @@ def test_all_jobs_run_in_an_order_that_the_graph_allows() -> None:
     assert sorted(ran) == sorted([SMOKE, *JOBS]), "but no other extra jobs"
     assert ran[0] == SMOKE
     assert all(ran.index(before) < ran.index(after) for before, _, after in edges(nodes()))
+
+
+def test_a_job_that_warns_is_notified_and_the_run_goes_on() -> None:
+    told: list[str | None] = ["files_refused: 3 %", "", None]
+
+    def run(job: str, parameters: dict[str, Any]) -> RunResult:
+        warning = told.pop(0)
+        if warning is not None:
+            write_outcome(made, parameters, {"code": 0, "reason": warning, "remedy": "look"})
+        return RunResult(0)
+
+    with account(placeholder_values("warn"), ["check"]) as made, emr_serverless(run):
+        only = {"only": ["check"]}
+        assert made.run("warns", only)["status"] == "SUCCEEDED"
+        (message,) = made.messages()
+        assert (message["job"], message["run_id"]) == ("check", "warns")
+        assert (message["warning"], message["remedy"]) == ("files_refused: 3 %", "look")
+        assert made.run("quiet", only)["status"] == "SUCCEEDED"
+        assert made.messages() == []
+        assert made.run("lost", only)["status"] == "SUCCEEDED"
+        assert "cannot be read" in made.messages()[0]["warning"], "no warning is lost in silence"
 
 
 @pytest.mark.parametrize("code", [3, *(pytest.param(code, marks=pytest.mark.slow) for code in (1, 2, 4, 5))])

@@ -142,8 +142,19 @@ def _new_files(lake: Reader) -> pa.Table:
     return files
 
 
-def _playlists_quarantined(lake: Reader) -> Mapping[str, Measured]:
-    """Of the playlists in the files read since the last good run, the share that was refused or lost an item."""
+def _playlists_refused(lake: Reader) -> Mapping[str, Measured]:
+    taken, refused, _ = _new_playlists(lake)
+    return _whole(refused / (taken + refused) if refused else 0.0)
+
+
+def _playlists_damaged(lake: Reader) -> Mapping[str, Measured]:
+    taken, _, damaged = _new_playlists(lake)
+    return _whole(damaged / taken if damaged else 0.0)
+
+
+def _new_playlists(lake: Reader) -> tuple[int, int, int]:
+    """In the files read since the last good run: how many playlists were taken, how many were refused, and how many of
+    those that were taken lost an item."""
     files = _new_files(lake)
     taken = pc.sum(files["n_playlists"]).as_py() or 0
     rows = lake.read(QUARANTINE, ("source", "record"), KeyRange((("stage", "ingest_playlists"),)))
@@ -153,8 +164,7 @@ def _playlists_quarantined(lake: Reader) -> Mapping[str, Measured]:
     playlist = pc.replace_substring_regex(rows["record"], ", item .*", "")
     names = pc.binary_join_element_wise(rows["source"], playlist, "\n")
     refused = set(names.filter(pc.invert(of_item)).to_pylist())
-    damaged = set(names.filter(of_item).to_pylist()) | refused
-    return _whole(len(damaged) / (taken + len(refused)) if damaged else 0.0)
+    return taken, len(refused), len(set(names.filter(of_item).to_pylist()) - refused)
 
 
 def _files_refused(lake: Reader) -> Mapping[str, Measured]:
@@ -163,7 +173,7 @@ def _files_refused(lake: Reader) -> Mapping[str, Measured]:
     return _whole(refused / len(files) if len(files) else 0.0)
 
 
-def _features_quarantined(lake: Reader) -> Mapping[str, Measured]:
+def _features_refused(lake: Reader) -> Mapping[str, Measured]:
     refused = len(lake.read(QUARANTINE, ("stage",), KeyRange((("stage", "ingest_features"),))))
     taken = lake.rows(AUDIO_FEATURES)
     return _whole(refused / (taken + refused) if refused else 0.0)
@@ -254,12 +264,20 @@ EXPECTATIONS: tuple[Expectation, ...] = (
         _tracks,
     ),
     Expectation(
-        "playlists_quarantined",
+        "playlists_refused",
         "check",
-        "Share of the playlists in the files read since the last good run that were refused or lost an item",
+        "Share of the playlists in the files read since the last good run that were refused",
         "at_most",
         "share",
-        _playlists_quarantined,
+        _playlists_refused,
+    ),
+    Expectation(
+        "playlists_damaged",
+        "check",
+        "Share of the playlists taken from these files that lost an item, such as a local file",
+        "at_most",
+        "share",
+        _playlists_damaged,
     ),
     Expectation(
         "files_refused",
@@ -270,12 +288,12 @@ EXPECTATIONS: tuple[Expectation, ...] = (
         _files_refused,
     ),
     Expectation(
-        "features_quarantined",
+        "features_refused",
         "check",
         "Share of the records of audio features that were refused",
         "at_most",
         "share",
-        _features_quarantined,
+        _features_refused,
     ),
     Expectation(
         "features_missing",

@@ -78,8 +78,10 @@ def test_tracks_that_are_in_no_playlist_do_not_count() -> None:
 def test_playlists_count_once_however_many_items_they_lost() -> None:
     rows = [refused("a", "playlist 0"), refused("a", "playlist 1, item 3"), refused("a", "playlist 1, item 4")]
     lake = Rows({INGEST_LEDGER.name: [file("a", 9)], QUARANTINE.name: rows})
-    # 9 were taken, one of them damaged, and 1 was refused
-    assert measured("playlists_quarantined", lake) == {"": pytest.approx(2 / 10)}
+    rows.append(refused("a", "playlist 0, item 1"))
+    lake.tables[QUARANTINE.name] = rows
+    assert measured("playlists_damaged", lake) == {"": pytest.approx(1 / 9)}
+    assert measured("playlists_refused", lake) == {"": pytest.approx(1 / 10)}, "9 were taken"
 
 
 def test_only_files_count_that_exist_and_were_read_since_the_last_good_run() -> None:
@@ -88,21 +90,22 @@ def test_only_files_count_that_exist_and_were_read_since_the_last_good_run() -> 
     rows = [refused("old", "playlist 0"), refused("new", "playlist 1"), refused("new", "playlist 2")]
     rows += [refused("gone", "playlist 3"), refused("broken", "file"), refused("new", "playlist 3", "ingest_features")]
     lake = Rows({INGEST_LEDGER.name: files, QUARANTINE.name: rows}, since=NOW)
-    assert measured("playlists_quarantined", lake) == {"": pytest.approx(0.2)}
+    assert measured("playlists_refused", lake) == {"": pytest.approx(0.2)}
     assert measured("files_refused", lake) == {"": 0.5}
-    assert measured("playlists_quarantined", Rows(lake.tables)) == {"": pytest.approx(3 / 21)}
+    assert measured("playlists_refused", Rows(lake.tables)) == {"": pytest.approx(3 / 21)}
 
 
 def test_nothing_that_was_read_is_nothing_refused() -> None:
-    assert measured("playlists_quarantined", Rows()) == measured("files_refused", Rows()) == {"": 0.0}
-    assert measured("features_quarantined", Rows()) == {"": 0.0}
+    assert measured("playlists_refused", Rows()) == measured("files_refused", Rows()) == {"": 0.0}
+    assert measured("playlists_damaged", Rows()) == {"": 0.0}
+    assert measured("features_refused", Rows()) == {"": 0.0}
 
 
 def test_features() -> None:
     refusals = [refused("f.csv", str(i), "ingest_features") for i in range(5)]
     facts = {("ingest_features", "coverage_tracks"): 0.75}
     lake = Rows({QUARANTINE.name: [*refusals, refused("a", "file")]}, {AUDIO_FEATURES.name: 95}, facts)
-    assert measured("features_quarantined", lake) == {"": 0.05}
+    assert measured("features_refused", lake) == {"": 0.05}
     assert measured("features_missing", lake) == measured("features_lost", lake) == {"": 0.25}
     assert measured("features_missing", Rows()) == {}, "an older release did not record it"
 
@@ -182,7 +185,7 @@ def test_a_number_of_rows_is_compared_with_the_last_good_run(name: str, value: f
 
 @pytest.mark.parametrize(("value", "expected"), [(0.05, "ok"), (0.0501, "fail")])
 def test_a_fixed_bound_needs_no_baseline(value: float, expected: str) -> None:
-    assert verdict("playlists_quarantined", Measured(value), []) == expected
+    assert verdict("playlists_refused", Measured(value), []) == expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.15, "ok"), (0.16, "fail"), (0.0, "ok")])
