@@ -222,7 +222,7 @@ def test_the_pages_on_a_lake(config: Config, raw: Path, tmp_path: Path, verified
     assert nothing in shell.run(afterwards)
 
     # restore the lake, from damage and from nothing
-    take, bring_back = of("Restore the lake from its backup", "lake")
+    take, bring_back, from_replica = of("Restore the lake from its backup", "lake")
     assert "every file is intact" in shell.run(take)
     for path in sorted(Path(config.lake.path).rglob("*.parquet"))[::3]:
         path.unlink()
@@ -231,6 +231,7 @@ def test_the_pages_on_a_lake(config: Config, raw: Path, tmp_path: Path, verified
     assert nothing in shell.run(bring_back)
     assert rows(config) == before
     assert [found for found in inspect(open_store(config)) if found.remedy] == []
+    assert nothing in shell.run(from_replica)
 
     estimate, tables = of("The bill is too high", "lake")
     assert "EMR Serverless" in shell.run(estimate)
@@ -332,6 +333,11 @@ def mock_stage() -> str:
     boto3.client("dynamodb").put_item(TableName=table, Item=item)
     application = boto3.client("emr-serverless").create_application(
         name="encore", releaseLabel="emr-7.0.0", type="SPARK"
+    )
+    boto3.client("emr-serverless").start_job_run(
+        applicationId=application["applicationId"],
+        executionRoleArn=role,
+        jobDriver={"sparkSubmit": {"entryPoint": "s3://the-code/jobs/recommend.py"}},
     )
     stack("storage", {"LakePath": "s3://the-lake/lake", "LogBucket": "the-logs"})
     stack("compute", {"ApplicationId": application["applicationId"]})

@@ -501,6 +501,9 @@ def restore_command(
     time: Annotated[
         str | None, typer.Option(help="Go back to this time, such as 2026-01-31T02:00 (UTC unless it says otherwise).")
     ] = None,
+    intact: Annotated[
+        bool, typer.Option("--intact", help="Go back to the newest version of which every file is there.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be restored, and restore nothing.")
     ] = False,
@@ -516,7 +519,7 @@ def restore_command(
         from encore.cli.recovery import restore_table
 
         config = settings(env, overrides, debug)
-        restore_table(config, table, version, time, dry_run=dry_run, take_over=take_over, out=out)
+        restore_table(config, table, version, time, intact=intact, dry_run=dry_run, take_over=take_over, out=out)
 
     _exit(guarded(work))
 

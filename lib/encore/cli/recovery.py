@@ -53,19 +53,23 @@ def restore_table(
     version: int | None,
     time: str | None,
     *,
+    intact: bool,
     dry_run: bool,
     take_over: bool,
     out: Console,
 ) -> None:
     """Restore a table, and those that its job writes with it; without a version or a time, list the versions."""
     table, store = table_named(name), open_store(config)
-    if version is not None and time is not None:
-        raise ConfigError("--version and --time exclude each other: leave out one of them")
-    if version is None and time is None:
+    if (version is not None) + (time is not None) + intact > 1:
+        raise ConfigError("--version, --time and --intact exclude each other: leave only one of them")
+    if version is None and time is None and not intact:
         _print_versions(store, table, out)
         return
-    at_ms = None if time is None else parsed_time(time)
-    planned = recovery.plan(store, table, version=version, at_ms=at_ms)
+    if intact:
+        planned = recovery.plan_intact(store, table)
+    else:
+        at_ms = None if time is None else parsed_time(time)
+        planned = recovery.plan(store, table, version=version, at_ms=at_ms)
     todo = [target for target in planned.targets if not target.is_current]
     grid = Grid("table", title=f"as of {when(planned.at_ms)}", title_justify="left")
     grid.add_column("from version", justify="right")

@@ -7,8 +7,8 @@ what was computed from them before is not stale again, and what was computed fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
@@ -75,15 +75,46 @@ def _origin(changed: Iterable[Change], partition: Partition) -> int | None:
 
 def check_files(tables: Tables, target: Target) -> None:
     """Raise LakeError if files of the version are gone, because maintenance or somebody removed them."""
-    sizes = file_sizes(tables.url(target.table), tables.s3)
-    files = [unquote(file["path"]) for file in data_files(tables.at(target.table, target.version))]
-    gone = [path for path in files if path not in sizes]
+    gone, n_files = _gone(tables, target, file_sizes(tables.url(target.table), tables.s3))
     if gone:
         raise LakeError(
-            f"{tables.uri(target.table)}: {len(gone):,} of the {len(files):,} files of version {target.version} are "
+            f"{tables.uri(target.table)}: {len(gone):,} of the {n_files:,} files of version {target.version} are "
             f"gone, such as {gone[0]}",
-            remedy="put them back from a backup (`encore backup restore`), or choose a later version",
+            remedy="put them back from a backup (`encore backup restore`), or choose another version",
         )
+
+
+def _gone(tables: Tables, target: Target, sizes: Mapping[str, int]) -> tuple[list[str], int]:
+    """The files of the version that are not there or have another size, and the number of all of its files."""
+    files = data_files(tables.at(target.table, target.version))
+    return [path for file in files if sizes.get(path := unquote(file["path"])) != file["size_bytes"]], len(files)
+
+
+def newest_intact(tables: Tables, wanted: Sequence[tuple[Table, Partition]]) -> list[Target]:
+    """The versions that some tables had at the newest time at which every file of all of them is there.
+
+    For a copy of a lake whose logs are ahead of its files. Raises LakeError if there is no such time.
+    """
+    times: set[int] = set()
+    sizes = {}
+    for table, _ in wanted:
+        sizes[table] = file_sizes(tables.url(table), tables.s3)
+        times |= {int(entry["timestamp"]) for entry in tables.there(table).history()}
+    known: dict[tuple[Table, int], bool] = {}
+    for ms in sorted(times, reverse=True):
+        targets = [target_at(tables, table, ms, partition) for table, partition in wanted]
+        for target in targets:
+            key = (target.table, target.version)
+            if key not in known:
+                known[key] = not _gone(tables, target, sizes[target.table])[0]
+        if all(known[target.table, target.version] for target in targets):
+            # another version with the same rows may lack files
+            newest = {target.table: tables.there(target.table).version() for target in targets}
+            return [replace(target, is_current=target.version == newest[target.table]) for target in targets]
+    raise LakeError(
+        f"{', '.join(table.name for table, _ in wanted)}: no version has all its files",
+        remedy="bring them back from a backup: `encore backup restore`",
+    )
 
 
 def restore(store: Store, target: Target, run_id: str) -> int:

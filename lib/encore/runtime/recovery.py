@@ -15,7 +15,7 @@ from encore.config import Config
 from encore.errors import ConfigError
 from encore.lake.delta import Change, all_changes
 from encore.lake.lock import LakeLock
-from encore.lake.restore import Target, check_files, clear, restore, target_at, target_of
+from encore.lake.restore import Target, check_files, clear, newest_intact, restore, target_at, target_of
 from encore.lake.store import Store
 from encore.lake.tables import INGEST_LEDGER, TRACKS, Table
 from encore.runtime.registry import EXTRA_JOBS, JOBS, job_module
@@ -72,6 +72,21 @@ def plan(store: Store, table: Table, *, version: int | None = None, at_ms: int |
     for target in todo:
         check_files(store, target)
     return Plan(tuple(sorted(targets, key=lambda target: _rank(store, target))), at_ms)
+
+
+def plan_intact(store: Store, table: Table) -> Plan:
+    """Plan to restore a table, and those that its job writes with it, to the newest time at which all files are there.
+
+    Raises LakeError if there is none.
+    """
+    targets = newest_intact(store, together(store, table))
+    at_ms = max(_time_of(store, target) for target in targets)
+    return Plan(tuple(sorted(targets, key=lambda target: _rank(store, target))), at_ms)
+
+
+def _time_of(store: Store, target: Target) -> int:
+    entries = store.there(target.table).history()
+    return next(int(entry["timestamp"]) for entry in entries if int(entry["version"]) == target.version)
 
 
 def _end_of(store: Store, table: Table, version: int, tables: list[Table]) -> int:

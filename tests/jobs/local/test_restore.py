@@ -161,6 +161,28 @@ def test_what_cannot_be_restored_is_refused_and_nothing_changes(lake: Lake) -> N
     assert version(lake, HOLDOUT) == newest + 1
 
 
+def test_a_copy_whose_logs_are_ahead_of_its_files_goes_back_to_what_is_complete(lake: Lake) -> None:
+    """As a replica of a bucket after a disaster: entries of logs have arrived before the files that they name."""
+    before = lake.contents()
+    old = set((lake.path / "playlists").glob("*.parquet"))
+    lake.raw.write("b.json", {10 + j: plain([20 + j, 21 + j]) for j in range(4)})
+    run(lake)
+    for path in set((lake.path / "playlists").glob("*.parquet")) - old:
+        path.unlink()
+    store = open_store(lake.config)
+    done_now = recovery.run(lake.config, store, recovery.plan_intact(store, PLAYLISTS), "restored")
+    # of the run that was cut off, only the new tracks have arrived completely
+    assert done_now.keys() >= {"playlists", "ingest_ledger"}
+    assert lake.playlists() == before["playlists"]
+    assert recovery.run(lake.config, store, recovery.plan_intact(store, PLAYLISTS), "again") == {}
+    assert "ingest_playlists" in done(lake)
+    assert lake.contents() == fresh(lake)
+    for path in (lake.path / "holdout").rglob("*.parquet"):
+        path.unlink()
+    planned = recovery.plan_intact(store, HOLDOUT)
+    assert [target.version for target in planned.targets] == [0], "the empty table has no files"
+
+
 def test_a_run_that_holds_the_lock_keeps_a_restore_out(lake: Lake) -> None:
     good = version(lake, HOLDOUT)
     overwrite(lake, HOLDOUT)
