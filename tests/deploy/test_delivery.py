@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from botocore.session import Session
 
+from encore.aws.removal import ORDER
 from tests.conftest import ROOT
 from tests.deploy.choices import ACCOUNT, PIPELINE, REGION
-from tests.deploy.synth import Template, of_type, plain, templates, text
+from tests.deploy.serving import SCORER_OF_BUNDLE
+from tests.deploy.synth import Template, assembly, of_type, plain, templates, text
 from tests.deploy.test_monitoring import allowed_to
 
 pytestmark = pytest.mark.slow
@@ -126,6 +128,19 @@ def test_the_builds_call_what_there_is(made: dict[str, Template]) -> None:
     for script in ("smoke.sh", "gate.sh"):
         called = set(re.findall(r"\bencore deploy ([a-z]+)", (ROOT / "deploy" / script).read_text()))
         assert called <= known, called - known
+
+
+def test_the_removal_knows_every_stack_of_a_stage() -> None:
+    """One that it does not know would stay, and be billed. A stage with a replica is refused."""
+    made = set(templates(*SCORER_OF_BUNDLE, "customer_key=true"))
+    assert made == set(ORDER)
+    folder = assembly(*SCORER_OF_BUNDLE, "customer_key=true")
+    manifest = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    for name, one in manifest.items():
+        if one["type"] == "aws:cloudformation:stack":
+            used = [other.rpartition("-")[2] for other in one["dependencies"] if other in manifest]
+            behind = ORDER[ORDER.index(name.rpartition("-")[2]) :]
+            assert [other for other in used if other in ORDER and other not in behind] == [], name
 
 
 def test_a_failed_delivery_is_told(made: dict[str, Template]) -> None:
