@@ -102,7 +102,10 @@ def table(prices: Prices) -> str:
         f"Athena {use.athena_tb:g} a TB scanned; the",
         f"firewall {prices.serving.firewall_million_requests:g} for a million requests; the pipeline "
         f"{use.build_minute:g} a minute of a build and {use.pipeline_minute:g} a minute of an action.",
-        "A key costs as much again after each of its first two rotations.",
+        "A key costs as much again after each of its first two rotations, "
+        f"and {use.key_requests:g} for 10,000 requests. The copy of",
+        f"the lake costs {use.replica_gb_month:g} a GB and month, {use.replica_transfer_gb:g} for each GB and "
+        f"{use.replica_puts:g} for each 1,000 objects that are written.",
     ]
     return "\n".join(lines) + "\n"
 

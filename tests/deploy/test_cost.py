@@ -57,6 +57,10 @@ PRICES = Prices(
         database_hour={"db.small": 0.03},
         database_gb_month=0.1,
         key_month=1,
+        key_requests=0.03,
+        replica_gb_month=0.01,
+        replica_transfer_gb=0.02,
+        replica_puts=0.01,
         secret_month=0.5,
         zone_month=0.25,
         alarm_month=0.1,
@@ -145,6 +149,16 @@ def test_the_estimate_says_what_the_scorer_costs() -> None:
     (text,) = [note for note in _notes(cost, load_prices("us-east-1"), workers, 1, 2) if note.startswith("The scorer")]
     assert "on Fargate 30, and 49 for each task of 1 vCPU and 6 GB, 0.60 for a million requests" in text
     assert "on SageMaker 84 for each ml.m5.large" in text
+
+
+def test_the_estimate_says_what_a_copy_and_a_key_cost() -> None:
+    workers = worker_sizes({}, "4g", 4)
+    prices = load_prices("us-east-1")
+    cost = estimate([row(10, 10)], 2, 10, 20_000_000_000, prices, workers)
+    (text,) = [note for note in _notes(cost, prices, workers, 1, 2) if note.startswith("A copy")]
+    assert cost.lake_gb == 200
+    assert "2.50 a month, and 4.00 each time that all of it is written" in text
+    assert "1.00 a month" in text
 
 
 def test_prices_have_a_date_and_worker_sizes_come_from_the_environment() -> None:

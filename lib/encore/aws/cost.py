@@ -90,6 +90,10 @@ class Standing(_Prices):
     database_hour: dict[str, float]
     database_gb_month: float = Field(gt=0)
     key_month: float = Field(gt=0)
+    key_requests: float = Field(gt=0)
+    replica_gb_month: float = Field(gt=0)
+    replica_transfer_gb: float = Field(gt=0)
+    replica_puts: float = Field(gt=0)
     secret_month: float = Field(gt=0)
     zone_month: float = Field(gt=0)
     alarm_month: float = Field(gt=0)

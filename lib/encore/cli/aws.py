@@ -182,6 +182,12 @@ def _notes(cost: Estimate, prices: Prices, workers: Workers, measured: int, core
     yield f"EC2: one {nodes.driver.type}, and {nodes.worker.type} with as many cores; a cluster started for this run."
     stored = cost.lake_gb * prices.s3_gb_month
     yield f"Stored in S3: {cost.lake_gb:,.2f} GB, {stored:,.2f} a month. Not included: requests, logs, NAT, MLflow."
+    standing = prices.standing
+    yield (
+        f"A copy of the lake in another region (replica_region): {cost.lake_gb * standing.replica_gb_month:,.2f} a "
+        f"month, and {cost.lake_gb * standing.replica_transfer_gb:,.2f} each time that all of it is written. A key "
+        f"(customer_key): {standing.key_month:,.2f} a month, and as much for the copy's."
+    )
     month = serving_month(prices.serving)
     yield (
         f"The scorer, a month: on Fargate {month.front:.0f}, and {month.task:.0f} for each task of {TASK_VCPU} "
