@@ -134,6 +134,8 @@ def overrides(folder: Path, raw: Path) -> list[str]:
         f"tracking.artifacts={folder}/artifacts",
         f"report.path={folder}/report",
         "ingest.vanished=remove",
+        # of so few playlists, metrics say little
+        *(f"check.expect.{name}.severity=warn" for name in ("ndcg_lost", "r_precision_lost", "unserved_more")),
         "recommend.k=20",
         "spark.master=local[2]",
         "log.level=error",
@@ -177,8 +179,8 @@ def test_the_pages_on_a_lake(config: Config, raw: Path, tmp_path: Path, verified
     shell = Shell(tmp_path, {"LAKE": given, "BACKUP": str(tmp_path / "backup"), "PATH": programs(tmp_path)})
     nothing = "Nothing to do: every table is up to date."
 
-    # a job failed: half of the playlists are gone, which the check refuses until it is accepted
-    for path in sorted(raw.glob("*.json"))[3:]:
+    # a job failed: a third of the playlists is gone, which the check refuses until it is accepted
+    for path in sorted(raw.glob("*.json"))[4:]:
         path.unlink()
     with pytest.raises(Exception, match="not as expected"):
         run_pipeline(config, plan(), session=LocalSession(config, tmp_path / "sent-2"))
@@ -401,24 +403,23 @@ def test_the_passwords_of_mlflow_are_rotated(
     secrets = boto3.client("secretsmanager")
     with mlflow_server(s3_server, "rotated") as server:
         users = {
-            "TrackingLogin": ("MLFLOW_JOBS", "encore"),
-            "TrackingAdministrator": ("MLFLOW_AUTH_ADMIN", "administrator"),
+            "TrackingLogin": (server.username, server.password),
+            "TrackingAdministrator": ("administrator", server.environment["MLFLOW_AUTH_ADMIN_PASSWORD"]),
         }
-        arns, old = {}, {}
-        for output, (prefix, name) in users.items():
-            old[name] = server.environment[f"{prefix}_PASSWORD"]
-            value = {"uri": server.uri, "username": name, "password": old[name]}
+        arns = {}
+        for output, (name, password) in users.items():
+            value = {"uri": server.uri, "username": name, "password": password}
             arns[output] = secrets.create_secret(Name=name, SecretString=json.dumps(value))["ARN"]
         stack("mlflow", arns)
         account.variables["STAGE"] = "prod"
         said = account.run(block, replace={"http://localhost:5000": server.uri})
         assert said.count(": changed") == 2
-        for output, (_, name) in users.items():
+        for output, (name, old) in users.items():
             new = json.loads(secrets.get_secret_value(SecretId=arns[output])["SecretString"])
             assert new["uri"] == server.uri
             url = f"{server.uri}/api/2.0/mlflow/users/get?username={name}"
             assert requests.get(url, auth=(name, new["password"]), timeout=30).status_code == 200
-            assert requests.get(url, auth=(name, old[name]), timeout=30).status_code == 401
+            assert requests.get(url, auth=(name, old), timeout=30).status_code == 401
             assert new["password"] not in said
     verified("runbooks: both passwords of MLflow are changed in MLflow and in Secrets Manager, and log in")
 
