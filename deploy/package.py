@@ -30,7 +30,8 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
+from importlib.metadata import distributions
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,8 @@ INSTALL_RECORDS = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_ca
 """Files of an installed distribution that record how and where it was installed."""
 WITH_TESTS = ("numpy", "pandas", "pyarrow", "matplotlib", "numba", "llvmlite", "scipy")
 """Packages that ship their tests, a fifth of all bytes."""
+CONTENTS = "encore-packages.json"
+"""File that lists the distributions for the smoke job: without RECORD, nothing else says which modules they have."""
 UNUSED = ("bin", "share", "pyarrow/include", "pyarrow/src", "mlflow/server/js")
 """Folders that jobs do not use: programs, headers and web pages."""
 IGNORED = ("__pycache__", "*.egg-info")
@@ -172,6 +175,7 @@ def _replace(out: Path, staging: Path, former: Path) -> None:
 
 def _install(packages: Path) -> None:
     _uv_install(packages)
+    contents = _contents(packages)
     for info in packages.glob("*.dist-info"):
         for name in INSTALL_RECORDS:
             (info / name).unlink(missing_ok=True)
@@ -184,6 +188,23 @@ def _install(packages: Path) -> None:
         shutil.rmtree(folder)
     for lock in packages.glob(".lock"):
         lock.unlink()
+    (packages / CONTENTS).write_text(json.dumps(contents, indent=1, sort_keys=True) + "\n")
+
+
+def _contents(packages: Path) -> dict[str, Any]:
+    """By distribution: its version, and its modules and packages that others import, for the smoke job."""
+    found = {}
+    for one in distributions(path=[str(packages)]):
+        paths = [PurePosixPath(str(path)) for path in one.files or ()]
+        folders = {path.parent for path in paths if path.name == "__init__.py"}
+        # without those within another package; a folder without __init__.py is shared by distributions
+        outer = [folder for folder in folders if not folders & set(folder.parents)]
+        single = [path for path in paths if len(path.parts) == 1 and path.suffix in (".py", ".so")]
+        names = [".".join(folder.parts) for folder in outer] + [path.name.split(".")[0] for path in single]
+        modules = [name for name in names if all(re.fullmatch(r"[A-Za-z]\w*", part) for part in name.split("."))]
+        name = re.sub(r"[-_.]+", "-", one.name).lower()
+        found[name] = {"version": one.version, "modules": sorted(set(modules))}
+    return found
 
 
 def _uv_install(packages: Path) -> None:

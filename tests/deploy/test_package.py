@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from types import ModuleType
 import pyspark
 import pytest
 
+from encore.jobs.smoke import CONTENTS
 from encore.runtime.registry import EXTRA_JOBS, JOBS
 from tests import recompute
 from tests.conftest import FAST_JVM, ROOT
@@ -34,6 +36,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def full_archive(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test of the real archive, which takes minutes to build."""
     return pytest.mark.slow(pytest.mark.timeout(1200)(test))
+
+
+LOCK = ROOT / "deploy" / "requirements-emr.txt"
 
 
 def digest(path: Path) -> str:
@@ -135,8 +140,19 @@ def test_a_job_runs_from_it_by_spark_submit_with_an_external_pyspark(
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert len(recompute.table(tmp_path / "lake", "playlists")) == 300
+    command[command.index(str(package / "jobs" / "ingest_playlists.py"))] = str(package / "jobs" / "smoke.py")
+    checked = subprocess.run(
+        command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert checked.returncode == 0, checked.stderr[-4000:]
+    (row,) = [row for row in recompute.table(tmp_path / "lake", "job_runs") if row["job"] == "smoke"]
+    facts = json.loads(row["facts"])
+    for process in (facts["driver"], facts["executor"]):
+        assert process["packages"] == len(re.findall(r"^[a-z0-9.-]+==", LOCK.read_text(), re.MULTILINE))
+        assert process["python"].startswith(str(tmp_path / "elsewhere"))
     assert "mlflow_failed" in done.stdout, "nothing listens on that port, and the job succeeds all the same"
-    verified("a job ran from the unpacked archive by spark-submit, with an external pyspark and no checkout")
+    verified("two jobs ran from the unpacked archive by spark-submit, with an external pyspark and no checkout")
+    verified("the smoke job imported every package of the archive, on the driver and in a worker")
 
 
 # a small archive: one local package, and the module of Encore that finds the commit ---------------------------------
@@ -204,6 +220,15 @@ def loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return loaded(ROOT, monkeypatch)
+
+
+def test_it_lists_its_distributions_for_the_smoke_job(run: Run, tmp_path: Path) -> None:
+    """Which says in the archive what RECORD says where packages were installed."""
+    assert run().returncode == 0
+    with tarfile.open(tmp_path / "out" / "environment.tar.gz") as archive:
+        listed = archive.extractfile(f"lib/python3.11/dist-packages/{CONTENTS}")
+        assert listed is not None
+        assert json.loads(listed.read()) == {"tiny": {"version": "1.0", "modules": ["tiny"]}}
 
 
 def test_it_is_rebuilt_only_if_it_is_incomplete_or_on_request(run: Run, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import time
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import encore
 from encore.arrays.track_keys import load_loops
 from encore.config import Config
 from encore.errors import EnvironmentMissing
@@ -34,6 +36,9 @@ from encore.spark.tasks import run_tasks
 READS = ()
 WRITES = ()
 SETTINGS = ()
+
+CONTENTS = "encore-packages.json"
+"""File of the application archive that lists its distributions (deploy/package.py)."""
 
 _REBUILD = "build the application archive again with `make package`, and deploy it"
 
@@ -78,14 +83,9 @@ def describe(extra: str = "") -> dict[str, Any]:
 
     EnvironmentMissing if one is missing, has another version than required, or cannot be imported.
     """
-    needed = required_distributions(extra)
-    modules: dict[str, list[str]] = {}
-    for module, owners in packages_distributions().items():
-        for owner in owners:
-            modules.setdefault(canonicalize_name(owner), []).append(module)
-    for name in needed:
-        # private modules are imported by the public ones; some distributions declare one that they do not have
-        for module in sorted(module for module in modules.get(name, ()) if not module.startswith("_")):
+    needed = archived_distributions() or _installed_distributions(extra)
+    for name, modules in needed.items():
+        for module in modules:
             try:
                 import_module(module)
             except (ImportError, OSError) as error:
@@ -105,6 +105,43 @@ def describe(extra: str = "") -> dict[str, Any]:
     }
 
 
+def archived_distributions() -> dict[str, list[str]]:
+    """The modules of each distribution in the application archive, as listed when it was built; empty elsewhere.
+
+    EnvironmentMissing if one is missing, or of another version.
+    """
+    listed = Path(encore.__file__).parents[1] / CONTENTS
+    if not listed.is_file():
+        return {}
+    found = {}
+    for name, one in json.loads(listed.read_text()).items():
+        installed = _version(name, "the application archive")
+        if installed != one["version"]:
+            raise EnvironmentMissing(
+                f"{name}: the application archive has {one['version']}, {installed} was found", remedy=_REBUILD
+            )
+        found[name] = list(one["modules"])
+    return found
+
+
+def _installed_distributions(extra: str) -> dict[str, list[str]]:
+    """The modules of each distribution that Encore requires."""
+    modules: dict[str, list[str]] = {}
+    for module, owners in packages_distributions().items():
+        for owner in owners:
+            # private modules are imported by the public ones; some distributions declare one that they do not have
+            if not module.startswith("_"):
+                modules.setdefault(canonicalize_name(owner), []).append(module)
+    return {name: sorted(modules.get(canonicalize_name(name), ())) for name in required_distributions(extra)}
+
+
+def _version(name: str, owner: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError as error:
+        raise EnvironmentMissing(f"{name}: not installed, but {owner} requires it", remedy=_REBUILD) from error
+
+
 def required_distributions(extra: str = "") -> list[str]:
     """The names of all distributions that Encore requires, directly or not, with one of its extras.
 
@@ -121,10 +158,7 @@ def required_distributions(extra: str = "") -> list[str]:
             if marker and not any(marker.evaluate({"extra": one}) for one in {*extras, ""}):
                 continue
             name = canonicalize_name(requirement.name)
-            try:
-                installed = version(name)
-            except PackageNotFoundError as error:
-                raise EnvironmentMissing(f"{name}: not installed, but {owner} requires it", remedy=_REBUILD) from error
+            installed = _version(name, owner)
             if not requirement.specifier.contains(installed, prereleases=True):
                 raise EnvironmentMissing(
                     f"{name}: {owner} requires {requirement.specifier}, {installed} is installed", remedy=_REBUILD
