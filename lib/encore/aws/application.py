@@ -1,4 +1,7 @@
-"""Stops the EMR Serverless application of a stage: it can be changed and deleted only while it is stopped."""
+"""Stops the EMR Serverless application of a stage, which cannot be deleted while it is started.
+
+Nor can it be changed, except for its maximum capacity.
+"""
 
 from __future__ import annotations
 
