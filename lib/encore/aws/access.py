@@ -132,8 +132,9 @@ def cluster_statements(buckets: Buckets) -> list[Statement]:
 def tracking_statements(server: str, artefacts: str, job: str | None = None) -> list[Statement]:
     """What a job may do with an MLflow server or app that SageMaker manages; `server` and `artefacts` are ARNs.
 
-    IAM has one action for all that an app does, and so cannot keep a job from deleting there. With a server, jobs may delete nothing, and write artefacts directly to the server's bucket. REGISTERS also reads them, to compare
-    a model with the champion. `job`: None for whoever runs any of them.
+    Jobs write artefacts directly to the bucket. REGISTERS also reads them, to compare a model with the champion. With a
+    server, jobs may delete nothing; an app has one IAM action for whatever is asked of it, deletions included. `job`:
+    None for whoever runs any of them.
     """
     registry = [*REGISTRY] if job is None else [job]
     actions = sorted({*TRACKING, *(action for name in registry for action in REGISTRY.get(name, ()))})
