@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 from mlflow import MlflowClient
-from mlflow.exceptions import RestException
+from mlflow.exceptions import MlflowException
 
 import tests.deploy.synth  # noqa: F401 - makes deploy/cdk importable
 from encore.config import Config, load_config
@@ -121,16 +121,15 @@ def test_migrations_and_servers_that_start_together_do_not_race(
         assert [one.returncode for one in done] == [0, 0], [one.stdout + one.stderr for one in done]
         assert sorted("user encore: created" in one.stdout for one in done) == [False, True]
     with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
-        folders = [database.folder / name for name in ("first", "second")]
-        for folder in folders:
+        contexts = []
+        for name in ("first", "second"):
+            folder = database.folder / name
             folder.mkdir()
-        starts = [
-            pool.submit(running(database.store, {**database.environment, "HOME": str(folder)}, folder).__enter__)
-            for folder in folders
-        ]
-        servers = [one.result() for one in starts]
-        for server in servers:
-            stack.callback(server.stop)
+            environment = {**database.environment, "HOME": str(folder)}
+            contexts.append(running(database.store, environment, folder))
+        servers = list(pool.map(lambda context: context.__enter__(), contexts))
+        for context in contexts:
+            stack.push(context.__exit__)
         for server in servers:
             answer = requests.get(
                 f"{server.uri}/api/2.0/mlflow/experiments/get",
@@ -281,7 +280,7 @@ def test_the_user_of_jobs_administers_nothing(
     users = requests.get(f"{api}/users/list", auth=jobs, timeout=120)
     assert "password" not in users.text
     log_in(monkeypatch, jobs)
-    with pytest.raises(RestException, match="Permission denied"):
+    with pytest.raises(MlflowException, match="Permission denied"):
         MlflowClient(server.uri).delete_experiment(experiment)
     log_in(monkeypatch, administrator)
     assert MlflowClient(server.uri).get_experiment(experiment).lifecycle_stage == "active"
