@@ -196,16 +196,16 @@ def mlflow_server(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def old_mlflow() -> Path:
-    """The interpreter of an environment with MLflow 3.0.0, as SageMaker runs it, made if it is missing."""
-    return interpreter("mlflow-3.0", Path(__file__).parent)
+def old_mlflow(version: str) -> Path:
+    """The folder of programs of an environment with MLflow 3.0, as SageMaker runs it, or 3.6, made if it is missing."""
+    return interpreter(f"mlflow-{version}", Path(__file__).parent).parent
 
 
 @contextmanager
 def managed_mlflow(s3: S3Server, bucket: str) -> Iterator[MlflowServer]:
     """MLflow 3.0 without authentication, on SQLite; clients write artefacts to the bucket themselves."""
     folder, port = Path(tempfile.mkdtemp(prefix="encore-mlflow-")), free_ports(1)[0]
-    programs = old_mlflow().parent
+    programs = old_mlflow("3.0")
     command = [str(programs / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1", "--no-serve-artifacts"]
     command += ["--default-artifact-root", f"s3://{bucket}/artefacts"]

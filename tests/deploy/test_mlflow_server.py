@@ -144,8 +144,8 @@ def test_migrations_and_servers_that_start_together_do_not_race(
 def test_the_database_of_an_older_mlflow_is_upgraded_with_its_users(
     database: Database, monkeypatch: pytest.MonkeyPatch, verified: Callable[[str], None]
 ) -> None:
-    """MLflow 3.0 ran with one user, an administrator as whom jobs logged in; its runs and models stay usable."""
-    programs = old_mlflow().parent
+    """MLflow 3.6 ran with one user, an administrator as whom jobs logged in; its runs and models stay usable."""
+    programs = old_mlflow("3.6")
     ini = database.folder / "old.ini"
     user, password = database.login("JOBS")[0], secrets.token_hex(12)
     ini.write_text(
@@ -193,7 +193,7 @@ def test_the_database_of_an_older_mlflow_is_upgraded_with_its_users(
                        username="another", password=secrets.token_hex(12))  # fmt: skip
         assert requests.get(f"{server.uri}/api/2.0/mlflow/experiments/search", {"max_results": 1},
                             auth=(user, password), timeout=120).status_code == 401, "the old password"  # fmt: skip
-    verified(f"a database that MLflow 3.0.0 made on {database.store} is upgraded, and its administrator made a user")
+    verified(f"a database that MLflow 3.6.0 made on {database.store} is upgraded, and its administrator made a user")
 
 
 def test_the_database_of_a_newer_mlflow_is_left_alone(database: Database) -> None:
