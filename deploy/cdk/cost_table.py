@@ -116,19 +116,20 @@ def _sum(found: dict[str, Item]) -> Item:
 
 def _difference(with_choice: Item, without: Item) -> str:
     month, hour = with_choice.month - without.month, with_choice.hour - without.hour
-    texts = [f"{month:+.1f}" if abs(month) < 10 else f"{month:+.0f}"] if month or not hour else []
+    texts = [f"{month:+.1f}".removesuffix(".0") if abs(month) < 10 else f"{month:+.0f}"] if month or not hour else []
     return " and ".join([*texts, *([f"{hour:+.2f} an hour while it is started"] if hour else [])])
 
 
 def main() -> int:
     """Write the table, or check it. Returns the exit code."""
+    found = table(load_prices(REGION))
     text = DOCS.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         print(f"encore: {DOCS}: no lines {BEGIN.strip()} and {END.strip()}", file=sys.stderr)  # noqa: T201
         return 2
-    made = f"{before}{BEGIN}\n{table(load_prices(REGION))}\n{END}{after}"
+    made = f"{before}{BEGIN}\n{found}\n{END}{after}"
     if "--check" not in sys.argv:
         DOCS.write_text(made)
         return 0
