@@ -219,6 +219,21 @@ def test_s3_may_read_the_lake_and_write_the_copy_and_nothing_else(choices: tuple
         assert not is_allowed(allowed, f"s3:{name}", f"{target}/lake/tracks/x", {})
 
 
+def test_an_alarm_names_the_rule_of_replication() -> None:
+    """With other dimensions it would watch a metric that does not exist."""
+    rule, copy, _, made = copied(*COPIES[0])
+    (alarm,) = of_type(made["storage"], "AWS::CloudWatch::Alarm")
+    dimensions = {one["Name"]: plain(one["Value"]) for one in alarm["Dimensions"]}
+    assert dimensions == {
+        "SourceBucket": bucket("lake"),
+        "DestinationBucket": plain(copy["BucketName"]),
+        "RuleId": rule["Id"],
+    }
+    assert rule["Destination"]["Metrics"] == {"Status": "Enabled"}, "or S3 publishes none"
+    (topic,) = of_type(made["orchestration"], "AWS::SNS::Topic")
+    assert [plain(one).rpartition(":")[2] for one in alarm["AlarmActions"]] == [topic["TopicName"]]
+
+
 def test_a_copy_of_encrypted_objects_is_encrypted_by_a_key_of_its_region() -> None:
     """S3 skips objects that are encrypted with a customer's key unless the rule selects them."""
     rule, copy, allowed, made = copied(*COPIES[1])

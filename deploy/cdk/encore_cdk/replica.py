@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from aws_cdk import Aws, CfnOutput, Environment, RemovalPolicy, Stack
+from aws_cdk import ArnFormat, Aws, CfnOutput, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_cloudwatch_actions as alarms
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sns as sns
 from constructs import Construct
 
 from encore.aws.stage import Stage
 from encore_cdk.encryption import stage_key
+from encore_cdk.monitoring import topic_name
 from encore_cdk.nag import acknowledge, acknowledge_wildcards, nag_arn
-from encore_cdk.storage import PREFIX, StorageStack, bucket_arn, lake_rules
+from encore_cdk.storage import PREFIX, StorageStack, bucket_arn, bucket_name, lake_rules
 
 RULE = "lake"
 STORAGE_CLASS = "STANDARD_IA"
@@ -128,5 +132,26 @@ def replicate(storage: StorageStack, replica: ReplicaStack, stage: Stage) -> Non
         ],
     )
     bucket.node.add_dependency(role)
+    failed = cloudwatch.Metric(
+        namespace="AWS/S3",
+        metric_name="OperationsFailedReplication",
+        dimensions_map={
+            "SourceBucket": bucket_name(stage, "lake"),
+            "DestinationBucket": replica_name(stage),
+            "RuleId": RULE,
+        },
+        statistic="Sum",
+        period=Duration.hours(1),
+    ).create_alarm(
+        storage,
+        "NotCopied",
+        alarm_name=f"encore-{stage.name}-NotCopied",
+        alarm_description="Encore: S3 could not copy objects of the lake to the other region",
+        threshold=1,
+        evaluation_periods=1,
+        treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
+    )
+    topic = storage.format_arn(service="sns", resource=topic_name(stage), arn_format=ArnFormat.NO_RESOURCE_NAME)
+    failed.add_alarm_action(alarms.SnsAction(sns.Topic.from_topic_arn(storage, "Failures", topic)))
     # S3 refuses a rule whose bucket does not exist
     storage.add_stack_dependency(replica)
