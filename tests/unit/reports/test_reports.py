@@ -629,6 +629,27 @@ def test_the_page_is_well_formed_and_self_contained(full: bool) -> None:
     assert page.render(content(full=full)) == html
 
 
+def test_the_page_shows_breaches_first_and_counts_them() -> None:
+    at = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+
+    def one(name: str, verdict: str) -> page.Checked:
+        return page.Checked(name, EVIL, "Share that is gone", "900", "at least 950", "1,000", "fail", verdict, at)
+
+    met = [one("tracks_lost", "ok"), one("tracks_grown", "uncompared")]
+    html = page.render(replace(content(full=False), checks=[*met, one("playlists_lost", "accepted")]))
+    text = parse(html).text
+    assert "1 of 3 expectations are not met" in text
+    assert text.count("playlists_lost") == 2, "on its own, and among all"
+    assert text.count("tracks_lost") == 1
+    assert text.index("playlists_lost") < text.index("tracks_lost")
+    assert "at least 950" in text
+    assert "2026-05-04 03:02" in text
+    assert EVIL in text
+    html = page.render(replace(content(full=False), checks=met))
+    assert "All 2 expectations are met" in parse(html).text
+    assert 'id="checks"' not in page.render(content(full=False)), "in a lake in which nothing was checked"
+
+
 def test_the_page_escapes_all_text() -> None:
     html = page.render(content(full=True))
     assert "<script" not in html
