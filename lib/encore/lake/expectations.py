@@ -274,7 +274,7 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     Expectation(
         "playlists_damaged",
         "check",
-        "Share of the playlists taken from these files that lost an item, such as a local file",
+        "Share of the playlists taken from files read since the last good run that lost an item, such as a local file",
         "at_most",
         "share",
         _playlists_damaged,
@@ -322,7 +322,7 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     Expectation(
         "unserved_more",
         "check_results",
-        "Increase of that share since the last good run",
+        "Increase of the share of test playlists without a recommendation since the last good run",
         "not_risen",
         "share",
         _unserved,
