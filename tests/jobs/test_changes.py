@@ -21,9 +21,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from encore.arrays.ragged import Ragged
+from encore.errors import LakeError
 from encore.jobs import evaluate
-from encore.lake.tables import ALL
+from encore.lake.store import open_store
+from encore.lake.tables import ALL, BY_NAME, Table
 from encore.log import configure_logging
+from encore.runtime import recovery
 from encore.splits.holdout import split
 from encore.vocabulary import FEATURES
 from tests import recompute
@@ -54,6 +57,18 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 DROPPED = (*(table.name for table in ALL if table not in recompute.EVENTS), "job_runs", *2 * INGESTED)
 
+RESTORED = (
+    "playlists",
+    "tracks",
+    "ingest_ledger",
+    "audio_features",
+    "holdout",
+    "models",
+    "recommendations",
+    "job_runs",
+)
+"""Tables of which an earlier version is restored."""
+
 names = st.integers(0, len(NAMES) - 1)
 pids = st.integers(0, 9)
 tracks = st.tuples(st.integers(0, 11), st.sampled_from((6, 6, 6, 6, 4, 0, -1)))
@@ -75,6 +90,7 @@ operations: st.SearchStrategy[Operation] = st.one_of(
         lambda name: st.tuples(st.just("set"), st.just(name), st.sampled_from(SETTINGS[name]))
     ),
     st.tuples(st.just("drop"), st.sampled_from(DROPPED)),
+    st.tuples(st.just("go back"), st.sampled_from(RESTORED), st.floats(0, 1)),
 )
 steps = st.tuples(st.lists(operations, min_size=1, max_size=3), st.one_of(st.none(), st.none(), st.integers(0, 16)))
 """Changes, and the number of commits after which the following run is killed, if it is."""
@@ -120,6 +136,9 @@ class World:
             self.lost_tracks |= rest[0] == "tracks"
             shutil.rmtree(self.lake.path / rest[0], ignore_errors=True)
             return
+        if kind == "go back":
+            self.go_back(BY_NAME[rest[0]], rest[1])
+            return
         name = NAMES[rest[0]]
         if kind == "write":
             self.write(name, *rest[1:])
@@ -151,6 +170,15 @@ class World:
             if target is not None:
                 self.write(other, {**target[0], rest[-1]: content[0][rest[-1]]}, *target[1:])
             self.write(name, {pid: own for pid, own in content[0].items() if pid != rest[-1]}, *content[1:])
+
+    def go_back(self, table: Table, share: float) -> None:
+        """Restore a table to a version, 0 to 1 of its newest; do nothing if it is not there, or was not there then."""
+        try:
+            store = open_store(self.lake.config)
+            planned = recovery.plan(store, table, version=round(share * store.there(table).version()))
+            recovery.run(self.lake.config, store, planned, "restored")
+        except LakeError:
+            return
 
     def run(self) -> list[str]:
         """Run all jobs except the report; returns their statuses."""
