@@ -10,7 +10,9 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from typer.testing import CliRunner
 
+from encore import interrupts
 from encore.aws import executions
 from encore.aws.executions import (
     MAX_FAILED_POLLS,
@@ -23,6 +25,8 @@ from encore.aws.executions import (
     machine_of,
     run,
 )
+from encore.cli.app import app
+from encore.cli.deploy import STOP_SECONDS
 from encore.errors import ConfigError, EnvironmentMissing, InputError, TransientError
 
 REGION = "us-east-1"
@@ -286,3 +290,34 @@ class TestMachine:
         outputs({})
         with pytest.raises(InputError, match="no output StateMachineArn"):
             machine_of("dev", lambda name: name)
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        "arguments",
+        [["run"], ["backfill", "--from", "2026-01-01", "--to", "2026-01-01"], ["smoke"]],
+        ids=lambda arguments: arguments[0],
+    )
+    def test_ctrl_c_leaves_time_to_stop_the_execution(
+        self, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    ) -> None:
+        """Otherwise the process ends after a few seconds, before Step Functions has answered."""
+        states, graces = StepFunctions(), list[float]()
+
+        def interrupt(_: float) -> None:
+            graces.append(interrupts._state.grace)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(executions, "machine_of", lambda *_: machine(states))
+        monkeypatch.setattr(executions, "check_raw_data", lambda *_: None)
+        monkeypatch.setattr("encore.aws.deployment.outputs_of", lambda *_: {"RawBucket": "raw"})
+        monkeypatch.setattr(Machine.follow, "__kwdefaults__", {"sleep": interrupt})
+        for function in (run, backfill):
+            monkeypatch.setattr(function, "__kwdefaults__", {**(function.__kwdefaults__ or {}), "sleep": interrupt})
+        monkeypatch.setenv("AWS_REGION", REGION)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        done = CliRunner().invoke(app, ["deploy", *arguments, "--stage", "dev"])
+        assert done.exit_code == 130, done.output
+        assert len(states.stopped) == 1
+        assert graces == [STOP_SECONDS]

@@ -252,7 +252,7 @@ class OrchestrationStack(Stack):
             (
                 "NotStartedAtAll",
                 waiting,
-                "The scheduler could not start an execution; the dead-letter queue holds the reason",
+                "A schedule, or the rule that watches runs, started nothing; the dead-letter queue holds the reason",
             ),
         ):
             alarm = metric.create_alarm(

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from encore import interrupts
 from encore.cli.command import Debug, Set, exit_with, guarded
 
 if TYPE_CHECKING:
     from encore.aws.acceptance import Facts
     from encore.aws.deployment import ClientFactory
     from encore.findings import Finding
+
+STOP_SECONDS = 30.0
+"""How long stopping an execution may take after Ctrl-C; a second Ctrl-C stops waiting for it."""
 
 deployments = typer.Typer(name="deploy", help="A deployment on AWS.", no_args_is_help=True)
 
@@ -192,7 +196,10 @@ def run(
         machine_input = {"from": first, "only": list(only), "set": list(overrides), "date": date}
         given = {key: value for key, value in machine_input.items() if value}
         run_id = name or new_run_id()
-        seconds = run_execution(machine_of(stage, _clients()), run_id, given, _say)
+        machine = machine_of(stage, _clients())
+        # after Ctrl-C, the execution is stopped
+        with interrupts.patient(STOP_SECONDS):
+            seconds = run_execution(machine, run_id, given, _say)
         out.print(f"{run_id}: succeeded after {seconds / 60:,.1f} minutes", highlight=False)
 
     exit_with(guarded(work))
@@ -220,7 +227,9 @@ def backfill(
         clients = _clients()
         raw = outputs_of(stage, "storage", clients)["RawBucket"]
         check_raw_data(days, f"s3://{raw}/playlists", clients("s3"))
-        needed = backfill_days(machine_of(stage, clients), days, overrides, _say, redo=redo)
+        machine = machine_of(stage, clients)
+        with interrupts.patient(STOP_SECONDS):
+            needed = backfill_days(machine, days, overrides, _say, redo=redo)
         out.print(f"{len(days)} dates: {needed} run now, {len(days) - needed} done before", highlight=False)
 
     exit_with(guarded(work))
@@ -390,7 +399,9 @@ def smoke(stage: StageName = "dev", name: RunName = None, debug: Debug = False) 
 
         _set_up_logging(debug)
         run_id = name or f"smoke-{new_run_id()}"
-        seconds = run_execution(machine_of(stage, _clients()), run_id, {"only": [SMOKE]}, _say)
+        machine = machine_of(stage, _clients())
+        with interrupts.patient(STOP_SECONDS):
+            seconds = run_execution(machine, run_id, {"only": [SMOKE]}, _say)
         out.print(f"{stage}: jobs can run; checked by {run_id} in {seconds / 60:,.1f} minutes", highlight=False)
 
     exit_with(guarded(work))
