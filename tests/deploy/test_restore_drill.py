@@ -10,6 +10,7 @@ from tests import restore_drill
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_lake_is_brought_back_from_each_loss(verified: Callable[[str], None]) -> None:
     said: list[str] = []
     done = restore_drill.run(300, said.append)

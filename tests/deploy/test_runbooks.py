@@ -174,6 +174,7 @@ def hold_lock(config: Config, seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_pages_on_a_lake(config: Config, raw: Path, tmp_path: Path, verified: Callable[[str], None]) -> None:
     given = " ".join(f"--set {setting}" for setting in overrides(tmp_path, raw))
     shell = Shell(tmp_path, {"LAKE": given, "BACKUP": str(tmp_path / "backup"), "PATH": programs(tmp_path)})
@@ -242,6 +243,7 @@ def test_the_pages_on_a_lake(config: Config, raw: Path, tmp_path: Path, verified
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_page_on_rolling_back_with_a_scorer_that_follows(tmp_path: Path, verified: Callable[[str], None]) -> None:
     look, cancel, back = of("Roll a model back", "registry", "registry-canary")
     (look_2,) = of("Roll a model back", "registry-scorer")
@@ -347,6 +349,7 @@ def mock_stage() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_pages_on_aws(account: Shell, monkeypatch: pytest.MonkeyPatch, verified: Callable[[str], None]) -> None:
     running = mock_stage()
     steps, s3 = boto3.client("stepfunctions"), boto3.client("s3")
@@ -395,6 +398,7 @@ def test_the_pages_on_aws(account: Shell, monkeypatch: pytest.MonkeyPatch, verif
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_passwords_of_mlflow_are_rotated(
     account: Shell, s3_server: S3Server, verified: Callable[[str], None]
 ) -> None:
