@@ -390,6 +390,7 @@ def test_the_settings_are_printed_without_their_secrets(encore: Encore) -> None:
     assert "hush" not in result.stdout
 
 
+@pytest.mark.slow
 def test_tune_prints_and_saves_what_it_found_and_ends_with_130_if_interrupted(
     encore: Encore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -374,7 +374,11 @@ def test_partitions_of_the_tables_do_not_matter(name: str) -> None:
 VECTORS: dict[str, Any] = {"vector_ids": TRAIN.vector_ids, "vectors": TRAIN.vectors}
 
 
-@every_model
+@pytest.mark.parametrize(
+    "name",
+    # many queries of a slow model take long
+    [pytest.param(name, marks=pytest.mark.slow) if name in {"fusion", "ials", "ranker"} else name for name in MODELS],
+)
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory can only be reset on Linux")
 def test_memory_does_not_grow_with_the_number_of_queries(name: str) -> None:
     n_tracks, n_queries = 200_000, 512

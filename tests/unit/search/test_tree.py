@@ -62,7 +62,9 @@ def test_search_equals_plain_python_to_the_bit(problem: tuple[np.ndarray, ...]) 
     assert not np.signbit(found.scores[found.scores == 0]).any()
 
 
-@pytest.mark.parametrize("d", [1, 2, 12, 13, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "d", [1, 2, pytest.param(12, marks=pytest.mark.slow), 13, pytest.param(300, marks=pytest.mark.slow)]
+)
 def test_search_equals_brute_force_to_the_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 3000 if d < 100 else 800
     items, ids = adversarial(n, d), np.arange(n, dtype=np.int32) * 7 - 9000
