@@ -377,7 +377,10 @@ VECTORS: dict[str, Any] = {"vector_ids": TRAIN.vector_ids, "vectors": TRAIN.vect
 @pytest.mark.parametrize(
     "name",
     # many queries of a slow model take long
-    [pytest.param(name, marks=pytest.mark.slow) if name in {"fusion", "ials", "ranker"} else name for name in MODELS],
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in {"fusion", "ials", "ranker"} else name
+        for name in sorted(MODELS)
+    ],
 )
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory can only be reset on Linux")
 def test_memory_does_not_grow_with_the_number_of_queries(name: str) -> None:
