@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 import tests.deploy.synth  # noqa: F401 - makes deploy/cdk importable
 from encore.config import Config, load_config
 from encore.runtime.model_registry import CHALLENGER
+from encore.runtime.tracking import Tracking
 from encore.serving.registry import RegisteredModel, Registry
 from tests.deploy import mlflow_calls
 from tests.deploy.mlflow_calls import MODEL
@@ -34,7 +35,7 @@ from tests.deploy.mlflow_server import (
 )
 from tests.s3server import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.timeout(1800)]
 
 BUCKET = "mlflow-artefacts"
 NAME = f"encore-{MODEL}"
@@ -229,10 +230,14 @@ def test_the_user_of_jobs_may_do_all_that_jobs_do(
     administrators.create_experiment("of-the-administrator")
     administrators.create_registered_model(NAME)
     log_in(monkeypatch, made.login("JOBS"))
-    for experiment in ("of-the-administrator", "of-jobs"):
-        config = configured(server.uri, experiment)
-        run = mlflow_calls.track(config, experiment, tmp_path)
-        version = mlflow_calls.register(config, experiment, run, tmp_path)
+    # jobs create the experiment when they first log to it
+    own = Tracking(configured(server.uri, "of-jobs"), "own")
+    assert own.parent() is not None
+    own.finish(["evaluate"], None, 2.0)
+    assert own.failed is None
+    config = configured(server.uri, "of-the-administrator")
+    run = mlflow_calls.track(config, "calls", tmp_path)
+    version = mlflow_calls.register(config, "calls", run, tmp_path)
 
     # the scorer, which speaks HTTP without MLflow's client
     registry = Registry(server.uri, os.environ)
