@@ -31,6 +31,7 @@ def environments(*choices: str) -> dict[str, str]:
     return {name: one["environment"] for name, one in stacks if one["type"] == "aws:cloudformation:stack"}
 
 
+@pytest.mark.slow
 def test_the_stacks_of_a_stage_are_deployed_to_its_own_account_by_the_roles_there() -> None:
     found = environments(*OWN)
     assert len(found) > 4
@@ -50,6 +51,7 @@ def test_without_an_account_the_stacks_go_wherever_the_credentials_point() -> No
     assert set(environments("dev").values()) == {"aws://unknown-account/unknown-region"}
 
 
+@pytest.mark.slow
 def test_the_pipeline_stays_with_its_connection_and_may_deploy_to_the_account_of_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_grant_that_is_forgotten_is_found() -> None:
         assert any(kind in sentence.split(" may ")[0] for sentence in found), kind
 
 
+@pytest.mark.slow
 def test_everything_that_takes_a_key_has_the_stages_or_its_own() -> None:
     """CloudFormation's own schemas say what takes a key. Whatever gets none is named above, with the reason."""
     from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
