@@ -161,7 +161,8 @@ def test_a_better_version_is_promoted_and_a_worse_one_held(run: Callable[..., An
     second = rows(config)[1]
     assert (second["verdict"], second["compared_with"]) == ("champion", 1)
     assert dict(second["numbers"])["ndcg_low"] > 0
-    config, facts = run("recommend.adjacency.reach=2", run_id="worse")
+    # the check of results would refuse a model that is so much worse before it is registered
+    config, facts = run("recommend.adjacency.reach=2", "check.accept=[ndcg_lost,r_precision_lost]", run_id="worse")
     (note,) = facts["notes"]
     assert note.startswith("adjacency 3 is held: NDCG is not significantly higher")
     assert aliases(config) == {"champion": 2, "previous": 1}
