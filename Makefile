@@ -107,8 +107,8 @@ format: setup ## Format the code and fix what the linter can fix
 # Two processes, for two cores: tests without a JVM in parallel with those that share a Spark session.
 define pytest
 mkdir -p .cache; unit=0; spark=0; \
-$(BIN)/pytest $(1) tests/unit tests/deploy tests/jobs/local >.cache/unit.log 2>&1 & pid=$$!; \
-$(BIN)/pytest $(1) tests/spark tests/jobs --ignore=tests/jobs/local || spark=$$?; \
+$(BIN)/pytest $(1) tests/unit tests/deploy >.cache/unit.log 2>&1 & pid=$$!; \
+$(BIN)/pytest $(1) tests/jobs tests/spark || spark=$$?; \
 wait $$pid || unit=$$?; cat .cache/unit.log; exit $$((unit + spark))
 endef
 

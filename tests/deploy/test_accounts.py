@@ -40,6 +40,7 @@ def test_the_stacks_of_a_stage_are_deployed_to_its_own_account_by_the_roles_ther
     assert stack["assumeRoleArn"].endswith(f":iam::{PROD}:role/cdk-hnb659fds-deploy-role-{PROD}-eu-central-1")
 
 
+@pytest.mark.slow
 def test_nothing_is_looked_up_in_the_account_while_templates_are_made() -> None:
     """A context lookup needs credentials, and its placeholder would end up in the template."""
     assert "missing" not in manifest(*OWN)

@@ -12,10 +12,9 @@ from rich.table import Table as Grid
 
 from encore.config import Config
 from encore.errors import InputError, LakeError
-from encore.lake.expectations import EXPECTATIONS, newest, shown_expected, shown_value
+from encore.lake.expectations import EXPECTATIONS, check_settings, newest, shown_expected, shown_value
 from encore.lake.store import Store, open_store
 from encore.lake.tables import CHECKS
-from encore.runtime.checks import check_settings
 
 VERDICTS = ("ok", "warn", "fail", "accepted", "uncompared")
 STYLES = {"fail": "bold red", "warn": "yellow", "accepted": "yellow"}

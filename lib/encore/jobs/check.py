@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from encore.config import Config
+from encore.lake.expectations import check_settings
 from encore.lake.tables import AUDIO_FEATURES, CHECKS, INGEST_LEDGER, PLAYLISTS, QUARANTINE, TRACKS
-from encore.runtime.checks import check_settings, run_checks, settings_digest
+from encore.runtime.checks import run_checks, settings_digest
 from encore.runtime.context import JobContext
 
 READS = (PLAYLISTS, TRACKS, INGEST_LEDGER, QUARANTINE, AUDIO_FEATURES, CHECKS)

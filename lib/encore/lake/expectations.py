@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from encore.config import Config
+from encore.errors import ConfigError
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import (
     AUDIO_FEATURES,
@@ -347,6 +349,20 @@ EXPECTATIONS: tuple[Expectation, ...] = (
 """All expectations, in the order in which they are shown."""
 
 BY_NAME: dict[str, Expectation] = {one.name: one for one in EXPECTATIONS}
+
+
+def check_settings(config: Config) -> None:
+    """Raise ConfigError unless the settings `check` have a bound for every expectation, and for nothing else."""
+    expect = config.check.expect
+    unknown = sorted(expect.keys() - BY_NAME.keys())
+    if unknown:
+        raise ConfigError(f"check.expect.{unknown[0]}: no such expectation", remedy="one of: " + ", ".join(BY_NAME))
+    lacking = [name for name in BY_NAME if name not in expect]
+    if lacking:
+        raise ConfigError(f"check.expect.{lacking[0]}: missing", remedy="give it a bound and a severity")
+    for name in config.check.accept:
+        if name.partition("/")[0] not in BY_NAME:
+            raise ConfigError(f"check.accept: {name}: no such expectation", remedy="one of: " + ", ".join(BY_NAME))
 
 
 def is_accepted(name: str, subject: str, accept: Collection[str]) -> bool:

@@ -13,27 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from encore.config import Config
-from encore.errors import ConfigError, InputError
-from encore.lake.expectations import BY_NAME, EXPECTATIONS, Expectation, good_rows, judged, sentence
+from encore.errors import InputError
+from encore.lake.expectations import EXPECTATIONS, Expectation, good_rows, judged, sentence
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import CHECKS, JOB_RUNS, Table, arrow_schema
 from encore.runtime.context import JobContext
 from encore.runtime.fingerprint import digest
-
-
-def check_settings(config: Config) -> None:
-    """Raise ConfigError unless the settings `check` have a bound for every expectation, and for nothing else."""
-    expect = config.check.expect
-    unknown = sorted(expect.keys() - BY_NAME.keys())
-    if unknown:
-        raise ConfigError(f"check.expect.{unknown[0]}: no such expectation", remedy="one of: " + ", ".join(BY_NAME))
-    lacking = [name for name in BY_NAME if name not in expect]
-    if lacking:
-        raise ConfigError(f"check.expect.{lacking[0]}: missing", remedy="give it a bound and a severity")
-    for name in config.check.accept:
-        if name.partition("/")[0] not in BY_NAME:
-            raise ConfigError(f"check.accept: {name}: no such expectation", remedy="one of: " + ", ".join(BY_NAME))
 
 
 def settings_digest(ctx: JobContext) -> str:

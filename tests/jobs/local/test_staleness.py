@@ -113,7 +113,13 @@ class TestModels:
 
 
 class TestDroppedTables:
-    @pytest.mark.parametrize("name", [*DERIVED, "audio_features", "model_metrics", "job_runs"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name if name in ("holdout", "recommendations", "job_runs") else pytest.param(name, marks=pytest.mark.slow)
+            for name in (*DERIVED, "audio_features", "model_metrics", "job_runs")
+        ],
+    )
     def test_a_dropped_table_is_made_again(self, session: Session, lake: Path, generated: Path, name: str) -> None:
         config = configured(lake, generated, "recommend.models=[popularity,random]")
         before = recompute.contents(lake)

@@ -12,7 +12,16 @@ import pytest
 
 from encore.config import load_config
 from encore.errors import ConfigError
-from encore.lake.expectations import BY_NAME, EXPECTATIONS, Measured, good_rows, judged, newest, sentence
+from encore.lake.expectations import (
+    BY_NAME,
+    EXPECTATIONS,
+    Measured,
+    check_settings,
+    good_rows,
+    judged,
+    newest,
+    sentence,
+)
 from encore.lake.scan import KeyIn, KeyRange
 from encore.lake.tables import (
     AUDIO_FEATURES,
@@ -25,7 +34,6 @@ from encore.lake.tables import (
     Table,
     arrow_schema,
 )
-from encore.runtime.checks import check_settings
 from encore.runtime.registry import job_module
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
