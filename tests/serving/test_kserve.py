@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def test_a_field_that_kserve_does_not_know_is_noticed(python: Path, tmp_path: Pa
 def test_the_container_has_few_rights(service: dict[str, Any], container: dict[str, Any]) -> None:
     predictor = service["spec"]["predictor"]
     assert predictor["securityContext"]["runAsNonRoot"] is True
-    assert predictor["securityContext"]["runAsUser"] > 0
+    image = tomllib.loads((ROOT / "deploy" / "image" / "files.toml").read_text())["image"]
+    assert predictor["securityContext"]["runAsUser"] == image["user"] > 0, "the image's folders belong to its user"
     assert predictor["automountServiceAccountToken"] is False
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
