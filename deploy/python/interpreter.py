@@ -69,6 +69,8 @@ def add(tree: Path, cache: Path) -> None:
     # from these versions anybody can find the source of each package
     _copy(LOCK, tree / "share" / "doc" / LOCK.name)
     _copy(LAUNCHER, tree / "bin" / "python")
+    # whatever the mode of the source: a checkout that was passed on as a zip file has lost it
+    (tree / "bin" / "python").chmod(0o755)
     for name in ("python3", f"python{VERSION}"):
         (tree / "bin" / name).symlink_to("python")
 
