@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from encore.config import Config
 from encore.lake.store import Store
-from encore.lake.tables import JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS, QUARANTINE, Table
+from encore.lake.tables import CHECKS, JOB_COSTS, JOB_RUNS, MODEL_METRICS, PLAYLIST_METRICS, QUARANTINE, Table
 from encore.lake.transaction import append_small
 
 BEGAN = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -52,6 +52,12 @@ def evaluated(model: str) -> dict[str, Any]:
     return {**{column.name: zeros.get(column.type) for column in columns}, "model": model}
 
 
+def checked(job: str, name: str, severity: str, verdict: str, subject: str = "") -> dict[str, Any]:
+    row = {"run_id": "run-25", "job": job, "name": name, "subject": subject, "severity": severity, "verdict": verdict}
+    numbers = {"value": 0.3, "baseline": 0.3, "expected": 0.27, "bound": 0.1}
+    return {**row, **numbers, "relation": "at_least", "basis": None, "at": BEGAN + timedelta(hours=25)}
+
+
 def _no_spark() -> NoReturn:
     raise AssertionError("works without Spark")
 
@@ -80,6 +86,10 @@ def recorded_lake(config: Config) -> Store:
             mean("dropped", "ndcg", 0.2, 1),
         ],
         PLAYLIST_METRICS: [evaluated("ranker")],
+        CHECKS: [
+            checked("check", "features_missing", "warn", "warn"),
+            checked("check_results", "ndcg_lost", "fail", "ok", "ranker"),
+        ],
     }
     for table, some in rows.items():
         found.ensure(table)

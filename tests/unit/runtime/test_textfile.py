@@ -55,6 +55,10 @@ def test_the_lake_tells_when_each_job_succeeded_and_what_it_cost(store: Store) -
         ("encore_quarantine_rows", "ingest_playlists", "pid_not_integer"): 1.0,
         ("encore_model_ndcg", "ranker"): 0.4,
         ("encore_model_r_precision", "ranker"): 0.2,
+        ("encore_check_value", "ndcg_lost", "check_results", "ranker"): 0.3,
+        ("encore_check_expected", "ndcg_lost", "check_results", "ranker"): 0.27,
+        ("encore_check_breached", "ndcg_lost", "check_results", "fail", "ranker"): 0.0,
+        ("encore_check_breached", "features_missing", "check", "warn", ""): 1.0,
         ("encore_lake_info", store.path): 1.0,
     }
     found = values(job_metrics(store))
