@@ -169,8 +169,10 @@ def test_it_is_renewed_while_the_run_lives(config: Config, lock: Named, monkeypa
     first = lock("run-1")
     first.take()
     rewrite(config, until=1.0)
-    renewed.clear()
-    assert renewed.wait(30)
+    # the first of the two may have been under way before
+    for _ in range(2):
+        renewed.clear()
+        assert renewed.wait(30)
     assert holders(config)[0].until > 1.0
     with pytest.raises(TransientError):
         lock("run-2").take()
