@@ -521,8 +521,7 @@ class TestThePipeline:
         stored = pipeline.server.client().list_objects_v2(Bucket="line-artefacts")["KeyCount"]
         assert stored >= len(plots)
         lake = [f"lake.path={pipeline.values['Lake']}", "raw.playlists=s3://unused", "s3.path_style=true"]
-        for name, value in pipeline.server.environment().items():
-            monkeypatch.setenv(name, value)
+        use_keys(pipeline.server, monkeypatch)
         facts = facts_of("dev", load_config("emr", lake))
         assert facts.run_id == "nightly-1"
         assert [one for one in accepted(facts, 300) if one.remedy] == []
@@ -602,8 +601,7 @@ class TestThePipeline:
     def test_a_second_run_after_maintenance_has_nothing_to_do(
         self, pipeline: PipelineRun, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for name, value in pipeline.server.environment().items():
-            monkeypatch.setenv(name, value)
+        use_keys(pipeline.server, monkeypatch)
         config = load_config(
             "emr", [f"lake.path={pipeline.values['Lake']}", "raw.playlists=unused", "s3.path_style=true"]
         )
@@ -613,12 +611,19 @@ class TestThePipeline:
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
         # the setting with which the report was last made
         machine_input = {"set": [*SETTINGS, "report.top=7"]}
         assert pipeline.account.run("nightly-2", machine_input)["status"] == "SUCCEEDED"
-        for name, value in pipeline.server.environment().items():
-            monkeypatch.setenv(name, value)
+        use_keys(pipeline.server, monkeypatch)
         assert {table.name: data_id(store, table) for table in ALL if table is not JOB_RUNS} == before
+
+
+def use_keys(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process read the lake on a server. boto3's session keeps the keys that it has found first."""
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
 def data_id(store: Store, table: Table) -> str | None:
