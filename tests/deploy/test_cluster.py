@@ -221,8 +221,8 @@ def test_jobs_log_metrics_to_a_managed_mlflow_with_the_permissions_of_their_role
     artefacts_arn = "arn:aws:s3:::cluster-artefacts/artefacts"
     allowed = tracking_statements(ARN, artefacts_arn)
     assert [action for action in mlflow.actions if not is_allowed(allowed, action, ARN, {})] == []
-    # a tag is set when a job fails, one of an experiment when an older release created it; a champion's bundle is looked
-    # up when there is one to compare with (test_managed_registry)
+    # a tag is set when a job fails, one of an experiment when an older release created it; a champion's bundle is
+    # looked up when there is one to compare with (test_managed_registry)
     later = ("SetTag", "SetExperimentTag", "GetDownloadURIForModelVersionArtifacts")
     unused = {f"sagemaker-mlflow:{action}" for action in later}
     allowed_actions = {f"sagemaker-mlflow:{action}" for action in (*TRACKING, *REGISTRY[REGISTERS])}
