@@ -113,7 +113,7 @@ wait $$pid || unit=$$?; cat .cache/unit.log; exit $$((unit + spark))
 endef
 
 .PHONY: test
-test: setup s3 lint ## Lint, types and all tests except the slow ones (under 5 minutes)
+test: setup s3 lint ## Lint, types and all tests except the slow ones (8 minutes)
 	@$(call pytest,-m "not slow")
 
 .PHONY: test-full
@@ -126,7 +126,7 @@ serve-check: setup s3 ## Check the scorer as a process: protocols, load, malform
 	@$(BIN)/pytest -v -rs tests/serving
 
 .PHONY: deploy-check
-deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (half an hour)
+deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (an hour)
 	@$(BIN)/pytest -v -m slow tests/deploy
 
 .PHONY: canary-drill
