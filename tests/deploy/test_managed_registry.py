@@ -9,6 +9,7 @@ import boto3
 import pytest
 import requests
 from mlflow import MlflowClient
+from mlflow.store.artifact import s3_artifact_repo
 
 from encore.aws.access import REGISTERS, REGISTRY, TRACKING, tracking_statements
 from encore.runtime.pipeline import plan, run_pipeline
@@ -64,6 +65,8 @@ def test_the_role_of_register_models_may_do_what_registering_takes_and_no_more(
 ) -> None:
     """The second version is compared with the first one, whose evaluation is read from S3."""
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    # MLflow keeps the client of an earlier test, which speaks to the server and not to the recorder
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
     s3_server.client().create_bucket(Bucket=BUCKET)
     raw = (f"raw.playlists={generated}", f"raw.features={generated}/features")
     models = ("recommend.models=[adjacency]", "registry.models=[adjacency]")
