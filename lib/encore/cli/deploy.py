@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -174,6 +174,16 @@ def upload(
     exit_with(guarded(work))
 
 
+def _run_to_the_end(stage: str, run_id: str, given: dict[str, Any]) -> float:
+    """Start an execution with an input and follow it; returns its minutes. After Ctrl-C, the execution is stopped."""
+    from encore.aws.executions import machine_of
+    from encore.aws.executions import run as run_execution
+
+    machine = machine_of(stage, _clients())
+    with interrupts.patient(STOP_SECONDS):
+        return run_execution(machine, run_id, given, _say) / 60
+
+
 @deployments.command("run")
 def run(
     stage: StageName = "dev",
@@ -187,8 +197,6 @@ def run(
     """Start an execution of a stage's state machine and follow it to its end. Ctrl-C stops it."""
 
     def work() -> None:
-        from encore.aws.executions import machine_of
-        from encore.aws.executions import run as run_execution
         from encore.cli.console import out
         from encore.runtime.pipeline import new_run_id
 
@@ -196,11 +204,8 @@ def run(
         machine_input = {"from": first, "only": list(only), "set": list(overrides), "date": date}
         given = {key: value for key, value in machine_input.items() if value}
         run_id = name or new_run_id()
-        machine = machine_of(stage, _clients())
-        # after Ctrl-C, the execution is stopped
-        with interrupts.patient(STOP_SECONDS):
-            seconds = run_execution(machine, run_id, given, _say)
-        out.print(f"{run_id}: succeeded after {seconds / 60:,.1f} minutes", highlight=False)
+        minutes = _run_to_the_end(stage, run_id, given)
+        out.print(f"{run_id}: succeeded after {minutes:,.1f} minutes", highlight=False)
 
     exit_with(guarded(work))
 
@@ -391,17 +396,13 @@ def smoke(stage: StageName = "dev", name: RunName = None, debug: Debug = False) 
     """Run a stage's smoke job: does a job find its interpreter, packages, credentials, lake and MLflow?"""
 
     def work() -> None:
-        from encore.aws.executions import machine_of
-        from encore.aws.executions import run as run_execution
         from encore.cli.console import out
         from encore.runtime.pipeline import new_run_id
         from encore.runtime.registry import SMOKE
 
         _set_up_logging(debug)
         run_id = name or f"smoke-{new_run_id()}"
-        machine = machine_of(stage, _clients())
-        with interrupts.patient(STOP_SECONDS):
-            seconds = run_execution(machine, run_id, {"only": [SMOKE]}, _say)
-        out.print(f"{stage}: jobs can run; checked by {run_id} in {seconds / 60:,.1f} minutes", highlight=False)
+        minutes = _run_to_the_end(stage, run_id, {"only": [SMOKE]})
+        out.print(f"{stage}: jobs can run; checked by {run_id} in {minutes:,.1f} minutes", highlight=False)
 
     exit_with(guarded(work))
