@@ -29,6 +29,17 @@ Slice = dict[int, list[Track]]
 FIELDS = ("track_name", "artist_uri", "artist_name", "album_uri", "album_name", "duration_ms")
 _CLOCK = count(1_600_000_000)
 
+JOBS = (
+    "ingest_playlists",
+    "ingest_features",
+    "build_track_vectors",
+    "split_holdout",
+    "build_centroids",
+    "fit_models",
+    "recommend",
+)
+"""The jobs that make the tables of a lake, up to the recommendations."""
+
 
 def uri(track: int) -> str:
     """The URI of a track."""

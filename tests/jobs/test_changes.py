@@ -30,19 +30,10 @@ from encore.runtime import recovery
 from encore.splits.holdout import split
 from encore.vocabulary import FEATURES
 from tests import recompute
-from tests.changes import Folder, Killed, Lake, fresh, killed_after, plain, uri
+from tests.changes import JOBS, Folder, Killed, Lake, fresh, killed_after, plain, uri
 from tests.conftest import settings as lake_settings
 
 NAMES = ("a.json", "a (1).json", "b.json", "sub/c.json.gz", "mpd.slice.0-9.JSON")
-JOBS = (
-    "ingest_playlists",
-    "ingest_features",
-    "build_track_vectors",
-    "split_holdout",
-    "build_centroids",
-    "fit_models",
-    "recommend",
-)
 INGESTED = ("playlists", "challenge_playlists", "tracks", "quarantine", "ingest_ledger")
 HOLDERS = ("playlists", "challenge_playlists")
 SETTINGS: dict[str, tuple[str, ...]] = {

@@ -8,17 +8,7 @@ from deltalake import DeltaTable
 
 from encore.lake.tables import Table
 from tests import recompute
-from tests.changes import Folder, Lake
-
-JOBS = (
-    "ingest_playlists",
-    "ingest_features",
-    "build_track_vectors",
-    "split_holdout",
-    "build_centroids",
-    "fit_models",
-    "recommend",
-)
+from tests.changes import JOBS, Folder, Lake
 
 OVERRIDES = {
     "recommend.k": "4",
