@@ -21,6 +21,7 @@ STAGE     ?= dev
 CHOICES   ?=
 STACKS    ?= --all
 CANCEL    ?=
+SLOW      ?=
 ARGS      ?=
 
 UV_VERSION := 0.13.9
@@ -104,21 +105,32 @@ format: setup ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 
-# Two processes, for two cores: tests without a JVM in parallel with those that share a Spark session.
-define pytest
-mkdir -p .cache; unit=0; spark=0; \
-$(BIN)/pytest $(1) tests/unit tests/deploy >.cache/unit.log 2>&1 & pid=$$!; \
-$(BIN)/pytest $(1) tests/jobs tests/spark || spark=$$?; \
-wait $$pid || unit=$$?; cat .cache/unit.log; exit $$((unit + spark))
-endef
+# Lint and three groups of tests at the same time: they often wait, for a server, for a disk or for the JVM. The second
+# group compiles the loops that the others find in numba's cache. Their output is printed group by group.
+CHECKS := lint test-jobs test-spark test-unit
+TOGETHER = $(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(CHECKS)
 
 .PHONY: test
-test: setup s3 lint ## Lint, types and all tests except the slow ones (8 minutes)
-	@$(call pytest,-m "not slow")
+test: setup s3 ## Lint, types and all tests except the slow ones (8 minutes)
+	@$(TOGETHER)
 
 .PHONY: test-full
-test-full: setup s3 lint ## Lint, types and all tests, including the slow ones
-	@$(call pytest,)
+test-full: setup s3 ## Lint, types and all tests, including the slow ones
+	@$(TOGETHER) SLOW=yes
+
+PYTEST = $(BIN)/pytest $(if $(SLOW),,-m "not slow")
+
+.PHONY: test-spark
+test-spark: setup s3
+	@$(PYTEST) tests/spark tests/jobs --ignore tests/jobs/local
+
+.PHONY: test-jobs
+test-jobs: setup s3
+	@$(PYTEST) tests/unit/search tests/unit/recommenders tests/jobs/local
+
+.PHONY: test-unit
+test-unit: setup s3
+	@$(PYTEST) tests/unit tests/deploy --ignore tests/unit/search --ignore tests/unit/recommenders
 
 .PHONY: serve-check
 serve-check: setup s3 ## Check the scorer as a process: protocols, load, malformed requests, page, monitoring (15 minutes)

@@ -30,7 +30,7 @@ def file_of(store: Store) -> Path:
     return Path(store.root) / "playlists" / path
 
 
-@pytest.mark.parametrize("how", ["gone", "cut", "empty"])
+@pytest.mark.parametrize("how", ["cut", *(pytest.param(how, marks=pytest.mark.slow) for how in ("gone", "empty"))])
 def test_a_broken_data_file_is_named(
     session: Session, generated: Path, lake_settings: Callable[..., Config], how: str
 ) -> None:
@@ -154,6 +154,7 @@ def test_a_run_that_refused_records_says_how_many(
     assert notes == []
 
 
+@pytest.mark.slow
 def test_the_last_line_says_where_metrics_are_that_mlflow_did_not_take(
     session: Session, generated: Path, tmp_path: Path, lake_settings: Callable[..., Config]
 ) -> None:

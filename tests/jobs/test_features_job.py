@@ -239,7 +239,7 @@ def test_tracks_that_a_service_does_not_know_are_requested_again_only_if_forced(
     assert refused(lake) == missing[1:]
 
 
-@pytest.mark.parametrize("n_commits", range(4))
+@pytest.mark.parametrize("n_commits", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 2, 3))])
 def test_a_forced_request_that_ends_between_commits_loses_no_track(
     lake: Lake, service: FeatureServer, n_commits: int
 ) -> None:

@@ -266,6 +266,7 @@ def test_a_new_column_of_tracks_renames_none(monkeypatch: pytest.MonkeyPatch) ->
 # tables that were dropped -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropped", [(name,) for name in SMALL] + [("tracks", "ingest_ledger")])
 def test_a_dropped_table_is_made_again(raw: Folder, lake: Lake, dropped: tuple[str, ...]) -> None:
     raw.write("a.json", {1: plain([1, 2]), 2: plain([3])})
@@ -566,7 +567,7 @@ def test_a_file_that_was_refused_as_a_whole_and_is_gone_leaves_nothing(raw: Fold
 # interrupted runs --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_commits", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("n_commits", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 6))])
 def test_a_run_that_breaks_off_is_made_good(raw: Folder, lake: Lake, n_commits: int) -> None:
     """After any of its commits; then the file changes back, so that its size and time are those in the ledger."""
     raw.write("a.json", {1: plain([1, 2, 9]), 2: [(3, 2)]})

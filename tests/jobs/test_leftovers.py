@@ -44,6 +44,7 @@ def _no_spark() -> None:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_the_next_run_removes_what_a_killed_one_left(
     session: Session, generated: Path, lake_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,6 +273,7 @@ def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [40, 1000])
 def test_a_run_that_broke_off_goes_on_where_it_was_however_it_is_cut(
     made: tuple[Path, Config], session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
@@ -434,6 +435,7 @@ def test_a_missing_table_names_the_job_that_makes_it(session: Session, lake_sett
     assert caught.value.remedy == "run ingest_playlists first"
 
 
+@pytest.mark.slow
 def test_the_views_unfold_the_arrays(made: tuple[Path, Config], session: Session) -> None:
     lake, config = made
     store = Store(config, session)

@@ -18,6 +18,7 @@ from tests.s3server import S3Server
 BUCKET = "encore-line"
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_the_line_with_slices_features_and_lake_in_s3(
     s3_server: S3Server,

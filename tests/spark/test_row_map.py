@@ -51,7 +51,9 @@ def made(folder: Path, reports: pa.Table) -> list[str]:
     return [str(folder / path) for path in reports["path"].drop_null().to_pylist()]
 
 
-@pytest.mark.parametrize(("tasks", "block"), [(1, 1), (2, 4), (9, 1000)])
+@pytest.mark.parametrize(
+    ("tasks", "block"), [(2, 4), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 1), (9, 1000)))]
+)
 def test_rows_do_not_depend_on_tasks_and_blocks(session: Session, tmp_path: Path, tasks: int, block: int) -> None:
     spark, out = session(), tmp_path / "out"
     work = RowMap(source(tmp_path / "in", range(21), range(21, 50)), halves, block=block, tasks=tasks)

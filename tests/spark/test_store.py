@@ -133,6 +133,7 @@ class TestEachTable:
         )
         assert store.state(table).rows == 2  # type: ignore[union-attr]
 
+    @pytest.mark.slow
     def test_is_streamed_as_spark_reads_it(self, store: Store, table: Table) -> None:
         write(store, table, [good_row(table, number) for number in range(5)])
         parts = store.scan(table, table.names).read()

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ def _closure_digest(module: str, left_out: frozenset[str]) -> str:
         if any(name == root or name.startswith(f"{root}.") for root in left_out):
             continue
         seen.add(name)
-        todo.extend(_imports(name))
-    return digest([[name, _module_digest(name)] for name in sorted(seen)])
+        todo.extend(_module(name).imports)
+    return digest([[name, _module(name).digest] for name in sorted(seen)])
 
 
 def modules_of(root: str) -> set[str]:
@@ -89,7 +90,7 @@ def modules_of(root: str) -> set[str]:
         if name in found or _path(name) is None:
             continue
         found.add(name)
-        todo += [*_imports(name), name.rpartition(".")[0]]
+        todo += [*_module(name).imports, name.rpartition(".")[0]]
     return found
 
 
@@ -113,24 +114,30 @@ def _path(name: str) -> Path | None:
     return None
 
 
-@cache
-def _tree(name: str) -> ast.Module:
-    path = _path(name)
-    assert path is not None
-    return ast.parse(path.read_bytes())
+@dataclass(frozen=True)
+class _Module:
+    """What the fingerprint needs of a module: its digest, and the names that it imports anywhere in its code, except
+    for imports only for type checkers."""
+
+    digest: str
+    imports: tuple[str, ...]
+
+
+def _module(name: str) -> _Module:
+    return _parsed(source_of(name).read_bytes())
 
 
 @cache
-def _imports(name: str) -> tuple[str, ...]:
-    """The names that a module imports anywhere in its code, except for imports only for type checkers."""
+def _parsed(source: bytes) -> _Module:
+    tree = ast.parse(source)
     found: list[str] = []
-    for statement in _statements(_tree(name)):
+    for statement in _statements(tree):
         if isinstance(statement, ast.ImportFrom) and statement.module:
             found.append(statement.module)
             found.extend(f"{statement.module}.{alias.name}" for alias in statement.names)
         elif isinstance(statement, ast.Import):
             found.extend(alias.name for alias in statement.names)
-    return tuple(found)
+    return _Module(hashlib.blake2b(_syntax(tree).encode(), digest_size=16).hexdigest(), tuple(found))
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -141,17 +148,13 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
         yield from _statements(child)
 
 
-@cache
-def _module_digest(name: str) -> str:
-    path = _path(name)
-    assert path is not None
-    text = syntax(path.read_bytes())
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def syntax(source: bytes) -> str:
     """The syntax tree of Python code as text, without positions and without docstrings (all bare string statements)."""
-    return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
+    return _syntax(ast.parse(source))
+
+
+def _syntax(tree: ast.Module) -> str:
+    return ast.dump(_WithoutDocstrings().visit(tree))
 
 
 class _WithoutDocstrings(ast.NodeTransformer):

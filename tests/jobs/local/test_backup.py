@@ -194,7 +194,7 @@ def test_damage_of_a_backup_is_found_and_never_brought_back(lake: Lake, vault: V
     assert ["no such file" in text.lower() for text in verify(vault, made)] == [True]
 
 
-@pytest.mark.parametrize("n_files", [0, 3, 30, 60])
+@pytest.mark.parametrize("n_files", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 30, 60))])
 def test_a_restore_that_was_interrupted_leaves_nothing_that_a_job_takes_for_a_table(
     lake: Lake, vault: Vault, n_files: int
 ) -> None:

@@ -141,7 +141,14 @@ def test_a_loss_that_is_mended_is_no_breach(lake: Lake) -> None:
     assert set(lake.run().values()) == {"up_to_date"}
 
 
-@pytest.mark.parametrize("jobs", [plan("split_holdout"), ["fit_models"], plan("register_models")])
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        ["fit_models"],
+        pytest.param(plan("split_holdout"), marks=pytest.mark.slow),
+        pytest.param(plan("register_models"), marks=pytest.mark.slow),
+    ],
+)
 def test_jobs_after_a_failed_check_do_not_run_by_themselves_either(lake: Lake, jobs: list[str]) -> None:
     lake.lose_a_third()
     with pytest.raises(InputError, match="playlists_lost"):

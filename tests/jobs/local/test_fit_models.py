@@ -247,6 +247,7 @@ class TestMaintain:
         assert left() == {default, recommended, newest}
         assert left("recommend.adjacency.reach=5") == {recommended, newest}
 
+    @pytest.mark.slow
     def test_what_newest_metrics_and_mlflow_runs_are_of_is_kept(
         self,
         reach: Callable[..., str],

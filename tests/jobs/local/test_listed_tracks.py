@@ -123,7 +123,7 @@ def test_an_orphaned_track_that_is_listed_is_one_no_more(lake: Lake) -> None:
     is_fresh(lake)
 
 
-@pytest.mark.parametrize("n_commits", [2, 4, 5])
+@pytest.mark.parametrize("n_commits", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_a_run_that_is_killed_is_made_up_for(lake: Lake, n_commits: int) -> None:
     with killed_after(n_commits), suppress(Killed):
         lake.ingest()

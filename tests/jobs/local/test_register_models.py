@@ -142,6 +142,7 @@ def test_a_second_run_registers_nothing(made: Path, generated: Path, session: Se
     assert len(MlflowClient(config.tracking.uri).search_model_versions(f"name = '{NAME}'")) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_comes_out_the_same_is_no_new_version(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_what_was_not_evaluated_is_not_registered(run: Callable[..., Any]) -> No
     assert facts["notes"][0].startswith("not registered: popularity: it has not been evaluated")
 
 
+@pytest.mark.slow
 def test_if_mlflow_fails_the_next_run_registers(run: Callable[..., Any]) -> None:
     broken = "tracking.uri=sqlite:////proc/no/such/place.db"
     config, facts = run("recommend.adjacency.reach=20", broken)
@@ -228,6 +230,7 @@ def test_if_mlflow_fails_the_next_run_registers(run: Callable[..., Any]) -> None
     assert rows(config)[1]["evaluation_run"] is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_registering_is_completed(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

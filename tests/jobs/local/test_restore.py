@@ -94,7 +94,7 @@ def test_refused_records_go_back_with_the_playlists_and_those_of_other_jobs_stay
     assert lake.contents() == fresh(lake) | {"quarantine": both}
 
 
-@pytest.mark.parametrize("n_done", range(5))
+@pytest.mark.parametrize("n_done", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4))])
 def test_a_restore_that_was_interrupted_leaves_a_lake_from_which_ingest_goes_on(lake: Lake, n_done: int) -> None:
     good, calls = version(lake, PLAYLISTS), 0
     lake.raw.write("b.json", {10 + j: plain([20 + j, 21 + j]) for j in range(4)})

@@ -85,6 +85,7 @@ def test_any_order_of_samples_gives_the_rows_of_a_fresh_run(
     assert samples[7] < samples[40]
 
 
+@pytest.mark.slow
 def test_only_playlists_with_test_tracks_are_sampled(generated: Path, session: Session, tmp_path: Path) -> None:
     own = ("split.protocol=challenge", "split.challenge_playlists=60")
     run(tmp_path / "lake", generated, session, 1000, *own)
@@ -95,6 +96,7 @@ def test_only_playlists_with_test_tracks_are_sampled(generated: Path, session: S
     assert len(rows(tmp_path / "lake", "playlist_metrics")) == 2 * 20
 
 
+@pytest.mark.slow
 def test_models_read_only_the_rows_of_the_sample(
     whole: Path, generated: Path, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,7 @@ class TestDroppedTables:
     @pytest.mark.parametrize(
         "name",
         [
-            name if name in ("holdout", "recommendations", "job_runs") else pytest.param(name, marks=pytest.mark.slow)
+            name if name == "holdout" else pytest.param(name, marks=pytest.mark.slow)
             for name in (*DERIVED, "audio_features", "model_metrics", "job_runs")
         ],
     )

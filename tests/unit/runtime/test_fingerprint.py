@@ -27,22 +27,17 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
     copy = tmp_path / "encore"
     shutil.copytree(Path(encore.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(encore, "__file__", str(copy / "__init__.py"))
-    caches = (module._closure_digest, module._tree, module._imports, module._module_digest)
-
-    def forget() -> None:
-        for cached in caches:
-            cached.cache_clear()
 
     def change(name: str, old: str, new: str) -> None:
         path = copy.joinpath(*name.split(".")[1:]).with_suffix(".py")
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new, 1))
-        forget()
+        module._closure_digest.cache_clear()
 
-    forget()
+    module._closure_digest.cache_clear()
     yield change
-    forget()
+    module._closure_digest.cache_clear()
 
 
 def jobs() -> dict[str, str]:

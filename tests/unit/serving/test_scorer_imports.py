@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ NOT_NEEDED = (
 
 CODE = f"""
 import sys
+from typing import Any
 from pathlib import Path
 import encore.serving.__main__, encore.serving.server, encore.serving.sources
 from encore.serving.scorer import Playlist, Scorer
@@ -61,11 +63,12 @@ def test_fingerprints_cover_code_that_only_fit_imports(
     model: str, needs: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     covered: set[str] = set()
+    parsed = fingerprint._module
 
-    def digest(name: str) -> str:
+    def noted(name: str) -> Any:
         covered.add(name)
-        return name
+        return parsed(name)
 
-    monkeypatch.setattr(fingerprint, "_module_digest", digest)
+    monkeypatch.setattr(fingerprint, "_module", noted)
     fingerprint._closure_digest.__wrapped__(f"encore.recommenders.{model}", frozenset())
     assert needs <= covered
