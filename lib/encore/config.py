@@ -7,10 +7,12 @@ Unknown keys and wrong types are errors that name the file and the path.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -567,12 +569,18 @@ def conf_dir() -> Path:
 
 def _layer(path: Path) -> DictConfig:
     try:
-        loaded = OmegaConf.load(path)
+        loaded = _parsed(path.read_text(encoding="utf-8"))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not YAML settings: {_one_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of settings, found a list")
     return loaded
+
+
+@cache
+def _parsed(text: str) -> DictConfig | ListConfig:
+    """The content of a YAML file, not to be changed: parsing takes longer than everything else that is done with it."""
+    return OmegaConf.load(io.StringIO(text))
 
 
 _WRITTEN = "# Written by `encore tune`."
