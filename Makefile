@@ -21,7 +21,6 @@ STAGE     ?= dev
 CHOICES   ?=
 STACKS    ?= --all
 CANCEL    ?=
-SLOW      ?=
 ARGS      ?=
 
 UV_VERSION := 0.13.9
@@ -116,13 +115,14 @@ test: setup s3 ## Lint, types and all tests except the slow ones (8 minutes)
 
 .PHONY: test-full
 test-full: setup s3 ## Lint, types and all tests, including the slow ones
-	@$(TOGETHER) SLOW=yes
+	@$(TOGETHER) SELECT=
 
-PYTEST = $(BIN)/pytest $(if $(SLOW),,-m "not slow")
+SELECT := -m "not slow"
+PYTEST = $(BIN)/pytest $(SELECT)
 
 .PHONY: test-spark
 test-spark: setup s3
-	@$(PYTEST) tests/spark tests/jobs --ignore tests/jobs/local
+	@$(PYTEST) tests/spark/test_tasks.py tests/spark/test_store.py tests/spark tests/jobs --ignore tests/jobs/local
 
 .PHONY: test-jobs
 test-jobs: setup s3
@@ -130,7 +130,12 @@ test-jobs: setup s3
 
 .PHONY: test-unit
 test-unit: setup s3
-	@$(PYTEST) tests/unit tests/deploy --ignore tests/unit/search --ignore tests/unit/recommenders
+	@$(PYTEST) tests/deploy tests/unit --ignore tests/unit/search --ignore tests/unit/recommenders
+
+# The drawn sequences of changes take most of the time: `make test-full` draws 200.
+.PHONY: slow-check
+slow-check: setup s3 ## The slow tests of jobs, tables and models: kills, races, other chunks, drawn changes (20 minutes)
+	@CHANGES_SEQUENCES=20 $(BIN)/pytest -v -m slow tests/unit tests/spark tests/jobs
 
 .PHONY: serve-check
 serve-check: setup s3 ## Check the scorer as a process: protocols, load, malformed requests, page, monitoring (15 minutes)

@@ -48,6 +48,7 @@ def test_nothing_is_looked_up_in_the_account_while_templates_are_made() -> None:
     assert zones == {json.dumps({"Fn::Select": [number, {"Fn::GetAZs": ""}]}) for number in (0, 1)}
 
 
+@pytest.mark.slow
 def test_without_an_account_the_stacks_go_wherever_the_credentials_point() -> None:
     assert set(environments("dev").values()) == {"aws://unknown-account/unknown-region"}
 

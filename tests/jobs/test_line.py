@@ -310,6 +310,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was_however_it_is_cut(
     assert rows != {row["pid"]: row["test"] for row in recompute.table(lake, "holdout")}
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_broke_off_counts_every_list_once(
     made: tuple[Path, Config], session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +338,7 @@ def test_an_evaluation_that_broke_off_counts_every_list_once(
     assert recompute.beyond_accuracy_problems(tmp_path / "lake", K) == []
 
 
+@pytest.mark.slow
 class TestInputThatIsNotWhole:
     """A truncated slice, a reduced one, an empty file, bad playlists, half of the features: the run does not stop."""
 

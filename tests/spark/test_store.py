@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from encore.lake.store import Store
 from encore.lake.tables import (
     ALL,
     AUDIO_FEATURES,
+    CHECKS,
     FRAMEWORK,
     HOLDOUT,
     PLAYLIST_CENTROIDS,
+    PLAYLISTS,
     QUARANTINE,
     RECOMMENDATIONS,
     Table,
@@ -122,7 +125,17 @@ def write(
     )
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def named(tables: Iterable[Table], **options: Any) -> list[Any]:
+    return [pytest.param(table, id=table.name, **options) for table in tables]
+
+
+SOME = (PLAYLISTS, RECOMMENDATIONS, CHECKS)
+"""One with lists, one with partitions, and one whose key has no numbers."""
+
+
+@pytest.mark.parametrize(
+    "table", named(SOME) + named((table for table in TABLES if table not in SOME), marks=pytest.mark.slow)
+)
 class TestEachTable:
     def test_takes_good_rows_and_gives_them_back(self, store: Store, table: Table) -> None:
         rows = [good_row(table, 0), good_row(table, 1)]
@@ -133,27 +146,28 @@ class TestEachTable:
         )
         assert store.state(table).rows == 2  # type: ignore[union-attr]
 
-    @pytest.mark.slow
     def test_is_streamed_as_spark_reads_it(self, store: Store, table: Table) -> None:
         write(store, table, [good_row(table, number) for number in range(5)])
         parts = store.scan(table, table.names).read()
         found = pa.concat_tables(parts).sort_by([(name, "ascending") for name in table.key]).to_pylist()
         assert found == store.read(table).orderBy(*table.key).toArrow().to_pylist()
 
-    def test_refuses_nulls_and_broken_checks_and_names_every_one(self, store: Store, table: Table) -> None:
-        required = [column.name for column in table.columns if not column.nullable]
-        rows = [good_row(table, 0)]
-        rows += [{**good_row(table, 100 + i), name: None} for i, name in enumerate(required)]
-        rows += [{**good_row(table, 200 + i), **breaking(check.sql)} for i, check in enumerate(table.checks.values())]
-        before = version(store, table)
-        with pytest.raises(WriteRefused) as caught:
-            write(store, table, rows)
-        text = str(caught.value)
-        for name in required:
-            assert f"{name} is not null: broken by" in text
-        for name in table.checks:
-            assert f"{name} (" in text
-        assert version(store, table) == before
+
+@pytest.mark.parametrize("table", named(TABLES))
+def test_every_null_and_every_broken_check_is_named(store: Store, table: Table) -> None:
+    required = [column.name for column in table.columns if not column.nullable]
+    rows = [good_row(table, 0)]
+    rows += [{**good_row(table, 100 + i), name: None} for i, name in enumerate(required)]
+    rows += [{**good_row(table, 200 + i), **breaking(check.sql)} for i, check in enumerate(table.checks.values())]
+    before = version(store, table)
+    with pytest.raises(WriteRefused) as caught:
+        write(store, table, rows)
+    text = str(caught.value)
+    for name in required:
+        assert f"{name} is not null: broken by" in text
+    for name in table.checks:
+        assert f"{name} (" in text
+    assert version(store, table) == before
 
 
 def test_rows_of_a_file_without_statistics_stay_where_others_are_replaced(store: Store) -> None:

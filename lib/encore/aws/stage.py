@@ -122,7 +122,7 @@ class Stage(Section):
             raise ValueError("a time zone such as Europe/Berlin expected") from error
         return value
 
-    @field_validator("domain")
+    @field_validator("domain", "serving_domain")
     @classmethod
     def _check_domain(cls, value: str) -> str:
         if value and not re.fullmatch(_DOMAIN, value):
@@ -134,13 +134,6 @@ class Stage(Section):
     def _check_base_image(cls, value: str) -> str:
         if not re.fullmatch(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}", value):
             raise ValueError("an image with its digest, NAME:TAG@sha256:DIGEST, expected: a tag alone may be moved")
-        return value
-
-    @field_validator("serving_domain")
-    @classmethod
-    def _check_serving_domain(cls, value: str) -> str:
-        if value and not re.fullmatch(_DOMAIN, value):
-            raise ValueError("nothing, or a domain name such as playlists.example.com expected")
         return value
 
     @field_validator("serving_image")

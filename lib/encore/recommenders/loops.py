@@ -22,8 +22,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, types
 
+from encore.search.lanes import LANES, prefetch
+
 _COMPILED = {"cache": True, "nogil": True}
 _DROPPED_BITS = 16
+_LISTS_AHEAD, _SCORES_AHEAD, _TOUCHED_AHEAD = 8, 2, 16
 BUCKETS = 1 << (32 - _DROPPED_BITS - 1)
 
 
@@ -102,6 +105,10 @@ def take(scores, touched, n_touched, own, offsets, tracks, track_offsets, track_
             # negative: weighted already
             scores[track] *= -track_weight[track_offsets[track + 1] - track_offsets[track] - 1]
     for t in range(n_touched):
+        # tracks are scattered in memory, so prefetch some ahead
+        ahead = touched[min(t + _TOUCHED_AHEAD, n_touched - 1)]
+        prefetch(scores, ahead, 1)
+        prefetch(track_offsets, ahead, 1)
         track = touched[t]
         score = scores[track]
         scores[track] = 0
@@ -174,6 +181,11 @@ def adjacency(
 ):
     """Positional co-occurrence; see recommenders.adjacency. `closeness[d]`: the weight of a track at distance d."""
     n_tracks, reach = len(track_offsets) - 1, len(closeness) - 1
+    width = 2 * reach + 1
+    n_lines = (width + LANES - 1) // LANES + 1
+    most = min(postings, len(rows))
+    origins, firsts, stops = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    window = np.empty(width, np.float32)
     for q in range(len(lengths)):
         n_touched = 0
         for seed in known_tracks(seeds[seed_offsets[q] : seed_offsets[q + 1]], n_tracks):
@@ -185,12 +197,25 @@ def adjacency(
                 continue
             # a sample of the playlists stands for all of them
             weight = seed_weight[n] * np.float32(n / taken)
+            for d in range(width):
+                window[d] = weight * closeness[abs(d - reach)]
+            # playlists are scattered in memory, and so are scores: prefetch where each playlist begins, then its
+            # tracks, then their scores
             for i in range(taken):
                 at = sampled(i, taken, n, start, hole)
-                first, end = offsets[rows[at]], offsets[rows[at] + 1]
-                place = first + places[at]
-                for j in range(max(first, place - reach), min(end, place + reach + 1)):
-                    n_touched = add(scores, touched, n_touched, tracks[j], weight * closeness[abs(j - place)])
+                firsts[i], origins[i] = rows[at], places[at] - reach
+                prefetch(offsets, firsts[i], 1)
+            for i in range(taken):
+                first, end = offsets[firsts[i]], offsets[firsts[i] + 1]
+                origins[i] += first
+                firsts[i], stops[i] = max(first, origins[i]), min(end, origins[i] + width)
+            for i in range(taken):
+                prefetch(tracks, firsts[min(i + _LISTS_AHEAD, taken - 1)], n_lines)
+                soon = min(i + _SCORES_AHEAD, taken - 1)
+                for j in range(firsts[soon], stops[soon]):
+                    prefetch(scores, tracks[j], 1)
+                for j in range(firsts[i], stops[i]):
+                    n_touched = add(scores, touched, n_touched, tracks[j], window[j - origins[i]])
         take(scores, touched, n_touched, own[q], offsets, tracks, track_offsets, track_weight, weighted)
         a, b = room[q], room[q + 1]
         lengths[q] = select(weighted, touched, n_touched, b - a, counts, out_ids[a:b], out_scores[a:b])

@@ -76,7 +76,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("spoil", [remove, cut, flip], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("spoil", [flip, *(pytest.param(one, marks=pytest.mark.slow) for one in (remove, cut))])
 def test_damaged_files_of_data_logs_and_models_are_repaired_and_no_others(
     lake: Lake, vault: Vault, spoil: Callable[[Path], None]
 ) -> None:
@@ -102,6 +102,7 @@ def test_a_lake_whose_logs_are_gone_is_brought_back(lake: Lake, vault: Vault) ->
     assert done(lake) == set()
 
 
+@pytest.mark.slow
 def test_a_second_backup_copies_what_is_new_and_both_can_be_brought_back(lake: Lake, vault: Vault) -> None:
     first, before = taken(lake, vault), contents(lake)
     again = taken(lake, vault)
@@ -151,6 +152,7 @@ def test_a_table_that_was_dropped_and_made_again_does_not_spoil_earlier_backups(
     assert rows(lake, HOLDOUT) == other
 
 
+@pytest.mark.slow
 def test_a_lake_that_is_newer_keeps_its_versions_and_says_how_to_go_back(lake: Lake, vault: Vault) -> None:
     made, before = taken(lake, vault).backup, rows(lake, HOLDOUT)
     lake.overrides["split.seed"] = "2"
@@ -254,6 +256,7 @@ def test_what_is_no_backup_is_refused(lake: Lake, vault: Vault) -> None:
         vault.newest()
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_lake_goes_to_s3_and_back(
     lake: Lake, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

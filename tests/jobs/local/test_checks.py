@@ -130,6 +130,7 @@ def test_a_loss_of_playlists_stops_the_run_until_it_is_accepted(lake: Lake) -> N
     assert set(again.values()) == {"up_to_date"}, "what was accepted is not asked about again"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_mended_is_no_breach(lake: Lake) -> None:
     lost = lake.lose_a_third()
     with pytest.raises(InputError, match="playlists_lost"):
@@ -237,6 +238,7 @@ def parent(client: MlflowClient, run_id: str) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_a_failure_is_in_mlflow_and_can_be_logged_later(lake: Lake) -> None:
     lake.lose_a_third()
     with pytest.raises(InputError):
@@ -250,6 +252,7 @@ def test_a_failure_is_in_mlflow_and_can_be_logged_later(lake: Lake) -> None:
     assert run.data.tags["encore.checks.check"] == "fail: playlists_lost, tracks_lost"
 
 
+@pytest.mark.slow
 def test_other_bounds_and_severities_check_again_and_make_nothing_else_stale(lake: Lake) -> None:
     stricter = "check.expect.features_missing.bound=0.01"
     statuses = lake.run(stricter, jobs=plan(last="check_results"))

@@ -240,6 +240,7 @@ class TestMaintain:
         default, used, newest = reach(20), reach(3), reach(5)
         assert left("recommend.adjacency.reach=3") == {default, used, newest}
 
+    @pytest.mark.slow
     def test_what_recommendations_come_from_is_kept(
         self, reach: Callable[..., str], left: Callable[..., set[str]]
     ) -> None:
@@ -277,6 +278,7 @@ class TestMaintain:
         reach(20, "evaluate")
         assert left() == {default, newest}
 
+    @pytest.mark.slow
     def test_recent_fits_are_kept(
         self, reach: Callable[..., str], left: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -284,6 +286,7 @@ class TestMaintain:
         monkeypatch.setattr(maintain, "datetime", datetime)
         assert left() == every
 
+    @pytest.mark.slow
     def test_parts_of_what_is_kept_are_kept(
         self, reach: Callable[..., str], left: Callable[..., set[str]], lake: Path, generated: Path, session: Session
     ) -> None:

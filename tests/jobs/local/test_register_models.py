@@ -198,6 +198,7 @@ def test_a_better_version_is_promoted_and_a_worse_one_held(run: Callable[..., An
     assert set(referred.versions) >= {"holdout", "tracks"}
 
 
+@pytest.mark.slow
 def test_another_holdout_is_refused(run: Callable[..., Any]) -> None:
     config, facts = run("recommend.adjacency.reach=20", "split.seed=7")
     (note,) = facts["notes"]

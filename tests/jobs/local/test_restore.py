@@ -77,6 +77,7 @@ def test_a_restore_of_the_ledger_alone_would_hide_a_change(lake: Lake) -> None:
     assert "playlists" in go_back(lake, INGEST_LEDGER, good)
 
 
+@pytest.mark.slow
 def test_refused_records_go_back_with_the_playlists_and_those_of_other_jobs_stay(lake: Lake) -> None:
     features = Path(lake.overrides["raw.features"])
     features.write_text(features.read_text() + f"\n{uri(11)}{',9' * len(FEATURES)}")
@@ -161,6 +162,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_changes(lake: Lake) -> N
     assert version(lake, HOLDOUT) == newest + 1
 
 
+@pytest.mark.slow
 def test_a_copy_whose_logs_are_ahead_of_its_files_goes_back_to_what_is_complete(lake: Lake) -> None:
     """As a replica of a bucket after a disaster: entries of logs have arrived before the files that they name."""
     before = lake.contents()

@@ -129,6 +129,7 @@ class TestDroppedTables:
         assert after == before
         assert set(run(session, config, "again").values()) == {"up_to_date"}
 
+    @pytest.mark.slow
     def test_versions_of_a_table_made_anew_are_not_those_of_the_old_one(
         self, session: Session, lake: Path, generated: Path
     ) -> None:

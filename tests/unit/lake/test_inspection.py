@@ -293,6 +293,7 @@ def test_the_command_names_table_fault_and_remedy(lake: Path, monkeypatch: pytes
     assert re.search(r"ok +playlists", said)
 
 
+@pytest.mark.slow
 def test_a_lake_in_s3(lake: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)

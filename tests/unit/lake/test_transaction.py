@@ -245,6 +245,7 @@ class TestSchemas:
             store.ensure(HOLDOUT)
 
 
+@pytest.mark.slow
 def test_long_histories_are_read_as_far_as_needed(store: Store) -> None:
     store.ensure(JOB_RUNS)
     first = begin(store)
