@@ -110,7 +110,7 @@ CHECKS := lint test-jobs test-spark test-unit
 TOGETHER = $(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(CHECKS)
 
 .PHONY: test
-test: setup s3 ## Lint, types and all tests except the slow ones (8 minutes)
+test: setup s3 ## Lint, types and all tests except the slow ones (5 minutes)
 	@$(TOGETHER)
 
 .PHONY: test-full
