@@ -24,7 +24,7 @@ from encore.aws.executions import run as start_and_follow
 from encore.aws.states import Limits, definition, placeholders, substitute
 from encore.config import load_config
 from encore.lake.store import Store
-from encore.lake.tables import ALL, JOB_RUNS, Table
+from encore.lake.tables import ALL, JOB_COSTS, JOB_RUNS, Table
 from encore.runtime.graph import edges
 from encore.runtime.registry import JOBS, SMOKE, extra_nodes, node, nodes, upkeep
 from encore.spark.session import Session
@@ -606,7 +606,8 @@ class TestThePipeline:
             "emr", [f"lake.path={pipeline.values['Lake']}", "raw.playlists=unused", "s3.path_style=true"]
         )
         store = Store(config, Session(config))
-        before = {table.name: data_id(store, table) for table in ALL if table is not JOB_RUNS}
+        recorded = (JOB_RUNS, JOB_COSTS)
+        before = {table.name: data_id(store, table) for table in ALL if table not in recorded}
         for name in pipeline.server.environment():
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
@@ -616,7 +617,9 @@ class TestThePipeline:
         machine_input = {"set": [*SETTINGS, "report.top=7"]}
         assert pipeline.account.run("nightly-2", machine_input)["status"] == "SUCCEEDED"
         use_keys(pipeline.server, monkeypatch)
-        assert {table.name: data_id(store, table) for table in ALL if table is not JOB_RUNS} == before
+        assert {table.name: data_id(store, table) for table in ALL if table not in recorded} == before
+        costs = store.read_rows(JOB_COSTS, ["job"], "run_id", {"nightly-2"})
+        assert set(costs["job"].to_pylist()) == {SMOKE}
 
 
 def use_keys(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
