@@ -126,11 +126,11 @@ test-spark: setup s3
 
 .PHONY: test-jobs
 test-jobs: setup s3
-	@$(PYTEST) tests/unit/search tests/unit/recommenders tests/jobs/local
+	@$(PYTEST) tests/unit/search tests/unit/recommenders tests/unit/lake tests/jobs/local
 
 .PHONY: test-unit
 test-unit: setup s3
-	@$(PYTEST) tests/deploy tests/unit --ignore tests/unit/search --ignore tests/unit/recommenders
+	@$(PYTEST) tests/deploy tests/unit $(addprefix --ignore tests/unit/,search recommenders lake)
 
 # The drawn sequences of changes take most of the time: `make test-full` draws 200.
 .PHONY: slow-check

@@ -226,7 +226,13 @@ class Image:
 
 def compiled_loops(cache: Path, cpu: str) -> Path:
     """A folder with the compiled loops, which are compiled again only if their code has changed."""
-    names = [*compile_loops.LOOPS, *compile_loops.LOOPS.values(), "encore.search.lanes", "encore.search.kernel"]
+    names = [
+        *compile_loops.LOOPS,
+        *compile_loops.LOOPS.values(),
+        "encore.arrays.prefetch",
+        "encore.search.lanes",
+        "encore.search.kernel",
+    ]
     sources = [ROOT / "lib" / f"{name.replace('.', '/')}.py" for name in names]
     state = hashlib.sha256(f"{cpu} {sys.version}".encode())
     for path in [*sources, *sorted(HERE.glob("compile*.py")), HERE / "requirements-build.txt"]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from tests.conftest import ROOT
@@ -17,6 +18,13 @@ _VERIFIED: list[str] = []
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 """The commit that archives built by tests are labelled with."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def credentials_of_its_own() -> Iterator[None]:
+    """Let what comes after a module find its own credentials: boto3's session keeps those of mock accounts."""
+    yield
+    boto3.DEFAULT_SESSION = None
 
 
 @pytest.fixture

@@ -178,16 +178,9 @@ def missing(deployment: Deployment) -> tuple[list[str], int]:
     return found, n_needs
 
 
-@pytest.mark.parametrize("choices", CHOICES[:1], ids=" ".join)
-def test_each_role_may_use_the_key_for_all_that_it_may_do(choices: tuple[str, ...]) -> None:
-    found, n_needs = missing(Deployment(*choices))
-    assert found == []
-    assert n_needs > 100
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("choices", CHOICES[1:], ids=" ".join)
-def test_each_role_may_use_the_key_for_all_that_it_may_do_with_other_choices(choices: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
+def test_each_role_may_use_the_key_for_all_that_it_may_do(choices: tuple[str, ...]) -> None:
     found, n_needs = missing(Deployment(*choices))
     assert found == []
     assert n_needs > 100

@@ -2,7 +2,7 @@
 
 After each completed run, the tables of ingest equal those of a fresh lake of the same folder, except for ids, marked
 tracks, and playlists of deleted files if these are kept. Tables derived from ids are checked by recomputing them from
-the lake itself. CHANGES_SEQUENCES is the number of sequences that the slow test draws.
+the lake itself. CHANGES_SEQUENCES is the number of sequences that the test draws.
 """
 
 from __future__ import annotations
@@ -260,24 +260,15 @@ def _without_figures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
-def drawn(n: int, most: int) -> Any:
-    """A test of `n` sequences of at most `most` steps."""
-
-    @settings(
-        max_examples=n,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        # shrinking takes as long as all other sequences: a failing sequence is printed as it was drawn
-        phases=(Phase.explicit, Phase.reuse, Phase.generate) if n > 10 else (Phase.generate,),
-        derandomize=n <= 10,
-    )
-    @given(start, st.lists(steps, min_size=2, max_size=most))
-    def test(initial: dict[int, Any], sequence: list[tuple[list[Operation], int | None]]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            follow(Path(folder), initial, sequence)
-
-    return test
-
-
-test_some_sequences = drawn(1, 3)
-test_many_sequences = pytest.mark.slow(drawn(int(os.environ.get("CHANGES_SEQUENCES", "200")), 5))
+# shrinking takes as long as all other sequences: a failing sequence is printed as it was drawn
+@pytest.mark.slow
+@settings(
+    max_examples=int(os.environ.get("CHANGES_SEQUENCES", "200")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
+@given(start, st.lists(steps, min_size=2, max_size=5))
+def test_sequences(initial: dict[int, Any], sequence: list[tuple[list[Operation], int | None]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        follow(Path(folder), initial, sequence)

@@ -15,6 +15,7 @@ from encore.spark.session import Session
 from tests import recompute
 
 
+@pytest.mark.slow
 def test_it_describes_both_processes_and_leaves_only_the_record_of_its_run(
     session: Session, lake_settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, types
 
-from encore.search.lanes import LANES, prefetch
+from encore.arrays.prefetch import LINE_BYTES, prefetch
 
 _COMPILED = {"cache": True, "nogil": True}
 _DROPPED_BITS = 16
@@ -182,7 +182,7 @@ def adjacency(
     """Positional co-occurrence; see recommenders.adjacency. `closeness[d]`: the weight of a track at distance d."""
     n_tracks, reach = len(track_offsets) - 1, len(closeness) - 1
     width = 2 * reach + 1
-    n_lines = (width + LANES - 1) // LANES + 1
+    n_lines = 4 * width // LINE_BYTES + 2
     most = min(postings, len(rows))
     origins, firsts, stops = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
     window = np.empty(width, np.float32)

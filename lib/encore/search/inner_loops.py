@@ -13,7 +13,8 @@ from llvmlite import binding, ir
 from numba import config, njit, types
 from numba.extending import intrinsic
 
-from encore.search.lanes import lowest, prefetch
+from encore.arrays.prefetch import prefetch
+from encore.search.lanes import lowest
 from encore.search.loops import sort_key, unpack_key
 
 TILE = 64

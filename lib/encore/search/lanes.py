@@ -12,7 +12,6 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
@@ -81,25 +80,6 @@ def lowest(typing_context, mask):  # type: ignore[no-untyped-def]
         return builder.cttz(args[0], ir.IntType(1)(1))
 
     return types.int64(types.int64), generate
-
-
-@intrinsic
-def prefetch(typing_context, columns, at, n):  # type: ignore[no-untyped-def]
-    """prefetch(columns, at, n): prefetch columns[at : at + 16 n], n cache lines of 64 bytes, for reading."""
-
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        (columns,) = _data(context, builder, signature, args, (0,))
-        i8, i32 = ir.IntType(8), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [i8.as_pointer(), i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [i8.as_pointer()], kind)
-        with cgutils.for_range(builder, args[2]) as loop:
-            at = builder.add(args[1], builder.mul(loop.index, _I64(LANES)))
-            address = builder.bitcast(builder.gep(columns, [at]), i8.as_pointer())
-            # read access, into all cache levels, data
-            builder.call(function, [address, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.none(columns, types.int64, types.int64), generate
 
 
 def _stored(columns: Any, rows: Any, sums: Any, *, scaled: bool) -> Any:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from encore.search.lanes import dots, hits_of_two, lowest, prefetch, reached, scores
+from encore.arrays.prefetch import prefetch
+from encore.search.lanes import dots, hits_of_two, lowest, reached, scores
 
 LEAF = 16
 NODE = 256

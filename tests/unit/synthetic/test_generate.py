@@ -186,6 +186,7 @@ def test_files_and_summary(tmp_path: Path) -> None:
         assert np.array_equal(table[name].to_numpy(), column), name
 
 
+@pytest.mark.slow
 def test_two_processes_and_another_total_write_the_same_slices(tmp_path: Path) -> None:
     generate(tmp_path / "one", 2000, seed=7, processes=1)
     generate(tmp_path / "two", 2000, seed=7, processes=2)
@@ -270,6 +271,7 @@ def test_sample_has_the_published_shape() -> None:
     assert lines["share of tracks that occur once"].generated == pytest.approx(0.62, abs=0.05)
 
 
+@pytest.mark.slow
 def test_order_is_that_of_the_real_sample() -> None:
     lines = {line.name: line for line in calibration.measure_sample()}
     assert lines.keys() == calibration.SAMPLE.keys()
