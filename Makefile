@@ -104,9 +104,10 @@ format: setup ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff check --fix lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 
-# Lint and three groups of tests at the same time: they often wait, for a server, for a disk or for the JVM. The second
-# group compiles the loops that the others find in numba's cache. Their output is printed group by group.
-CHECKS := lint test-jobs test-spark test-unit
+# Lint and four groups of tests at the same time, since they often wait: for a server, a disk, or another process. Loops
+# are compiled once, first by test-jobs; test-spark begins with tests that need none. Each group's output is printed at
+# its end.
+CHECKS := lint test-jobs test-spark test-unit test-deploy
 TOGETHER = $(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(CHECKS)
 
 .PHONY: test
@@ -122,15 +123,20 @@ PYTEST = $(BIN)/pytest $(SELECT)
 
 .PHONY: test-spark
 test-spark: setup s3
-	@$(PYTEST) tests/spark/test_tasks.py tests/spark/test_store.py tests/spark tests/jobs --ignore tests/jobs/local
+	@$(PYTEST) tests/spark/test_tasks.py tests/spark/test_store.py tests/jobs/test_ingest_changes.py tests/spark tests/jobs \
+		--ignore tests/jobs/local
 
 .PHONY: test-jobs
 test-jobs: setup s3
-	@$(PYTEST) tests/unit/search tests/unit/recommenders tests/unit/lake tests/jobs/local
+	@$(PYTEST) tests/unit/search tests/unit/recommenders tests/jobs/local
 
 .PHONY: test-unit
 test-unit: setup s3
-	@$(PYTEST) tests/deploy tests/unit $(addprefix --ignore tests/unit/,search recommenders lake)
+	@$(PYTEST) tests/unit $(addprefix --ignore tests/unit/,search recommenders)
+
+.PHONY: test-deploy
+test-deploy: setup s3
+	@$(PYTEST) tests/deploy
 
 # The drawn sequences of changes take most of the time: `make test-full` draws 200.
 .PHONY: slow-check
