@@ -108,15 +108,15 @@ format: setup ## Format the code and fix what the linter can fix
 # are compiled once, first by test-jobs; test-spark begins with tests that need none. Each group's output is printed at
 # its end.
 CHECKS := lint test-jobs test-spark test-unit test-deploy
-TOGETHER = $(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(CHECKS)
+TOGETHER = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(1) $(CHECKS)
 
 .PHONY: test
 test: setup s3 ## Lint, types and all tests except the slow ones (5 minutes)
-	@$(TOGETHER)
+	@$(call TOGETHER,5)
 
 .PHONY: test-full
 test-full: setup s3 ## Lint, types and all tests, including the slow ones
-	@$(TOGETHER) SELECT=
+	@$(call TOGETHER,2) SELECT=
 
 SELECT := -m "not slow"
 PYTEST = $(BIN)/pytest $(SELECT)

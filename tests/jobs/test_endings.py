@@ -83,7 +83,7 @@ def test_a_server_that_goes_away_is_a_transient_failure(generated: Path, tmp_pat
     begin = (
         "from encore.cli.entry import main; from encore.spark import session; session.is_s3 = lambda _: False; main()"
     )
-    command = [sys.executable, "-c", f"{begin}main()", "run", *options]
+    command = [sys.executable, "-c", begin, "run", *options]
     err = tmp_path / "err"
     with ExitStack() as stack:
         server = stack.enter_context(s3_server())
