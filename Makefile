@@ -105,8 +105,8 @@ format: setup ## Format the code and fix what the linter can fix
 	@$(BIN)/ruff format lib jobs tests deploy/cdk deploy/image deploy/monitoring deploy/python setup.py deploy/package.py
 
 # Lint and four groups of tests at the same time, since they often wait: for a server, a disk, or another process. Loops
-# are compiled once, first by test-jobs; test-spark begins with tests that need none. Each group's output is printed at
-# its end.
+# are compiled by one process at a time, first by test-jobs; test-spark begins with tests that need few of them. Each
+# group's output is printed at its end.
 CHECKS := lint test-jobs test-spark test-unit test-deploy
 TOGETHER = $(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(1) $(CHECKS)
 
@@ -123,16 +123,16 @@ PYTEST = $(BIN)/pytest $(SELECT)
 
 .PHONY: test-spark
 test-spark: setup s3
-	@$(PYTEST) tests/spark/test_tasks.py tests/spark/test_store.py tests/jobs/test_ingest_changes.py tests/spark tests/jobs \
-		--ignore tests/jobs/local
+	@$(PYTEST) tests/spark/test_tasks.py tests/spark/test_store.py tests/jobs/test_ingest_changes.py tests/jobs/test_endings.py \
+		tests/jobs/test_features_job.py tests/spark tests/jobs --ignore tests/jobs/local
 
 .PHONY: test-jobs
 test-jobs: setup s3
-	@$(PYTEST) tests/unit/search tests/unit/recommenders tests/jobs/local
+	@$(PYTEST) tests/unit/arrays tests/unit/search tests/unit/recommenders tests/jobs/local
 
 .PHONY: test-unit
 test-unit: setup s3
-	@$(PYTEST) tests/unit $(addprefix --ignore tests/unit/,search recommenders)
+	@$(PYTEST) tests/unit $(addprefix --ignore tests/unit/,arrays search recommenders)
 
 .PHONY: test-deploy
 test-deploy: setup s3

@@ -186,6 +186,7 @@ def test_each_role_may_use_the_key_for_all_that_it_may_do(choices: tuple[str, ..
     assert n_needs > 100
 
 
+@pytest.mark.slow
 def test_a_grant_that_is_forgotten_is_found() -> None:
     """For each kind of resource: the test above would see it."""
     deployment = Deployment("dev", KEY, *PIPELINE)
