@@ -150,7 +150,7 @@ serve-check: setup s3 ## Check the scorer as a process: protocols, load, malform
 	@$(BIN)/pytest -v -rs tests/serving
 
 .PHONY: deploy-check
-deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (an hour)
+deploy-check: setup s3 ## Verify all of deploy/ that can be verified without an AWS account, with a summary (45 minutes)
 	@$(BIN)/pytest -v -m slow tests/deploy
 
 .PHONY: canary-drill
