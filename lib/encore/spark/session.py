@@ -16,7 +16,7 @@ from encore.lake.filesystem import is_s3
 from encore.spark.stage_metrics import SETTINGS as COST_SETTINGS
 
 if TYPE_CHECKING:
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession as Spark
 
 DELTA_SETTINGS = {
@@ -123,6 +123,7 @@ def start_session(config: Config, app: str) -> Any:
         ) from error
     # pyspark has replaced our SIGINT handler with its own, which asks the JVM to cancel jobs
     interrupts.restore_handlers()
+    _expect_the_end_of_the_jvm(spark.sparkContext)
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 
@@ -136,6 +137,18 @@ def _temporary_files(conf: SparkConf) -> str | None:
     folder = temporary.new_folder("spark")
     conf.set("spark.local.dir", folder)
     return folder
+
+
+def _expect_the_end_of_the_jvm(context: SparkContext) -> None:
+    """Let pyspark's server of accumulators print no traceback when a signal has ended the JVM that it listens to."""
+    server: Any = context._accumulatorServer
+    say = server.handle_error
+
+    def handle_error(*connection: Any) -> None:
+        if interrupts.received() is None:
+            say(*connection)
+
+    server.handle_error = handle_error
 
 
 class Session:
