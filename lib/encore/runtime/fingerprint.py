@@ -68,7 +68,7 @@ def code_digest(module: str, left_out: Collection[str] = ()) -> str:
 
 @cache
 def _closure_digest(module: str, left_out: frozenset[str]) -> str:
-    seen: set[str] = set()
+    seen: dict[str, _Module] = {}
     todo = [module]
     while todo:
         name = todo.pop()
@@ -76,9 +76,9 @@ def _closure_digest(module: str, left_out: frozenset[str]) -> str:
             continue
         if any(name == root or name.startswith(f"{root}.") for root in left_out):
             continue
-        seen.add(name)
-        todo.extend(_module(name).imports)
-    return digest([[name, _module(name).digest] for name in sorted(seen)])
+        seen[name] = _module(name)
+        todo.extend(seen[name].imports)
+    return digest([[name, seen[name].digest] for name in sorted(seen)])
 
 
 def modules_of(root: str) -> set[str]:

@@ -31,7 +31,6 @@ NOT_NEEDED = (
 
 CODE = f"""
 import sys
-from typing import Any
 from pathlib import Path
 import encore.serving.__main__, encore.serving.server, encore.serving.sources
 from encore.serving.scorer import Playlist, Scorer
