@@ -268,8 +268,8 @@ def test_every_job_again_with_other_tasks_chunks_and_blocks_gives_the_same_rows(
     assert {result.status for result in results} == {"done"}
     ours, theirs = recompute.contents(tmp_path / "lake"), recompute.contents(lake)
     for found in (ours, theirs):
-        # the arrays of its index are laid out in blocks
-        found["models"] = [text for text in found["models"] if not text.startswith("cosine ")]
+        # without a digest: the arrays of its index are laid out in blocks
+        found["models"] = ["cosine" if text.startswith("cosine ") else text for text in found["models"]]
     assert ours == theirs
     commits = [change.commit for change in changes(Store(other, session).there(RECOMMENDATIONS))]
     assert {(commit.partition[0][1], commit.rows) for commit in commits[:6] if commit} == {
