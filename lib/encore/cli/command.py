@@ -37,29 +37,41 @@ def guarded(work: Callable[[], Any]) -> int:
     """Run a command and return its exit code; an expected failure is reported as one sentence and its remedy."""
     try:
         work()
-    except EncoreError as error:
-        found = interrupts.received()
-        if found is not None:
-            return _interrupted(found)
-        from encore.cli.console import err
-
-        if "--debug" in sys.argv:
-            err.print_exception()
-        err.print(f"[bold red]encore:[/] {escape(str(error))}", highlight=False)
-        if error.remedy:
-            err.print(f"        {escape(error.remedy)}", highlight=False)
-        return error.exit_code
     except KeyboardInterrupt as error:
         return _interrupted(error)
     except BrokenPipeError:
         return 0
-    except Exception:
+    except Exception as error:
         # a failure after a signal is caused by the signal, because it also shuts down Spark's JVM
         found = interrupts.received()
-        if found is None:
+        if found is not None:
+            return _interrupted(found)
+        expected = _expected(error)
+        if expected is None:
             raise
-        return _interrupted(found)
+        return _failed(expected)
     return 0
+
+
+def _expected(error: Exception) -> EncoreError | None:
+    """The failure as one of Encore's errors; None if it can only be a defect."""
+    if isinstance(error, EncoreError):
+        return error
+    # imported here because it imports botocore, which few commands need
+    from encore.lake.failures import known
+
+    return known(error)
+
+
+def _failed(error: EncoreError) -> int:
+    from encore.cli.console import err
+
+    if "--debug" in sys.argv:
+        err.print_exception()
+    err.print(f"[bold red]encore:[/] {escape(str(error))}", highlight=False)
+    if error.remedy:
+        err.print(f"        {escape(error.remedy)}", highlight=False)
+    return error.exit_code
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:

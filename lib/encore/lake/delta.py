@@ -98,7 +98,7 @@ def all_changes(found: DeltaTable) -> Iterator[Change]:
     """The commits of a table that changed rows, with restores, newest first; older log entries are read on demand."""
     seen, limit = 0, 100
     while True:
-        entries = found.history(limit)
+        entries = log_entries(found, limit)
         yield from changes_of(entries[seen:])
         if len(entries) < limit:
             return
@@ -223,9 +223,29 @@ class Tables:
             )
 
 
+def log_entries(found: DeltaTable, limit: int | None = None) -> list[dict[str, Any]]:
+    """The entries of a table's log as delta-rs returns them, newest first; `limit`: at most so many.
+
+    Raises LakeError if they cannot be read, TransientError if the server does not answer.
+    """
+    try:
+        return found.history(limit)
+    except (DeltaError, OSError) as error:
+        raise delta_error(f"{found.table_uri.rstrip('/')}: the log cannot be read", error) from error
+
+
+def file_actions(found: DeltaTable) -> pa.Table:
+    """The add actions of the loaded version, flattened: path, size_bytes, num_records, partition.<name>, min.<name>,
+    max.<name>. Raises the same errors as `log_entries`."""
+    try:
+        return arrow_table(found.get_add_actions(flatten=True))
+    except (DeltaError, OSError) as error:
+        raise delta_error(f"{found.table_uri.rstrip('/')}: the log cannot be read", error) from error
+
+
 def data_files(found: DeltaTable) -> list[dict[str, Any]]:
-    """The data files of the loaded version: path, size, rows, partition.<name>, min.<name>, max.<name>."""
-    return arrow_table(found.get_add_actions(flatten=True)).to_pylist()
+    """The data files of the loaded version, the rows of `file_actions`."""
+    return file_actions(found).to_pylist()
 
 
 def arrow_table(rows: Any) -> pa.Table:

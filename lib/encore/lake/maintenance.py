@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from encore.errors import LakeError
 from encore.lake.delta import Tables, data_files
 from encore.lake.failures import delta_error
 from encore.lake.schema import LOG_RETENTION
@@ -45,7 +45,7 @@ def vacuum(tables: Tables, table: Table, keep_versions: Sequence[int], retention
     with _maintaining(table):
         if found.metadata().configuration.get(LOG_RETENTION[0]) != LOG_RETENTION[1]:
             found.alter.set_table_properties(dict([LOG_RETENTION]))
-        kept = [version for version in keep_versions if _readable(tables, found, version)]
+        kept = [version for version in keep_versions if _readable(tables, table, version)]
         found.update_incremental()
         removed = found.vacuum(
             retention_hours=24 * retention_days,
@@ -56,11 +56,11 @@ def vacuum(tables: Tables, table: Table, keep_versions: Sequence[int], retention
     return len(removed)
 
 
-def _readable(tables: Tables, found: DeltaTable, version: int) -> bool:
+def _readable(tables: Tables, table: Table, version: int) -> bool:
     """Whether a version can still be read; a run of another lake may name one that never existed here."""
     try:
-        return DeltaTable(found.table_uri, version=version, storage_options=tables.options).version() == version
-    except (DeltaError, OSError):
+        return tables.at(table, version).version() == version
+    except LakeError:
         return False
 
 

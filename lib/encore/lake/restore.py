@@ -17,7 +17,7 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 
 from encore.errors import LakeError
-from encore.lake.delta import RESTORE, Change, Commit, Tables, all_changes, data_files, in_effect
+from encore.lake.delta import RESTORE, Change, Commit, Tables, all_changes, data_files, in_effect, log_entries
 from encore.lake.failures import delta_error
 from encore.lake.filesystem import file_sizes
 from encore.lake.parquet import REPORT, Writer
@@ -46,7 +46,7 @@ def target_at(tables: Tables, table: Table, ms: int, partition: Partition = ()) 
     Raises LakeError if the table did not exist then, or if its log does not go back that far.
     """
     found = tables.there(table)
-    entries = found.history()
+    entries = log_entries(found)
     version = next((int(entry["version"]) for entry in entries if int(entry["timestamp"]) <= ms), None)
     if version is None:
         first = int(entries[-1]["timestamp"])
@@ -99,7 +99,7 @@ def newest_intact(tables: Tables, wanted: Sequence[tuple[Table, Partition]]) -> 
     sizes = {}
     for table, _ in wanted:
         sizes[table] = file_sizes(tables.url(table), tables.s3)
-        times |= {int(entry["timestamp"]) for entry in tables.there(table).history()}
+        times |= {int(entry["timestamp"]) for entry in log_entries(tables.there(table))}
     known: dict[tuple[Table, int], bool] = {}
     for ms in sorted(times, reverse=True):
         targets = [target_at(tables, table, ms, partition) for table, partition in wanted]

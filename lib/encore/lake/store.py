@@ -32,8 +32,10 @@ from encore.lake.delta import (
     changes,
     changes_of,
     data_files,
+    file_actions,
     first_line,
     in_effect,
+    log_entries,
 )
 from encore.lake.failures import delta_error, os_error
 from encore.lake.filesystem import delete_folder, is_s3
@@ -286,8 +288,8 @@ def open_store(config: Config) -> Store:
 
 def _state_of(found: DeltaTable, reopen: Callable[[], DeltaTable]) -> TableState:
     """The state of an open table according to its log. `reopen` opens the same version again."""
-    actions = arrow_table(found.get_add_actions(flatten=True))
-    entries = found.history(_ENTRIES)
+    actions = file_actions(found)
+    entries = log_entries(found, _ENTRIES)
     changed = list(changes_of(entries))
     newest = tuple(in_effect(changed))
     return TableState(

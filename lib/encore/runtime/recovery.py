@@ -13,7 +13,7 @@ from typing import Any
 
 from encore.config import Config
 from encore.errors import ConfigError
-from encore.lake.delta import Change, all_changes
+from encore.lake.delta import Change, all_changes, log_entries
 from encore.lake.lock import LakeLock
 from encore.lake.restore import Target, check_files, clear, newest_intact, restore, target_at, target_of
 from encore.lake.store import Store
@@ -85,13 +85,13 @@ def plan_intact(store: Store, table: Table) -> Plan:
 
 
 def _time_of(store: Store, target: Target) -> int:
-    entries = store.there(target.table).history()
+    entries = log_entries(store.there(target.table))
     return next(int(entry["timestamp"]) for entry in entries if int(entry["version"]) == target.version)
 
 
 def _end_of(store: Store, table: Table, version: int, tables: list[Table]) -> int:
     """The time until which commits belong to a version of a table."""
-    entries = {int(entry["version"]): int(entry["timestamp"]) for entry in store.there(table).history()}
+    entries = {int(entry["version"]): int(entry["timestamp"]) for entry in log_entries(store.there(table))}
     changed = list(all_changes(store.there(table)))
     last = next((change for change in changed if change.version <= version), None)
     following = min((change.timestamp_ms for change in changed if change.version > version), default=None)
