@@ -25,7 +25,9 @@ _SAMPLED_NODES = 1024
 _RANK_BUCKETS = 1024
 _INSERTED = 24
 _TOGETHER = 512
+_ALONE = 8
 _AHEAD = 4
+_LEAVES = 64
 _TILE = 8
 _MIN_NORM, _MAX_NORM = 2.0**-100, 2.0**100
 
@@ -556,6 +558,110 @@ def list_hits(leaf, n, n_items, visitors, hits, chosen, items, of_query, found):
 
 
 @njit(**_EXACT)
+def cut(query, k, d, cap_width, limits, lists, sorting):
+    """Cut a query's list to its k best, and raise its limit; overwrites results[0]."""
+    _, error, slack = limits
+    numbers, counts, low, rows, columns = lists
+    results, sorted_numbers, starts = sorting
+    sort(numbers[query], counts[query], sorted_numbers, starts)
+    numbers[query, :k] = sorted_numbers[:k]
+    results.view(np.int32)[0] = unpack_key(numbers[query, k - 1])[1]
+    counts[query], low[query] = k, max(low[query], results[0] - error)
+    bound(query, low[query], error, slack, d, cap_width, rows, columns)
+
+
+@njit(**_EXACT)
+def scan_together(here, limits, tree, own, lists, visits, pairs, sorting, work):
+    """Visit the nodes with all queries of a group, so that each node and leaf is read once."""
+    room = limits[0]
+    leaves, leaf_caps, node_caps, ids = tree
+    units, vectors, lengths, n_results = own
+    numbers, counts, low, rows, columns = lists
+    active, masks = visits
+    visitors, hits, chosen, items, of_query, dots_, squares = pairs
+    results = sorting[0]
+    width, cap_width, d, n_items = units.shape[1], node_caps.shape[1], vectors.shape[1], len(ids)
+    flat, bits = node_caps.reshape(-1), results.view(np.int32)
+    n_nodes = len(node_caps)
+    for tile in range(0, n_nodes, _TILE):
+        for start in range(0, here, _TOGETHER):
+            stop = min(here, start + _TOGETHER)
+            for node in range(tile, min(tile + _TILE, n_nodes)):
+                n = reaching(node, start, stop, cap_width, columns, flat, active, masks)
+                leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks)
+                work[1] += n
+                found = 0
+                for leaf in range(node * LEAF, node * LEAF + LEAF):
+                    n_visitors = visitors_of(leaf % LEAF, n, active, masks, visitors)
+                    work[0] += n_visitors
+                    hits_of(leaf, n_visitors, width, cap_width, rows, leaves, low, visitors, hits)
+                    found = list_hits(leaf, n_visitors, n_items, visitors, hits, chosen, items, of_query, found)
+                exact(found, items, of_query, width, vectors, lengths, leaves, dots_, squares, results)
+                for i in range(found):
+                    query = of_query[i]
+                    numbers[query, counts[query]] = sort_key(bits[i], ids[items[i]])
+                    counts[query] += 1
+                    if counts[query] > room - NODE:
+                        cut(query, n_results[query], d, cap_width, limits, lists, sorting)
+                        work[3] += 1
+
+
+@njit(**_INLINE)
+def reached_leaves(query, cap_width, leaf_caps, flat, rows, columns, nodes, visited):
+    """Write the leaves that a query reaches to `visited`, ascending; returns the numbers of their nodes and of them."""
+    first, lane, n_nodes = query // LEAF * LEAF, query % LEAF, 0
+    for node in range(len(flat) // cap_width):
+        nodes[n_nodes] = node
+        n_nodes += (reached(columns, first * cap_width, flat, node * cap_width, cap_width) >> lane) & 1
+    n = 0
+    for i in range(n_nodes):
+        # a node has sixteen caps of cap_width numbers, and a cache line sixteen numbers
+        prefetch(leaf_caps, nodes[min(i + _AHEAD, n_nodes - 1)] * LEAF * cap_width, cap_width)
+        mask = reached(leaf_caps, nodes[i] * LEAF * cap_width, rows, query * cap_width, cap_width)
+        while mask != 0:
+            visited[n] = nodes[i] * LEAF + lowest(mask)
+            mask &= mask - 1
+            n += 1
+    return n_nodes, n
+
+
+@njit(**_EXACT)
+def scan_alone(here, limits, tree, own, lists, visits, pairs, sorting, work):
+    """Visit the leaves of one query after the other.
+
+    Few queries share hardly any leaf, and would wait for memory most of the time: a query's leaves are listed first,
+    so that each can be prefetched while those before it are scored.
+    """
+    room = limits[0]
+    leaves, leaf_caps, node_caps, ids = tree
+    units, vectors, lengths, n_results = own
+    numbers, counts, low, rows, columns = lists
+    nodes, visited = visits
+    visitors, hits, chosen, items, of_query, dots_, squares = pairs
+    results = sorting[0]
+    width, cap_width, d, n_items = units.shape[1], node_caps.shape[1], vectors.shape[1], len(ids)
+    flat, bits = node_caps.reshape(-1), results.view(np.int32)
+    for query in range(here):
+        n_nodes, n_leaves = reached_leaves(query, cap_width, leaf_caps, flat, rows, columns, nodes, visited)
+        work[0] += n_leaves
+        work[1] += n_nodes
+        visitors[0] = query
+        for start in range(0, n_leaves, _LEAVES):
+            found = 0
+            for i in range(start, min(start + _LEAVES, n_leaves)):
+                prefetch(leaves, visited[min(i + _AHEAD, n_leaves - 1)] * LEAF * (width + 1), width + 1)
+                hits_of(visited[i], 1, width, cap_width, rows, leaves, low, visitors, hits)
+                found = list_hits(visited[i], 1, n_items, visitors, hits, chosen, items, of_query, found)
+            exact(found, items, of_query, width, vectors, lengths, leaves, dots_, squares, results)
+            for i in range(found):
+                numbers[query, counts[query]] = sort_key(bits[i], ids[items[i]])
+                counts[query] += 1
+                if counts[query] > room - NODE:
+                    cut(query, n_results[query], d, cap_width, limits, lists, sorting)
+                    work[3] += 1
+
+
+@njit(**_EXACT)
 def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries, offsets, out_ids, out_scores, work):
     """Search for the queries of groups first to last - 1, of `size` queries each.
 
@@ -563,12 +669,10 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
     norms (q,) and k (q,), at least 1 and at most `room` - 2 NODE. Writes results to out_ids and out_scores from
     offsets[order[query]] on. Adds to `work`: leaves scored, nodes bounded, nodes compared, lists cut.
     """
-    leaves, leaf_caps, node_caps, ids = tree
+    leaves, leaf_caps, node_caps, _ = tree
     order, all_units, all_vectors, all_lengths, all_n_results = queries
-    n_items, d = len(ids), all_vectors.shape[1]
+    d, width = all_vectors.shape[1], all_units.shape[1]
     n_nodes, cap_width = node_caps.shape
-    width = all_units.shape[1]
-    flat = node_caps.reshape(-1)
     rows, columns = np.zeros(size * cap_width, np.float32), np.zeros(size * cap_width, np.float32)
     numbers, counts, low = np.empty((size, room), np.int64), np.zeros(size, np.int64), np.empty(size, np.float32)
     histograms, fine, sums = (
@@ -579,22 +683,32 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
     seeds, n_seed_nodes = np.empty((size, n_seeds), np.int32), np.zeros(size, np.int64)
     approx, leaf_of = np.empty(2 * n_seeds * LEAF, np.float32), np.empty(2 * n_seeds, np.int64)
     buckets, seed_masks = np.empty(2 * n_seeds * LEAF, np.int32), np.empty(n_seeds, np.int64)
-    active, masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
-    visitors, hits, chosen = (
+    active_and_masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
+    nodes_and_leaves = np.empty(n_nodes + 1, np.int32), np.empty(n_nodes * LEAF, np.int32)
+    # as many as a node's items and all queries, which is more than _LEAVES leaves and one query
+    n_pairs = min(size, _TOGETHER) * NODE
+    pairs = (
         np.empty(_TOGETHER + 1, np.int64),
         np.empty(_TOGETHER + 1, np.int64),
         np.empty(_TOGETHER, np.int64),
+        np.empty(n_pairs + 1, np.int64),
+        np.empty(n_pairs + 1, np.int64),
+        np.empty(n_pairs, np.float64),
+        np.empty(n_pairs, np.float64),
     )
-    items, of_query = np.empty(_TOGETHER * NODE + 1, np.int64), np.empty(_TOGETHER * NODE + 1, np.int64)
-    dots_, squares = np.empty(_TOGETHER * NODE, np.float64), np.empty(_TOGETHER * NODE, np.float64)
-    results = np.empty(_TOGETHER * NODE, np.float32)
-    bits, out_bits = results.view(np.int32), out_scores.view(np.int32)
-    sorted_numbers, starts = np.empty(room, np.int64), np.empty(_RANK_BUCKETS + 1, np.int64)
+    sorted_numbers, starts, out_bits = (
+        np.empty(room, np.int64),
+        np.empty(_RANK_BUCKETS + 1, np.int64),
+        out_scores.view(np.int32),
+    )
+    sorting = np.empty(n_pairs, np.float32), sorted_numbers, starts
+    limits, lists = (room, error, slack), (numbers, counts, low, rows, columns)
     for group in range(first, last):
         begin = group * size
         here = min(size, len(order) - begin)
         units, vectors = all_units[begin : begin + here], all_vectors[begin : begin + here]
         lengths, n_results = all_lengths[begin : begin + here], all_n_results[begin : begin + here]
+        own = (units, vectors, lengths, n_results)
         for query in range(here):
             for c in range(d):
                 rows[query * cap_width + c] = units[query, c]
@@ -624,32 +738,10 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
             bound(query, low[query], error, slack, d, cap_width, rows, columns)
             work[0] += n // LEAF
         work[2] += n_nodes * here
-        for tile in range(0, n_nodes, _TILE):
-            for start in range(0, here, _TOGETHER):
-                stop = min(here, start + _TOGETHER)
-                for node in range(tile, min(tile + _TILE, n_nodes)):
-                    n = reaching(node, start, stop, cap_width, columns, flat, active, masks)
-                    leaf_masks(node, n, cap_width, rows, leaf_caps, active, masks)
-                    work[1] += n
-                    found = 0
-                    for leaf in range(node * LEAF, node * LEAF + LEAF):
-                        n_visitors = visitors_of(leaf % LEAF, n, active, masks, visitors)
-                        work[0] += n_visitors
-                        hits_of(leaf, n_visitors, width, cap_width, rows, leaves, low, visitors, hits)
-                        found = list_hits(leaf, n_visitors, n_items, visitors, hits, chosen, items, of_query, found)
-                    exact(found, items, of_query, width, vectors, lengths, leaves, dots_, squares, results)
-                    for i in range(found):
-                        query = of_query[i]
-                        numbers[query, counts[query]] = sort_key(bits[i], ids[items[i]])
-                        counts[query] += 1
-                        if counts[query] > room - NODE:
-                            k = n_results[query]
-                            sort(numbers[query], counts[query], sorted_numbers, starts)
-                            numbers[query, :k] = sorted_numbers[:k]
-                            bits[0] = unpack_key(numbers[query, k - 1])[1]
-                            counts[query], low[query] = k, max(low[query], results[0] - error)
-                            bound(query, low[query], error, slack, d, cap_width, rows, columns)
-                            work[3] += 1
+        if here <= _ALONE:
+            scan_alone(here, limits, tree, own, lists, nodes_and_leaves, pairs, sorting, work)
+        else:
+            scan_together(here, limits, tree, own, lists, active_and_masks, pairs, sorting, work)
         for query in range(here):
             sort(numbers[query], counts[query], sorted_numbers, starts)
             start = offsets[order[begin + query]]

@@ -26,10 +26,11 @@ computed from the rounded value.
 
 **Order of work.** The higher the limit, the less work remains, so each query first scores the leaves with the nearest
 centres in the nearest nodes. (An upper bound on the scores in a leaf is the wrong criterion: it prefers wide leaves.)
-All queries of a group then visit the nodes together, so that each node is read once for many queries. Items that reach
-the limit are immediately scored in float64, while their leaf is in the cache, and kept as a 64-bit number of score and
-id. When a query's list is full, it keeps the k best and raises its limit. The result is exact for any input; many equal
-items only cost time.
+All queries of a group then visit the nodes together, so that each node is read once for many queries. A few queries
+alone share hardly any leaf, and would wait for memory most of the time: each lists the leaves that it visits, then
+scores them, with the next ones on their way from memory. Items that reach the limit are immediately scored in float64,
+while their leaf is in the cache, and kept as a 64-bit number of score and id. When a query's list is full, it keeps the
+k best and raises its limit. The result is exact for any input; many equal items only cost time.
 """
 
 from __future__ import annotations

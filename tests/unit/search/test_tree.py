@@ -57,9 +57,13 @@ def adversarial(n: int, d: int) -> np.ndarray:
 @given(problems())
 def test_search_equals_plain_python_to_the_bit(problem: tuple[np.ndarray, ...]) -> None:
     queries, items, ids, k = problem
-    found = tree.search(queries, Tree.build(ids, items), k)
-    assert pairs(found) == top_k_slow(queries.tolist(), items.tolist(), ids.tolist(), k.tolist())
-    assert not np.signbit(found.scores[found.scores == 0]).any()
+    built = Tree.build(ids, items)
+    expected = top_k_slow(queries.tolist(), items.tolist(), ids.tolist(), k.tolist())
+    # few queries visit leaves one query after the other, many together
+    for times in (1, 12):
+        found = tree.search(np.tile(queries, (times, 1)), built, np.tile(k, times))
+        assert pairs(found) == expected * times
+        assert not np.signbit(found.scores[found.scores == 0]).any()
 
 
 @pytest.mark.parametrize(
@@ -84,26 +88,28 @@ def test_results_do_not_depend_on_the_number_of_queries() -> None:
     built = Tree.build(ids, items)
     whole = tree.search(queries, built, 100)
     assert_same(whole, brute(queries, ids, items, 100))
-    for size in (1, 15, 17, 333):
+    for size in (1, 8, 9, 17, 333):
         parts = [tree.search(queries[start : start + size], built, 100) for start in range(0, 500, size)]
         assert_same(Ranked.concat(parts), whole)
 
 
-def test_scores_closer_than_float32_can_tell() -> None:
+@pytest.mark.parametrize("q", [1, 8, 20])
+def test_scores_closer_than_float32_can_tell(q: int) -> None:
     # all items lie within 1e-6 of one direction: the approximate order is noise, the exact one is not
     rng = np.random.default_rng(9)
     items = (1 + 1e-6 * rng.standard_normal((4000, 12))).astype(np.float32)
-    queries = (1 + 1e-6 * rng.standard_normal((20, 12))).astype(np.float32)
+    queries = (1 + 1e-6 * rng.standard_normal((q, 12))).astype(np.float32)
     ids = np.arange(4000, dtype=np.int32)
     found, work = tree.search_with_stats(queries, Tree.build(ids, items), 50)
     assert_same(found, brute(queries, ids, items, 50))
     assert work.cuts > 0
 
 
-def test_thousands_of_equal_items_are_cut_to_the_best_again_and_again() -> None:
+@pytest.mark.parametrize("times", [1, 5])
+def test_thousands_of_equal_items_are_cut_to_the_best_again_and_again(times: int) -> None:
     items = np.tile(np.array([[1, 2, 3]], dtype=np.float32), (20000, 1))
     items[15000:15005] = [3, 2, 1]
-    queries = np.array([[1, 2, 3], [3, 2, 1], [-1, 0, 0], [0, 0, 0]], dtype=np.float32)
+    queries = np.tile(np.array([[1, 2, 3], [3, 2, 1], [-1, 0, 0], [0, 0, 0]], dtype=np.float32), (times, 1))
     ids = np.arange(0, 60000, 3, dtype=np.int32)
     found, work = tree.search_with_stats(queries, Tree.build(ids, items), 10)
     assert_same(found, brute(queries, ids, items, 10))
