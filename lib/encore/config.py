@@ -460,7 +460,10 @@ class ServeConfig(Section):
     max_seeds: int = Field(ge=1, description="Tracks of a playlist at most.")
     max_playlists: int = Field(ge=1, description="Playlists of a request at most.")
     max_k: int = Field(ge=1, description="Recommendations for a playlist at most.")
-    threads: int = Field(ge=1, description="Requests that are computed at a time.")
+    threads: int = Field(
+        ge=1,
+        description="Requests that are computed at a time; one alone uses all threads if its model is made of several.",
+    )
     max_waiting: int = Field(
         ge=0, description="Requests that wait for a thread; further ones are answered with 503 at once."
     )

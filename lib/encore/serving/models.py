@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,16 +120,19 @@ class Serving:
 
     A version is loaded beside the one that answers, warmed up and asked a golden request; then one reference is
     replaced. The old version is unmapped when the last request that uses it has ended. If the source cannot be read, or
-    a version cannot be loaded, what is loaded stays.
+    a version cannot be loaded, what is loaded stays. `threads`: how many compute a request whose model is made of
+    several, if no other request keeps them busy.
     """
 
-    def __init__(self, source: Source, metrics: Metrics, *, poll_seconds: float = 10.0) -> None:
+    def __init__(self, source: Source, metrics: Metrics, *, threads: int = 1, poll_seconds: float = 10.0) -> None:
         self.source = source
         self.metrics = metrics
         self.champion: Served | None = None
         self.challenger: Served | None = None
         self.draining = False
         self._poll_seconds = poll_seconds
+        # beside the thread of the request itself
+        self._helpers = ThreadPoolExecutor(threads - 1, "part") if threads > 1 else None
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="models", daemon=True)
 
@@ -199,7 +203,7 @@ class Serving:
         """A version that is ready to answer. Raises EncoreError."""
         started = time.monotonic()
         try:
-            scorer = Scorer.open(self.source.fetch(version))
+            scorer = Scorer.open(self.source.fetch(version), self._helpers)
             scorer.warm_up()
             check_golden(scorer)
         except Exception:

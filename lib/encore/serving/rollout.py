@@ -131,7 +131,7 @@ class Rollout(Serving):
         poll_seconds: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(source, metrics, poll_seconds=poll_seconds)
+        super().__init__(source, metrics, threads=threads, poll_seconds=poll_seconds)
         self._steps, self._rule, self._clock = steps, rule, clock
         self._canary: Canary | None = None
         self._live: tuple[Canary, Served] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from encore.arrays.ragged import Ragged
 from encore.recommenders.base import NO_PID, FittedModel, Queries, recommend
+from encore.recommenders.concurrent import helped_by
 from encore.recommenders.reasons import Reason, reasons
 from encore.recommenders.registry import MODELS
 from encore.serving.bundle import Bundle
@@ -46,18 +48,20 @@ class Scorer:
     """The models of a bundle, ready to be asked from several threads at a time.
 
     `name`: of the model that answers if none is named; `models`: it, and the models that it is made of, by name.
+    `executor`: its threads help with a request whose model is made of several.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, executor: Executor | None = None) -> None:
+        self._executor = executor
         self.manifest = bundle.manifest
         self.name = bundle.manifest.model
         self.catalogue = Catalogue(bundle.catalogue())
         self.models: dict[str, FittedModel] = {name: model for name, model in bundle.models().items() if name in MODELS}
 
     @classmethod
-    def open(cls, folder: Path) -> Scorer:
+    def open(cls, folder: Path, executor: Executor | None = None) -> Scorer:
         """From the folder of a bundle. Raises InputError if it is not complete."""
-        return cls(Bundle(folder))
+        return cls(Bundle(folder), executor)
 
     def recommend(self, playlists: Sequence[Playlist], k: int, model: str | None = None) -> list[Row]:
         """At most k tracks for each playlist, by `recommenders.base.recommend`; `model`: one of `models`.
@@ -65,7 +69,8 @@ class Scorer:
         Raises KeyError for another model, ValueError if k is less than 1.
         """
         queries, unknown = self._queries(playlists)
-        found = recommend(self.models[model or self.name], queries, k)
+        with helped_by(self._executor):
+            found = recommend(self.models[model or self.name], queries, k)
         scores = Ragged(found.ids.offsets, found.scores)
         return [Row(found.ids[i], scores[i], unknown[i]) for i in range(len(playlists))]
 

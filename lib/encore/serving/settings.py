@@ -39,7 +39,7 @@ class Settings:
     """Playlists of a request."""
     max_k: int = 500
     threads: int = 2
-    """Requests that are computed at a time."""
+    """Requests that are computed at a time; one alone uses all threads if its model is made of several."""
     max_waiting: int = 64
     """Requests that wait for a thread; further ones are answered with 503."""
     max_connections: int = 1000

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +29,30 @@ def test_rows_are_those_of_the_model(model: str) -> None:
     assert row.ids.tolist() == expected.ids[0].tolist()
     assert row.scores.tolist() == expected.scores.tolist()
     assert row.unknown == 1
+
+
+@pytest.mark.parametrize("model", ["ranker", "fusion"])
+def test_rows_are_the_same_with_the_help_of_another_thread(model: str) -> None:
+    playlists = [Playlist(URIS[i : i + 3], title) for i in range(0, 30, 3) for title in ("Rock", None)]
+    alone = Scorer.open(small_bundle()).recommend(playlists, 20, model)
+    threads: set[str] = set()
+
+    class Helper(ThreadPoolExecutor):
+        def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+            def noted() -> Any:
+                threads.add(threading.current_thread().name)
+                return work(*args, **options)
+
+            return super().submit(noted)
+
+    with Helper(1, "helper") as helper:
+        scorer = Scorer.open(small_bundle(), helper)
+        # which thread computes what is not always the same
+        for playlist, expected in zip(playlists * 5, alone * 5, strict=True):
+            (row,) = scorer.recommend([playlist], 20, model)
+            assert row.ids.tolist() == expected.ids.tolist()
+            assert row.scores.tolist() == expected.scores.tolist()
+    assert threads == {"helper_0"}
 
 
 def test_a_track_is_explained_by_a_seed_or_else_by_the_title() -> None:
