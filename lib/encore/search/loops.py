@@ -25,7 +25,7 @@ _SAMPLED_NODES = 1024
 _RANK_BUCKETS = 1024
 _INSERTED = 24
 _TOGETHER = 512
-_ALONE = 8
+_ALONE = 16
 _AHEAD = 4
 _LEAVES = 64
 _TILE = 8
@@ -321,69 +321,66 @@ def cut_off(histogram, n):
     return np.float32(bucket) * np.float32(2 / _BUCKETS) - np.float32(1) if bucket > 0 else np.float32(-4)
 
 
-@njit(**_EXACT)
-def aim_at_nodes(start, stop, n_seeds, d, node_caps, rows, columns, histograms, sums):
-    """Make queries start to stop - 1 reach about n_seeds nodes each, those with the nearest centres.
+@njit(**_INLINE)
+def reached_nodes(query, n_nodes, cap_width, node_lanes, rows, masks, nodes, most):
+    """Write at most `most` of the nodes that a query reaches to `nodes`; returns their number."""
+    n_groups = len(node_lanes) // (LEAF * cap_width)
+    for group in range(n_groups):
+        masks[group] = reached(node_lanes, group * LEAF * cap_width, rows, query * cap_width, cap_width)
+    n = 0
+    for group in range(n_groups):
+        mask = masks[group]
+        while mask != 0 and n < most:
+            nodes[n] = lowest(mask) * n_groups + group
+            mask &= mask - 1
+            # skip the zeros that fill up the last lanes
+            n += nodes[n] < n_nodes
+    return n
 
-    The threshold is estimated from a sample of the nodes.
+
+@njit(**_EXACT)
+def aim_at_leaves(
+    query, n_seeds, d, n_nodes, cap_width, node_lanes, leaf_caps, rows, columns, masks, histogram, sums, nodes
+):
+    """Make a query reach about n_seeds leaves, those with the nearest centres in the nodes with the nearest centres.
+
+    Writes these nodes to `nodes`; returns their number.
     """
-    n_nodes, cap_width = node_caps.shape
-    flat = node_caps.reshape(-1)
+    n_groups = len(node_lanes) // (LEAF * cap_width)
+    at = query * cap_width
+    # nodes: the threshold is estimated from a sample, which the lanes of a group are
+    histogram[:] = 0
     step = max(1, n_nodes // _SAMPLED_NODES)
-    histograms[start:stop] = 0
-    for query in range(start, stop):
-        aim(query, 0.0, 0.0, 0.0, d, cap_width, rows, columns)
-    for node in range(0, n_nodes, step):
-        for block in range(start, stop, LEAF):
-            dots(columns, block * cap_width, flat, node * cap_width, cap_width, sums, 0)
-            for lane in range(min(LEAF, stop - block)):
-                count_up(sums[lane], histograms[block + lane])
-    for query in range(start, stop):
-        aim(query, 0.0, 0.0, -cut_off(histograms[query], n_seeds // step + 1), d, cap_width, rows, columns)
+    aim(query, 0.0, 0.0, 0.0, d, cap_width, rows, columns)
+    for group in range(0, n_groups, step):
+        dots(node_lanes, group * LEAF * cap_width, rows, at, cap_width, sums, 0)
+        for lane in range(LEAF):
+            if lane * n_groups + group < n_nodes:
+                count_up(sums[lane], histogram)
+    aim(query, 0.0, 0.0, -cut_off(histogram, n_seeds // 4 // step + 1), d, cap_width, rows, columns)
+    n = reached_nodes(query, n_nodes, cap_width, node_lanes, rows, masks, nodes, n_seeds)
+    aim(query, 0.0, 0.0, 0.0, d, cap_width, rows, columns)
+    histogram[:] = 0
+    for i in range(n):
+        prefetch(leaf_caps, nodes[min(i + _AHEAD, n - 1)] * LEAF * cap_width, cap_width)
+        dots(leaf_caps, nodes[i] * LEAF * cap_width, rows, at, cap_width, sums, 0)
+        for lane in range(LEAF):
+            count_up(sums[lane], histogram)
+    aim(query, 0.0, 0.0, -cut_off(histogram, n_seeds), d, cap_width, rows, columns)
+    return n
 
 
 @njit(**_EXACT)
-def aim_at_leaves(start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_nodes):
-    """Make queries start to stop - 1 reach about n_seeds leaves each, those with the nearest centres in their nodes.
-
-    Writes the nodes that each query reaches to seeds[query, :n_nodes[query]], ascending.
-    """
-    cap_width = node_caps.shape[1]
-    flat = node_caps.reshape(-1)
-    histograms[start:stop] = 0
-    n_nodes[start:stop] = 0
-    for query in range(start, stop):
-        # `columns` has the constant for nodes; the constant for leaves is not known yet
-        rows[query * cap_width + d + 2] = 0
-    for node in range(node_caps.shape[0]):
-        for block in range(start, stop, LEAF):
-            found = reached(columns, block * cap_width, flat, node * cap_width, cap_width)
-            found &= (1 << min(LEAF, stop - block)) - 1
-            while found != 0:
-                query = block + lowest(found)
-                found &= found - 1
-                if n_nodes[query] < seeds.shape[1]:
-                    seeds[query, n_nodes[query]] = node
-                    n_nodes[query] += 1
-                    at = node * LEAF * cap_width
-                    dots(leaf_caps, at, rows, query * cap_width, cap_width, sums, 0)
-                    for lane in range(LEAF):
-                        count_up(sums[lane], histograms[query])
-    for query in range(start, stop):
-        rows[query * cap_width + d + 2] = -cut_off(histograms[query], n_seeds)
-
-
-@njit(**_EXACT)
-def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, seeds, n_nodes, masks, approx, leaf_of):
+def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, nodes, n_nodes, masks, approx, leaf_of):
     """Write approximate scores of all items in the seed leaves, sixteen per leaf, to `approx`; returns their count."""
     for i in range(n_nodes):
-        at = seeds[query, i] * LEAF * cap_width
+        at = nodes[i] * LEAF * cap_width
         masks[i] = reached(leaf_caps, at, rows, query * cap_width, cap_width)
     n = 0
     for i in range(n_nodes):
         mask = masks[i]
         while mask != 0 and n < len(leaf_of):
-            leaf_of[n] = seeds[query, i] * LEAF + lowest(mask)
+            leaf_of[n] = nodes[i] * LEAF + lowest(mask)
             mask &= mask - 1
             n += 1
     for i in range(n):
@@ -574,7 +571,7 @@ def cut(query, k, d, cap_width, limits, lists, sorting):
 def scan_together(here, limits, tree, own, lists, visits, pairs, sorting, work):
     """Visit the nodes with all queries of a group, so that each node and leaf is read once."""
     room = limits[0]
-    leaves, leaf_caps, node_caps, ids = tree
+    leaves, leaf_caps, node_caps, _, ids = tree
     units, vectors, lengths, n_results = own
     numbers, counts, low, rows, columns = lists
     active, masks = visits
@@ -607,12 +604,9 @@ def scan_together(here, limits, tree, own, lists, visits, pairs, sorting, work):
 
 
 @njit(**_INLINE)
-def reached_leaves(query, cap_width, leaf_caps, flat, rows, columns, nodes, visited):
-    """Write the leaves that a query reaches to `visited`, ascending; returns the numbers of their nodes and of them."""
-    first, lane, n_nodes = query // LEAF * LEAF, query % LEAF, 0
-    for node in range(len(flat) // cap_width):
-        nodes[n_nodes] = node
-        n_nodes += (reached(columns, first * cap_width, flat, node * cap_width, cap_width) >> lane) & 1
+def reached_leaves(query, n_nodes, cap_width, leaf_caps, node_lanes, rows, masks, nodes, visited):
+    """Write the leaves that a query reaches to `visited`; returns the numbers of their nodes and of them."""
+    n_nodes = reached_nodes(query, n_nodes, cap_width, node_lanes, rows, masks, nodes, n_nodes)
     n = 0
     for i in range(n_nodes):
         # a node has sixteen caps of cap_width numbers, and a cache line sixteen numbers
@@ -633,18 +627,20 @@ def scan_alone(here, limits, tree, own, lists, visits, pairs, sorting, work):
     so that each can be prefetched while those before it are scored.
     """
     room = limits[0]
-    leaves, leaf_caps, node_caps, ids = tree
+    leaves, leaf_caps, node_caps, node_lanes, ids = tree
     units, vectors, lengths, n_results = own
-    numbers, counts, low, rows, columns = lists
-    nodes, visited = visits
+    numbers, counts, low, rows, _ = lists
+    masks, nodes, visited = visits
     visitors, hits, chosen, items, of_query, dots_, squares = pairs
     results = sorting[0]
     width, cap_width, d, n_items = units.shape[1], node_caps.shape[1], vectors.shape[1], len(ids)
-    flat, bits = node_caps.reshape(-1), results.view(np.int32)
+    bits = results.view(np.int32)
     for query in range(here):
-        n_nodes, n_leaves = reached_leaves(query, cap_width, leaf_caps, flat, rows, columns, nodes, visited)
+        n, n_leaves = reached_leaves(
+            query, len(node_caps), cap_width, leaf_caps, node_lanes, rows, masks, nodes, visited
+        )
         work[0] += n_leaves
-        work[1] += n_nodes
+        work[1] += n
         visitors[0] = query
         for start in range(0, n_leaves, _LEAVES):
             found = 0
@@ -665,26 +661,22 @@ def scan_alone(here, limits, tree, own, lists, visits, pairs, sorting, work):
 def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries, offsets, out_ids, out_scores, work):
     """Search for the queries of groups first to last - 1, of `size` queries each.
 
-    tree: leaves, leaf_caps, node_caps, ids. queries: order (q,) and, in that order, units (q, width), vectors (q, d),
-    norms (q,) and k (q,), at least 1 and at most `room` - 2 NODE. Writes results to out_ids and out_scores from
-    offsets[order[query]] on. Adds to `work`: leaves scored, nodes bounded, nodes compared, lists cut.
+    tree: see Tree.flat. queries: order (q,) and, in that order, units (q, width), vectors (q, d), norms (q,) and
+    k (q,), at least 1 and at most `room` - 2 NODE. Writes results to out_ids and out_scores from offsets[order[query]]
+    on. Adds to `work`: leaves scored, nodes bounded, nodes compared, lists cut.
     """
-    leaves, leaf_caps, node_caps, _ = tree
+    leaves, leaf_caps, node_caps, node_lanes, _ = tree
     order, all_units, all_vectors, all_lengths, all_n_results = queries
     d, width = all_vectors.shape[1], all_units.shape[1]
     n_nodes, cap_width = node_caps.shape
     rows, columns = np.zeros(size * cap_width, np.float32), np.zeros(size * cap_width, np.float32)
     numbers, counts, low = np.empty((size, room), np.int64), np.zeros(size, np.int64), np.empty(size, np.float32)
-    histograms, fine, sums = (
-        np.empty((size, _BUCKETS), np.int32),
-        np.empty(_FINE_BUCKETS, np.int32),
-        np.empty(LEAF, np.float32),
-    )
-    seeds, n_seed_nodes = np.empty((size, n_seeds), np.int32), np.zeros(size, np.int64)
+    histogram, fine, sums = np.empty(_BUCKETS, np.int32), np.empty(_FINE_BUCKETS, np.int32), np.empty(LEAF, np.float32)
     approx, leaf_of = np.empty(2 * n_seeds * LEAF, np.float32), np.empty(2 * n_seeds, np.int64)
     buckets, seed_masks = np.empty(2 * n_seeds * LEAF, np.int32), np.empty(n_seeds, np.int64)
     active_and_masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
-    nodes_and_leaves = np.empty(n_nodes + 1, np.int32), np.empty(n_nodes * LEAF, np.int32)
+    node_masks, nodes = np.empty(len(node_lanes) // (LEAF * cap_width), np.int64), np.empty(n_nodes, np.int32)
+    nodes_and_leaves = node_masks, nodes, np.empty(n_nodes * LEAF, np.int32)
     # as many as a node's items and all queries, which is more than _LEAVES leaves and one query
     n_pairs = min(size, _TOGETHER) * NODE
     pairs = (
@@ -714,26 +706,12 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                 rows[query * cap_width + c] = units[query, c]
                 columns[query // LEAF * LEAF * cap_width + c * LEAF + query % LEAF] = units[query, c]
             counts[query] = 0
-        for start in range(0, here, _TOGETHER):
-            stop = min(here, start + _TOGETHER)
-            aim_at_nodes(start, stop, n_seeds // 4, d, node_caps, rows, columns, histograms, sums)
-            aim_at_leaves(
-                start, stop, n_seeds, d, node_caps, leaf_caps, rows, columns, histograms, sums, seeds, n_seed_nodes
-            )
         for query in range(here):
-            n = score_seeds(
-                query,
-                width,
-                cap_width,
-                leaves,
-                leaf_caps,
-                rows,
-                seeds,
-                n_seed_nodes[query],
-                seed_masks,
-                approx,
-                leaf_of,
-            )
+            n = aim_at_leaves(
+                query, n_seeds, d, n_nodes, cap_width, node_lanes, leaf_caps, rows, columns, node_masks, histogram,
+                sums, nodes,
+            )  # fmt: skip
+            n = score_seeds(query, width, cap_width, leaves, leaf_caps, rows, nodes, n, seed_masks, approx, leaf_of)
             low[query] = kth_of(approx, n, n_results[query], fine, buckets) - 2 * error
             bound(query, low[query], error, slack, d, cap_width, rows, columns)
             work[0] += n // LEAF

@@ -156,13 +156,24 @@ class Tree:
 
     @cached_property
     def flat(self) -> tuple[NDArray[Any], ...]:
-        """The arrays in the form that the compiled loops take."""
+        """The arrays in the form that the compiled loops take: leaves, leaf_caps, node_caps, node_lanes, ids."""
         return (
             read_only(self.leaves.reshape(-1)),
             read_only(self.leaf_caps.reshape(-1)),
             read_only(self.node_caps),
+            read_only(self._node_lanes),
             read_only(self.ids),
         )
+
+    @property
+    def _node_lanes(self) -> F32:
+        """`node_caps` with sixteen nodes side by side, flat, filled up with zeros: of n groups, group i has nodes i,
+        i + n, i + 2 n and so on, which are a sample of the tree."""
+        nodes, width = self.node_caps.shape
+        groups = -(-nodes // LEAF)
+        padded = np.zeros((LEAF * groups, width), np.float32)
+        padded[:nodes] = self.node_caps
+        return np.ascontiguousarray(padded.reshape(LEAF, groups, width).transpose(1, 2, 0)).reshape(-1)
 
 
 def even(n: int) -> int:

@@ -88,12 +88,12 @@ def test_results_do_not_depend_on_the_number_of_queries() -> None:
     built = Tree.build(ids, items)
     whole = tree.search(queries, built, 100)
     assert_same(whole, brute(queries, ids, items, 100))
-    for size in (1, 8, 9, 17, 333):
+    for size in (1, 16, 17, 333):
         parts = [tree.search(queries[start : start + size], built, 100) for start in range(0, 500, size)]
         assert_same(Ranked.concat(parts), whole)
 
 
-@pytest.mark.parametrize("q", [1, 8, 20])
+@pytest.mark.parametrize("q", [1, 16, 17])
 def test_scores_closer_than_float32_can_tell(q: int) -> None:
     # all items lie within 1e-6 of one direction: the approximate order is noise, the exact one is not
     rng = np.random.default_rng(9)
