@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,11 +50,13 @@ class Scorer:
     """The models of a bundle, ready to be asked from several threads at a time.
 
     `name`: of the model that answers if none is named; `models`: it, and the models that it is made of, by name.
-    `executor`: its threads help with a request whose model is made of several.
+    `executor`: its threads help with a request whose model is made of several, while there is no other request.
     """
 
     def __init__(self, bundle: Bundle, executor: Executor | None = None) -> None:
         self._executor = executor
+        self._running = 0
+        self._lock = threading.Lock()
         self.manifest = bundle.manifest
         self.name = bundle.manifest.model
         self.catalogue = Catalogue(bundle.catalogue())
@@ -69,10 +73,22 @@ class Scorer:
         Raises KeyError for another model, ValueError if k is less than 1.
         """
         queries, unknown = self._queries(playlists)
-        with helped_by(self._executor):
+        with self._helped():
             found = recommend(self.models[model or self.name], queries, k)
         scores = Ragged(found.ids.offsets, found.scores)
         return [Row(found.ids[i], scores[i], unknown[i]) for i in range(len(playlists))]
+
+    @contextmanager
+    def _helped(self) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
+            is_alone = self._running == 1
+        try:
+            with helped_by(self._executor if is_alone else None):
+                yield
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def _queries(self, playlists: Sequence[Playlist]) -> tuple[Queries, list[int]]:
         rows, unknown = [], []
