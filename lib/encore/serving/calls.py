@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
@@ -29,6 +29,8 @@ JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
 RETRY: Final = {"Retry-After": "1"}
 CLOSE: Final = {"Connection": "close"}
+CLIENT_CLOSED: Final = 499
+"""The status, in metrics alone, of a request whose client has gone away; nginx's."""
 DISCARDED: Final = 8
 """A body that is too large is read to its end, so that the client sees the answer, unless it is this many times the
 limit."""
@@ -70,6 +72,12 @@ class Answer:
     status: int = 200
     type: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
+
+
+async def _disconnected(call: Call) -> None:
+    """Wait until the client of a request whose body is there goes away."""
+    while (await call.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Core:
@@ -132,7 +140,8 @@ class Core:
         return Refused(413, "REQUEST_TOO_LARGE", message, CLOSE)
 
     async def computed(self, call: Call, work: Callable[[], Result]) -> Result:
-        """The result of work in a thread. Raises Refused if too many requests wait, or if it takes too long."""
+        """The result of work in a thread. Raises Refused if too many requests wait, if it takes too long, or if the
+        client goes away while it waits."""
         if self._computing >= self.settings.threads + self.settings.max_waiting:
             self.metrics.rejected("busy")
             raise Refused(503, UNAVAILABLE, "too many requests are waiting", RETRY)
@@ -141,11 +150,28 @@ class Core:
         future = self._pool.submit(work)
         # counted until the thread is free, which may be after the answer
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count, -1))
+        answer = asyncio.wrap_future(future)
         try:
             async with asyncio.timeout_at(call.deadline):
-                return await asyncio.wrap_future(future)
+                if self._waiting:
+                    await self._began(call, future, answer)
+                return await answer
         except TimeoutError:
             raise self._late() from None
+        finally:
+            answer.cancel()
+
+    async def _began(self, call: Call, future: Future[Result], answer: asyncio.Future[Result]) -> None:
+        """Wait for the answer, or until the client goes away: then work that has not begun is dropped, and its place in
+        the queue is free. Raises Refused for that."""
+        gone = asyncio.ensure_future(_disconnected(call))
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not answer.done() and future.cancel():
+            self.metrics.rejected("disconnected")
+            raise Refused(CLIENT_CLOSED, "CANCELLED", "the connection was closed")
 
     def _count(self, change: int) -> None:
         before = self._waiting

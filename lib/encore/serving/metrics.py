@@ -70,7 +70,7 @@ PROBES: Final = (
 )
 """Routes whose answer 503 is an answer: it says that the scorer is not ready."""
 
-REASONS: Final = ("busy", "draining", "not_ready", "timeout", "too_large", "unauthorized")
+REASONS: Final = ("busy", "disconnected", "draining", "not_ready", "timeout", "too_large", "unauthorized")
 """Why a request was not computed; another reason counts as `other`."""
 
 REQUEST_BUCKETS: Final = (

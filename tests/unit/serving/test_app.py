@@ -295,11 +295,13 @@ class Blocking:
         self._scorer = scorer
         self.go = threading.Event()
         self.began = threading.Semaphore(0)
+        self.asked = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
     def recommend(self, playlists: list[Playlist], k: int, model: str | None = None) -> Any:
+        self.asked += 1
         self.began.release()
         self.go.wait(10)
         return self._scorer.recommend(playlists, k, model)
@@ -333,6 +335,35 @@ def test_overload_is_a_fast_503_and_passes() -> None:
 
     assert asyncio.run(flood()) == [200] * 5 + [503] * 15
     assert ask(app, "POST", "/invocations", {"instances": [{"tracks": TRACKS}]}).status == 200
+
+
+def test_a_request_whose_client_goes_away_waits_no_longer() -> None:
+    """Its place is free at once, and no thread computes it."""
+    own, held = blocking()
+    app = new_app(with_settings(threads=1, max_waiting=2, seconds=30), own)
+    body = orjson.dumps({"instances": [{"tracks": TRACKS}]})
+
+    async def leave() -> tuple[list[int], int]:
+        gone = asyncio.Event()
+        first = asyncio.create_task(asked(app, "POST", "/invocations", body, JSON))
+        while not held.began.acquire(blocking=False):
+            await asyncio.sleep(0)
+        leaving = [asyncio.create_task(asked(app, "POST", "/invocations", body, JSON, gone)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await asked(app, "POST", "/invocations", body, JSON)
+        gone.set()
+        left = [(await task).status for task in leaving]
+        last = asyncio.create_task(asked(app, "POST", "/invocations", body, JSON))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        assert not last.done()
+        held.go.set()
+        return [refused.status, *left, (await first).status, (await last).status], held.asked
+
+    assert asyncio.run(leave()) == ([503, 499, 499, 200, 200], 2)
+    text = ask(app, "GET", "/metrics").body.decode()
+    assert 'encore_rejected_total{reason="disconnected"} 2.0' in text
+    assert "encore_waiting 0.0" in text
 
 
 def test_missing_content_type_is_415_not_500(app: App) -> None:
