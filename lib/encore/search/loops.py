@@ -362,6 +362,7 @@ def aim_at_leaves(
     aim(query, 0.0, 0.0, 0.0, d, cap_width, rows, columns)
     histogram[:] = 0
     for i in range(n):
+        # a node has sixteen caps of cap_width numbers, and a cache line sixteen numbers
         prefetch(leaf_caps, nodes[min(i + _AHEAD, n - 1)] * LEAF * cap_width, cap_width)
         dots(leaf_caps, nodes[i] * LEAF * cap_width, rows, at, cap_width, sums, 0)
         for lane in range(LEAF):
@@ -609,7 +610,6 @@ def reached_leaves(query, n_nodes, cap_width, leaf_caps, node_lanes, rows, masks
     n_nodes = reached_nodes(query, n_nodes, cap_width, node_lanes, rows, masks, nodes, n_nodes)
     n = 0
     for i in range(n_nodes):
-        # a node has sixteen caps of cap_width numbers, and a cache line sixteen numbers
         prefetch(leaf_caps, nodes[min(i + _AHEAD, n_nodes - 1)] * LEAF * cap_width, cap_width)
         mask = reached(leaf_caps, nodes[i] * LEAF * cap_width, rows, query * cap_width, cap_width)
         while mask != 0:
@@ -675,7 +675,8 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
     approx, leaf_of = np.empty(2 * n_seeds * LEAF, np.float32), np.empty(2 * n_seeds, np.int64)
     buckets, seed_masks = np.empty(2 * n_seeds * LEAF, np.int32), np.empty(n_seeds, np.int64)
     active_and_masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
-    node_masks, nodes = np.empty(len(node_lanes) // (LEAF * cap_width), np.int64), np.empty(n_nodes, np.int32)
+    # one node more, which a lane without a node may be written to
+    node_masks, nodes = np.empty(len(node_lanes) // (LEAF * cap_width), np.int64), np.empty(n_nodes + 1, np.int32)
     nodes_and_leaves = node_masks, nodes, np.empty(n_nodes * LEAF, np.int32)
     # as many as a node's items and all queries, which is more than _LEAVES leaves and one query
     n_pairs = min(size, _TOGETHER) * NODE
