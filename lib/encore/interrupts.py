@@ -80,6 +80,8 @@ def install() -> None:
             before(args)
 
     threading.excepthook = quiet
+    for name in ("", "py4j.clientserver", "py4j.java_gateway"):
+        logging.getLogger(name).addFilter(_is_wanted)
     # the thread owns both ends and lives as long as the process
     parent = os.getppid() if "PYSPARK_GATEWAY_PORT" in os.environ else None
     threading.Thread(target=_watch, args=(reading, writing, parent), name="interrupts", daemon=True).start()
@@ -91,6 +93,12 @@ def restore_handlers() -> None:
     if _state.installed and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _handle)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Whether to log a record: after a signal, py4j reports stack traces of calls of the JVM that were interrupted, in
+    part on the root logger, and at once, in the thread that the signal interrupted."""
+    return _state.received is None or record.module not in ("clientserver", "java_gateway")
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -129,7 +137,6 @@ def _watch(reading: socket.socket, writing: socket.socket, parent: int | None) -
             if first is None:
                 first = now
                 _note(number)
-                logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
                 _state.on_first(number)
             elif now - first > SAME_SIGNAL_SECONDS:
                 _end_now("ended at once")

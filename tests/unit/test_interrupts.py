@@ -57,6 +57,26 @@ def test_work_is_unwound(number: int, code: int) -> None:
     assert ended(SLEEPING, number) == (code, "unwound\n")
 
 
+def test_py4j_shows_no_stack_trace_of_an_interrupted_call() -> None:
+    """It logs one on the root logger, which is not its own, from the thread that was interrupted."""
+    call = """
+import logging, py4j.java_gateway
+class Broken:
+    def send_command(self, command):
+        ready()
+        time.sleep(60)
+    socket = None
+class Client(py4j.java_gateway.GatewayClient):
+    def _get_connection(self):
+        return Broken()
+Client().send_command("c")
+"""
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        assert ended(call, number) == (code, "unwound\n")
+    logging = "import logging\nready()\nlogging.error('kept')\ntime.sleep(60)"
+    assert "ERROR:root:kept\n" in ended(logging, signal.SIGTERM)[1]
+
+
 def test_a_handler_of_another_library_changes_nothing() -> None:
     work = f"{SHORT_GRACE}signal.signal(signal.SIGINT, lambda *_: None)\n{SLEEPING}"
     assert ended(work, signal.SIGINT) == (130, "encore: interrupted, did not end in time\n")

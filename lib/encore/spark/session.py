@@ -89,7 +89,7 @@ def start_session(config: Config, app: str) -> Any:
             raise EnvironmentMissing(f"no Delta jars in {folder}", remedy="run `make setup`")
         if folder and is_s3(config.lake.path) and not any(folder.glob("hadoop-aws*.jar")):
             raise EnvironmentMissing(f"no S3 jars in {folder}", remedy="run `make s3`")
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -116,15 +116,16 @@ def start_session(config: Config, app: str) -> Any:
         conf.set("spark.driver.extraJavaOptions", " ".join(options.split()))
         conf.set("spark.ui.showConsoleProgress", "false")
     try:
+        context = SparkContext.getOrCreate(conf)
+        # pyspark has replaced our SIGINT handler with its own, which calls the JVM amid another call
+        interrupts.restore_handlers()
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except (PySparkException, OSError, RuntimeError) as error:
         raise EnvironmentMissing(
             f"Spark did not start: {' '.join(str(error).split())[:300]}", remedy="run `encore doctor`"
         ) from error
-    # pyspark has replaced our SIGINT handler with its own, which asks the JVM to cancel jobs
-    interrupts.restore_handlers()
-    _expect_the_end_of_the_jvm(spark.sparkContext)
-    spark.sparkContext.setLogLevel("ERROR")
+    _expect_the_end_of_the_jvm(context)
+    context.setLogLevel("ERROR")
     return spark
 
 
