@@ -167,7 +167,7 @@ def test_arrays_can_be_mapped(tmp_path: Path) -> None:
     assert Catalogue(mapped).search("c b", 9) == [1, 0]
 
 
-def test_wantedof_tracks_are_read_in_the_order_of_ids() -> None:
+def test_texts_of_tracks_are_read_in_the_order_of_ids() -> None:
     part = pa.table({"track_id": pa.array([2, 0, 9, 1], pa.int32()), "track_name": ["é", None, "x", "one"]})
     parts = [part.slice(0, 2), part.slice(3, 1)]
     rows = text_rows(parts, "track_name", 3)
