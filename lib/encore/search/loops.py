@@ -371,19 +371,25 @@ def aim_at_leaves(
     return n
 
 
-@njit(**_EXACT)
-def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, nodes, n_nodes, masks, approx, leaf_of):
-    """Write approximate scores of all items in the seed leaves, sixteen per leaf, to `approx`; returns their count."""
-    for i in range(n_nodes):
-        at = nodes[i] * LEAF * cap_width
-        masks[i] = reached(leaf_caps, at, rows, query * cap_width, cap_width)
+@njit(**_INLINE)
+def reached_leaves(query, n_nodes, cap_width, leaf_caps, rows, nodes, found):
+    """Write the leaves of some nodes that a query reaches to `found`, as far as it is long; returns their number."""
     n = 0
     for i in range(n_nodes):
-        mask = masks[i]
-        while mask != 0 and n < len(leaf_of):
-            leaf_of[n] = nodes[i] * LEAF + lowest(mask)
+        # a node has sixteen caps of cap_width numbers, and a cache line sixteen numbers
+        prefetch(leaf_caps, nodes[min(i + _AHEAD, n_nodes - 1)] * LEAF * cap_width, cap_width)
+        mask = reached(leaf_caps, nodes[i] * LEAF * cap_width, rows, query * cap_width, cap_width)
+        while mask != 0 and n < len(found):
+            found[n] = nodes[i] * LEAF + lowest(mask)
             mask &= mask - 1
             n += 1
+    return n
+
+
+@njit(**_EXACT)
+def score_seeds(query, width, cap_width, leaves, leaf_caps, rows, nodes, n_nodes, approx, leaf_of):
+    """Write approximate scores of all items in the seed leaves, sixteen per leaf, to `approx`; returns their count."""
+    n = reached_leaves(query, n_nodes, cap_width, leaf_caps, rows, nodes, leaf_of)
     for i in range(n):
         # leaves are scattered in memory, so prefetch a few ahead
         prefetch(leaves, leaf_of[min(i + _AHEAD, n - 1)] * LEAF * (width + 1), width + 1)
@@ -604,21 +610,6 @@ def scan_together(here, limits, tree, own, lists, visits, pairs, sorting, work):
                         work[3] += 1
 
 
-@njit(**_INLINE)
-def reached_leaves(query, n_nodes, cap_width, leaf_caps, node_lanes, rows, masks, nodes, visited):
-    """Write the leaves that a query reaches to `visited`; returns the numbers of their nodes and of them."""
-    n_nodes = reached_nodes(query, n_nodes, cap_width, node_lanes, rows, masks, nodes, n_nodes)
-    n = 0
-    for i in range(n_nodes):
-        prefetch(leaf_caps, nodes[min(i + _AHEAD, n_nodes - 1)] * LEAF * cap_width, cap_width)
-        mask = reached(leaf_caps, nodes[i] * LEAF * cap_width, rows, query * cap_width, cap_width)
-        while mask != 0:
-            visited[n] = nodes[i] * LEAF + lowest(mask)
-            mask &= mask - 1
-            n += 1
-    return n_nodes, n
-
-
 @njit(**_EXACT)
 def scan_alone(here, limits, tree, own, lists, visits, pairs, sorting, work):
     """Visit the leaves of one query after the other.
@@ -634,11 +625,10 @@ def scan_alone(here, limits, tree, own, lists, visits, pairs, sorting, work):
     visitors, hits, chosen, items, of_query, dots_, squares = pairs
     results = sorting[0]
     width, cap_width, d, n_items = units.shape[1], node_caps.shape[1], vectors.shape[1], len(ids)
-    bits = results.view(np.int32)
+    n_nodes, bits = len(node_caps), results.view(np.int32)
     for query in range(here):
-        n, n_leaves = reached_leaves(
-            query, len(node_caps), cap_width, leaf_caps, node_lanes, rows, masks, nodes, visited
-        )
+        n = reached_nodes(query, n_nodes, cap_width, node_lanes, rows, masks, nodes, n_nodes)
+        n_leaves = reached_leaves(query, n, cap_width, leaf_caps, rows, nodes, visited)
         work[0] += n_leaves
         work[1] += n
         visitors[0] = query
@@ -673,7 +663,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
     numbers, counts, low = np.empty((size, room), np.int64), np.zeros(size, np.int64), np.empty(size, np.float32)
     histogram, fine, sums = np.empty(_BUCKETS, np.int32), np.empty(_FINE_BUCKETS, np.int32), np.empty(LEAF, np.float32)
     approx, leaf_of = np.empty(2 * n_seeds * LEAF, np.float32), np.empty(2 * n_seeds, np.int64)
-    buckets, seed_masks = np.empty(2 * n_seeds * LEAF, np.int32), np.empty(n_seeds, np.int64)
+    buckets = np.empty(2 * n_seeds * LEAF, np.int32)
     active_and_masks = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
     # one node more, which a lane without a node may be written to
     node_masks, nodes = np.empty(len(node_lanes) // (LEAF * cap_width), np.int64), np.empty(n_nodes + 1, np.int32)
@@ -712,7 +702,7 @@ def search_groups(first, last, size, room, n_seeds, error, slack, tree, queries,
                 query, n_seeds, d, n_nodes, cap_width, node_lanes, leaf_caps, rows, columns, node_masks, histogram,
                 sums, nodes,
             )  # fmt: skip
-            n = score_seeds(query, width, cap_width, leaves, leaf_caps, rows, nodes, n, seed_masks, approx, leaf_of)
+            n = score_seeds(query, width, cap_width, leaves, leaf_caps, rows, nodes, n, approx, leaf_of)
             low[query] = kth_of(approx, n, n_results[query], fine, buckets) - 2 * error
             bound(query, low[query], error, slack, d, cap_width, rows, columns)
             work[0] += n // LEAF
